@@ -1,0 +1,1 @@
+"""Train a sharded language model on real text; see `lm/main.py`."""

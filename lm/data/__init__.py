@@ -1,0 +1,1 @@
+"""Corpora, tokenizer, packed rows and the token stream."""

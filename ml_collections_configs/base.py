@@ -1,0 +1,159 @@
+"""Every configuration key, its unit and its default; returned locked.
+
+An experiment is a small file beside this one that changes a few keys; a key
+that is not declared here does not exist, so a typo is an error. Values are
+numbers, strings and tuples: a config imports neither jax nor lm. The letters
+of `model` are the ones in the array suffixes of `lm` (dimension key in
+`lm/model/transformer.py`).
+
+    python -m lm.main --config=ml_collections_configs/tiny.py --workdir=RUN \
+        --config.optim.learning_rate=1e-3
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """A 4.2M-parameter decoder on the default corpus; see the comments."""
+  c = ml_collections.ConfigDict()
+  c.seed = 0  # Of the initialisation and of the data order.
+  c.model = _model()
+  c.data = _data()
+  c.optim = _optim()
+  c.schedule = _schedule()
+  c.train = _train()
+  c.mesh = _mesh()
+  c.eval = _eval()
+  c.checkpoint = _checkpoint()
+  c.log = _log()
+  c.lock()
+  c.optim.kwargs.unlock()  # Another optimiser takes other names.
+  return c
+
+
+def _model() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.D = 256  # Width.
+  c.N = 4  # Layers.
+  c.H = 4  # Query heads; each has D / H channels.
+  c.G = 4  # Key-value heads; divides H (G < H is grouped-query attention).
+  c.F = 1024  # Inner width of the feed-forward block.
+  c.V = 0  # Vocabulary; 0 takes the tokenizer's. Padded up to 128s.
+  c.norm = "layernorm"  # layernorm | rmsnorm
+  c.norm_eps = 1e-5
+  c.norm_bias = False  # A bias beside the gain (layernorm only).
+  c.norm_position = "pre"  # pre: x + f(n(x)) | after: x + n(f(x))
+  c.positions = "rope_half"  # rope_half | rope_interleaved | alibi | learned | none
+  c.rope_base = 10_000.0
+  c.qk_norm = "none"  # none | full (over D, before the split) | head
+  c.qk_norm_type = "layernorm"  # layernorm | rmsnorm
+  c.qk_norm_bias = False
+  c.mlp = "gelu"  # gelu | swiglu | relu2
+  c.tied = True  # The head is the transposed embedding.
+  c.attention_soft_cap = 0.0  # c tanh(s / c) on attention scores; 0: off.
+  c.logit_soft_cap = 0.0  # The same on the output logits; 0: off.
+  c.isolate_documents = True  # No attention across document boundaries.
+  c.restart_positions = True  # Position 0 at each document's first token.
+  c.attention = "xla"  # xla | cudnn (GPU) | splash (TPU)
+  c.init = "mitchell"  # mitchell | fan_in | megatron
+  c.init_std = 0.02  # Of the megatron scheme.
+  c.init_cut = 3.0  # Truncation, in standard deviations; 0: not truncated.
+  c.embed_init_std = 0.0  # 0: what the scheme says.
+  c.layers = "auto"  # scan | unroll | auto (scan on accelerators or N >= 12)
+  c.remat = "none"  # none | full | dots | names:NAME,NAME
+  c.compute_dtype = "auto"  # auto (bfloat16 on accelerators) | float32 | bfloat16
+  c.z_loss = 0.0  # Coefficient of mean(logsumexp(logits) ** 2).
+  c.loss_chunk = 0  # Tokens per chunk of head and loss; 0: all at once.
+  return c
+
+
+def _data() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.root = "data"  # Folder of the prepared directories.
+  # (corpus, weight) pairs; weights are shares of the token stream. A corpus is
+  # sotu | stdlib | wiki | awsdocs | legal | gcide | dir:PATH | tfds:PATH | c4.
+  c.mixture = (("sotu", 1.0),)
+  c.tokenizer = "bpe"  # bpe (trained here) | bytes | sp:FILE
+  c.vocab_size = 4096  # Pieces of a trained tokenizer.
+  c.seq_length = 256  # Targets per row; a row holds one token more.
+  c.batch_size = 4  # Rows per update, over all devices and processes.
+  c.prefetch = 4  # Batches made ahead by a thread; 0: none.
+  return c
+
+
+def _optim() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.name = "adamw"  # A factory of `optim`, `optax` or `optax.contrib`.
+  c.learning_rate = 1e-3  # Peak.
+  # Passed to the factory unchanged, after its signature accepted the names.
+  c.kwargs = ml_collections.ConfigDict(
+    dict(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1), allow_dotted_keys=False
+  )
+  c.decay = "matrices"  # What weight_decay touches: matrices | all
+  c.clip_norm = 1.0  # Of the global gradient norm; 0: off.
+  c.ema = 0.0  # Decay of an average of the weights, evaluated too; 0: none.
+  return c
+
+
+def _schedule() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.name = "cosine"  # cosine | wsd | constant | linear | inverse_sqrt
+  c.unit = "fraction"  # Of the run | steps | tokens: unit of the two below.
+  c.warmup = 0.1
+  c.decay = 0.1  # wsd: length of the final decay.
+  c.start_factor = 0.0  # Of the peak, at step 0.
+  c.end_factor = 0.1  # Of the peak, at the end.
+  return c
+
+
+def _train() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.num_steps = 0  # Length of the run in updates ...
+  c.num_tokens = 1_300_000  # ... or in tokens: exactly one of them is > 0.
+  c.microbatch_size = 0  # Rows per pass; 0: the whole batch at once.
+  c.stop_at_loss = 0.0  # Stop once the first eval set is below it; 0: never.
+  c.init_from = ""  # Checkpoint or export to take the weights from.
+  return c
+
+
+def _mesh() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.data = -1  # Devices along each axis; one may be -1, "the rest".
+  c.fsdp = 1
+  c.tensor = 1
+  c.rules = "logical"  # logical | fsdp_shape (by shape alone)
+  return c
+
+
+def _eval() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.sets = ("sotu",)  # Corpora whose validation split is scored.
+  c.every = 250  # Steps; 0: only at the end.
+  c.batch_size = 16  # Rows.
+  c.batches = 8  # At most, per set and during the run; 0: the whole split.
+  c.final_batches = 0  # The same at the end of the run.
+  return c
+
+
+def _checkpoint() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.every = 500  # Steps; 0: only at the end.
+  c.keep = 2  # Newest checkpoints kept.
+  c.keep_period = 0  # Also keep each step divisible by it; 0: none.
+  c.keep_best = False  # Also keep the one with the lowest eval loss.
+  c.async_save = True
+  return c
+
+
+def _log() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.every = 10  # Steps between lines of metrics.jsonl.
+  c.leaves_every = 0  # Steps between per-leaf statistics; 0: off.
+  c.progress = "auto"  # auto (bar on a terminal) | bar | plain | none
+  c.tensorboard = False
+  c.wandb = False
+  c.profile_start = 0  # First profiled step; with profile_steps > 0.
+  c.profile_steps = 0
+  c.samples = 3  # Texts sampled at the end of the run.
+  c.sample_tokens = 120  # Tokens of each.
+  return c

@@ -1,0 +1,1 @@
+"""Optimiser transforms and curvature for JAX, composable with optax."""

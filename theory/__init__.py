@@ -1,0 +1,1 @@
+"""Exact dynamics of SGD on linear regression, in closed form."""
