@@ -1,0 +1,181 @@
+"""Devices as a mesh, and how arrays lie on it.
+
+Three axes, always: `data` (replicas of everything), `fsdp` (parameters split
+over their embedding axis), `tensor` (heads, inner width and vocabulary split).
+A parameter or activation names its axes logically; one table of rules maps
+those names to mesh axes. The mesh is entered with `jax.set_mesh`; `with mesh:`
+is not used, since flax and `constrain` would then see no mesh at all.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes, of parameters and of activations.
+RULES: Mapping[str | None, tuple[str, ...]] = {
+  "batch": ("data", "fsdp"),
+  "seq": (),
+  "act_embed": (),
+  "act_mlp": ("tensor",),
+  "act_heads": ("tensor",),
+  "act_vocab": ("tensor",),
+  "embed": ("fsdp",),
+  "mlp": ("tensor",),
+  "heads": ("tensor",),
+  "kv_heads": ("tensor",),
+  "kv": (),
+  "vocab": ("tensor",),
+  "positions": (),
+  "layers": (),
+  "gain": (),
+  None: (),
+}
+
+# Leaves below this many bytes are replicated by `shape_spec`.
+_SMALL = 64 * 1024
+
+
+def mesh_sizes(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
+  """Replaces the one -1 in `sizes` by what is left of the devices.
+
+  Args:
+    sizes: Devices along `data`, `fsdp`, `tensor`; at most one is -1.
+    num_devices: How many there are.
+
+  Raises:
+    ValueError: If the product of the sizes is not `num_devices`.
+  """
+  known = math.prod(s for s in sizes if s != -1)
+  named = ", ".join(
+    f"config.mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True)
+  )
+  wrong = [s for s in sizes if s < 1 and s != -1]
+  if wrong or list(sizes).count(-1) > 1:
+    raise ValueError(
+      f"{named}: sizes are >= 1 and at most one is -1 (the rest of the devices)."
+    )
+  if num_devices % known or (-1 not in sizes and known != num_devices):
+    raise ValueError(
+      f"{named} asks for a multiple of {known} devices, but there are "
+      f"{num_devices}. Set one of them to -1, or choose sizes whose product is "
+      f"{num_devices}."
+    )
+  return tuple(num_devices // known if s == -1 else s for s in sizes)
+
+
+def make_mesh(
+  sizes: Sequence[int], devices: Sequence[Any] | None = None
+) -> Mesh:
+  """A mesh (data, fsdp, tensor) over `devices` (all of them by default).
+
+  Args:
+    sizes: Devices along the three axes; at most one is -1.
+    devices: The devices, in order; None takes `jax.devices()`.
+
+  Raises:
+    ValueError: If the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  return jax.make_mesh(
+    mesh_sizes(sizes, len(devices)),
+    AXES,
+    devices=devices,
+    # Explicit, jax's default, makes linen's metadata boxes fail.
+    axis_types=(AxisType.Auto,) * len(AXES),
+  )
+
+
+def axis_size(name: str) -> int:
+  """Devices along mesh axis `name` of the current mesh; 1 without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.shape[name]
+
+
+def partition_spec(
+  axes: Sequence[str | None],
+  shape: Sequence[int],
+  mesh_shape: Mapping[str, int],
+) -> PartitionSpec:
+  """Maps logical axis names to mesh axes by `RULES`.
+
+  A mesh axis is used once per array, by the first dimension that asks for it;
+  a dimension that does not divide over its mesh axes is not split.
+
+  Args:
+    axes: Logical name of each dimension.
+    shape: Size of each dimension.
+    mesh_shape: Size of each mesh axis.
+
+  Raises:
+    ValueError: If a logical name has no rule.
+  """
+  used: set[str] = set()
+  entries = []
+  for name, size in zip(axes, shape, strict=True):
+    if name not in RULES:
+      raise ValueError(
+        f"No sharding rule for logical axis {name!r}; rules exist for "
+        f"{sorted(r for r in RULES if r)}."
+      )
+    wanted = [a for a in RULES[name] if a not in used and mesh_shape[a] > 1]
+    if size % math.prod(mesh_shape[a] for a in wanted):
+      wanted = []
+    used.update(wanted)
+    entries.append(tuple(wanted) if len(wanted) > 1 else (wanted or [None])[0])
+  return PartitionSpec(*entries)
+
+
+def shape_spec(
+  shape: Sequence[int], mesh_shape: Mapping[str, int], itemsize: int = 4
+) -> PartitionSpec:
+  """Splits the largest dimension that divides over `fsdp`; needs no names.
+
+  For models from elsewhere (`config.mesh.rules = "fsdp_shape"`). Arrays below
+  64 KiB are replicated: splitting them costs more than it saves.
+  """
+  n = mesh_shape["fsdp"]
+  entries: list[str | None] = [None] * len(shape)
+  if n > 1 and math.prod(shape) * itemsize >= _SMALL:
+    fits = [(size, -i) for i, size in enumerate(shape) if size % n == 0]
+    if fits:
+      entries[-max(fits)[1]] = "fsdp"
+  return PartitionSpec(*entries)
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+  """States how an activation lies on the current mesh; identity without one.
+
+  Args:
+    x: The activation.
+    axes: Logical name of each of its dimensions, as in `RULES`.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  spec = partition_spec(axes, x.shape, mesh.shape)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+  """Sharding of rows [..., B, L + 1]: the row axis over data and fsdp."""
+  return NamedSharding(
+    mesh, PartitionSpec(*[None] * leading, RULES["batch"], None)
+  )
+
+
+def put_rows(mesh: Mesh, local_rows: np.ndarray, leading: int = 0) -> jax.Array:
+  """Global array of rows from the slice that this process holds.
+
+  Args:
+    mesh: The mesh.
+    local_rows: [..., b, L + 1]: this process's part of the row axis.
+    leading: Axes before the row axis, the same on every process.
+  """
+  sharding = batch_sharding(mesh, leading)
+  return jax.make_array_from_process_local_data(sharding, local_rows)
