@@ -58,7 +58,8 @@ def mesh_sizes(sizes: Sequence[int], num_devices: int) -> tuple[int, ...]:
   wrong = [s for s in sizes if s < 1 and s != -1]
   if wrong or list(sizes).count(-1) > 1:
     raise ValueError(
-      f"{named}: sizes are >= 1 and at most one is -1 (the rest of the devices)."
+      f"{named}: sizes are >= 1, and at most one is -1 (the rest of the "
+      "devices)."
     )
   if num_devices % known or (-1 not in sizes and known != num_devices):
     raise ValueError(
@@ -169,13 +170,32 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
   )
 
 
-def put_rows(mesh: Mesh, local_rows: np.ndarray, leading: int = 0) -> jax.Array:
+def row_range(sharding: NamedSharding, shape: Sequence[int]) -> tuple[int, int]:
+  """Rows [start, stop) of a global batch that this process must hold.
+
+  Args:
+    sharding: From `batch_sharding`.
+    shape: Of the global array [..., B, L + 1].
+  """
+  slices = sharding.addressable_devices_indices_map(tuple(shape)).values()
+  rows = [s[-2].indices(shape[-2])[:2] for s in slices if s is not None]
+  return min(r[0] for r in rows), max(r[1] for r in rows)
+
+
+def put_rows(
+  sharding: NamedSharding, local_rows: np.ndarray, shape: Sequence[int]
+) -> jax.Array:
   """Global array of rows from the slice that this process holds.
 
   Args:
-    mesh: The mesh.
-    local_rows: [..., b, L + 1]: this process's part of the row axis.
-    leading: Axes before the row axis, the same on every process.
+    sharding: From `batch_sharding`.
+    local_rows: [..., stop - start, L + 1] of `row_range`.
+    shape: Of the global array [..., B, L + 1].
   """
-  sharding = batch_sharding(mesh, leading)
-  return jax.make_array_from_process_local_data(sharding, local_rows)
+  start, _ = row_range(sharding, shape)
+
+  def part(index: tuple[slice, ...]) -> np.ndarray:
+    rows = index[-2].indices(shape[-2])
+    return local_rows[*index[:-2], rows[0] - start : rows[1] - start]
+
+  return jax.make_array_from_callback(tuple(shape), sharding, part)

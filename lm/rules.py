@@ -1,0 +1,291 @@
+"""What a configuration must satisfy: each rule says key, value, rule, way out.
+
+Everything that can be known without a device, a file or the optimiser's
+signature is checked here; `lm/optimizer.py`, `lm/mesh.py` and `lm/data` check
+the rest, each before the run starts.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from .config import Config
+
+CORPORA = ("sotu", "stdlib", "wiki", "awsdocs", "legal", "gcide", "c4")
+PREFIXES = ("dir:", "tfds:")  # Corpora that name a path.
+_CHOICES = {
+  "model.norm": ("layernorm", "rmsnorm"),
+  "model.norm_position": ("pre", "after"),
+  "model.positions": (
+    "rope_half",
+    "rope_interleaved",
+    "alibi",
+    "learned",
+    "none",
+  ),
+  "model.qk_norm": ("none", "full", "head"),
+  "model.qk_norm_type": ("layernorm", "rmsnorm"),
+  "model.mlp": ("gelu", "swiglu", "relu2"),
+  "model.attention": ("xla", "cudnn", "splash"),
+  "model.init": ("mitchell", "fan_in", "megatron"),
+  "model.layers": ("auto", "scan", "unroll"),
+  "model.compute_dtype": ("auto", "float32", "bfloat16"),
+  "optim.decay": ("matrices", "all"),
+  "schedule.name": ("cosine", "wsd", "constant", "linear", "inverse_sqrt"),
+  "schedule.unit": ("fraction", "steps", "tokens"),
+  "mesh.rules": ("logical", "fsdp_shape"),
+  "log.progress": ("auto", "bar", "plain", "none"),
+}
+_AT_LEAST = {
+  "seed": 0,
+  "model.D": 1,
+  "model.N": 1,
+  "model.H": 1,
+  "model.G": 1,
+  "model.F": 1,
+  "model.V": 0,
+  "model.attention_soft_cap": 0,
+  "model.logit_soft_cap": 0,
+  "model.init_cut": 0,
+  "model.embed_init_std": 0,
+  "model.z_loss": 0,
+  "model.loss_chunk": 0,
+  "data.vocab_size": 1,
+  "data.seq_length": 1,
+  "data.batch_size": 1,
+  "data.prefetch": 0,
+  "optim.learning_rate": 0,
+  "optim.clip_norm": 0,
+  "schedule.warmup": 0,
+  "schedule.decay": 0,
+  "schedule.start_factor": 0,
+  "schedule.end_factor": 0,
+  "train.num_steps": 0,
+  "train.num_tokens": 0,
+  "train.microbatch_size": 0,
+  "train.stop_at_loss": 0,
+  "eval.every": 0,
+  "eval.batch_size": 1,
+  "eval.batches": 0,
+  "eval.final_batches": 0,
+  "checkpoint.every": 0,
+  "checkpoint.keep": 1,
+  "checkpoint.keep_period": 0,
+  "log.every": 1,
+  "log.leaves_every": 0,
+  "log.profile_start": 0,
+  "log.profile_steps": 0,
+  "log.samples": 0,
+  "log.sample_tokens": 1,
+}
+_POSITIVE = ("model.norm_eps", "model.rope_base", "model.init_std")
+_REMAT = ("none", "full", "dots")
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+  """A hint at the allowed name closest to `name`; empty without one."""
+  close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+  return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def problems(config: "Config") -> list[str]:
+  """Every rule that `config` breaks, one message each; empty if none."""
+  found = []
+  for key, allowed in _CHOICES.items():
+    value = _get(config, key)
+    if value not in allowed:
+      hint = nearest(value, allowed)
+      found.append(
+        f"config.{key}={value!r} is not one of {', '.join(allowed)}.{hint}"
+      )
+  for key, least in _AT_LEAST.items():
+    if not _get(config, key) >= least:  # Also catches NaN.
+      found.append(f"config.{key}={_get(config, key)} must be >= {least}.")
+  for key in _POSITIVE:
+    if not _get(config, key) > 0:
+      found.append(f"config.{key}={_get(config, key)} must be > 0.")
+  if found:  # The rules below divide by what was just found wrong.
+    return found
+  for rules in (_model, _data, _optim, _train, _mesh, _eval):
+    found += rules(config)
+  return found
+
+
+def _get(config: "Config", key: str) -> Any:
+  value: Any = config
+  for part in key.split("."):
+    value = getattr(value, part)
+  return value
+
+
+def _multiples(size: int, of: int) -> str:
+  """The multiples of `of` around `size`, as a hint."""
+  below = size // of * of
+  return " or ".join(str(n) for n in (below, below + of) if n > 0)
+
+
+def _model(config: "Config") -> Iterator[str]:
+  m = config.model
+  if m.D % m.H:
+    yield (
+      f"config.model.D={m.D} does not divide over config.model.H={m.H} heads; "
+      f"e.g. --config.model.D={_multiples(m.D, m.H)}."
+    )
+  elif m.positions.startswith("rope") and m.D // m.H % 2:
+    yield (
+      f"config.model.D={m.D} / config.model.H={m.H} gives heads of "
+      f"{m.D // m.H} channels, but rotary positions turn pairs: make it even, "
+      "or take another config.model.positions."
+    )
+  if m.H % m.G:
+    fits = [g for g in range(1, m.H + 1) if m.H % g == 0]
+    yield (
+      f"config.model.G={m.G} must divide config.model.H={m.H}; one of {fits}."
+    )
+  if m.remat not in _REMAT and not m.remat.startswith("names:"):
+    yield (
+      f"config.model.remat={m.remat!r} is not one of {', '.join(_REMAT)} or "
+      f"names:NAME,NAME.{nearest(m.remat, _REMAT)}"
+    )
+  if m.norm == "rmsnorm" and m.norm_bias:
+    yield (
+      "config.model.norm_bias=True goes with norm='layernorm' only; an RMS "
+      "norm has no bias."
+    )
+  if m.qk_norm_type == "rmsnorm" and m.qk_norm_bias:
+    yield (
+      "config.model.qk_norm_bias=True goes with qk_norm_type='layernorm' only."
+    )
+
+
+def _data(config: "Config") -> Iterator[str]:
+  d = config.data
+  if not d.mixture:
+    yield "config.data.mixture is empty; name a corpus, e.g. (('sotu', 1.0),)."
+  names = []
+  for entry in d.mixture:
+    if not isinstance(entry, tuple) or len(entry) != 2:
+      yield (
+        f"config.data.mixture has {entry!r}, expected pairs (corpus, weight)."
+      )
+      continue
+    name, weight = entry
+    names.append(name)
+    yield from _corpus("data.mixture", name)
+    if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+      yield (
+        f"config.data.mixture gives {name!r} the weight {weight!r}; weights "
+        "are finite numbers > 0. Leave the corpus out instead of weighting it 0."
+      )
+  for name in sorted({n for n in names if names.count(n) > 1}, key=str):
+    yield f"config.data.mixture names {name!r} twice; add the weights up."
+  if d.tokenizer not in ("bpe", "bytes") and not d.tokenizer.startswith("sp:"):
+    hint = nearest(d.tokenizer, ("bpe", "bytes"))
+    yield (
+      f"config.data.tokenizer={d.tokenizer!r} is not bpe, bytes or sp:FILE."
+      f"{hint}"
+    )
+  if d.tokenizer == "bpe" and d.vocab_size < 512:
+    yield (
+      f"config.data.vocab_size={d.vocab_size} is too small for BPE: 256 byte "
+      "pieces and the control pieces come first. Take >= 512, or "
+      "--config.data.tokenizer=bytes."
+    )
+
+
+def _corpus(key: str, name: Any) -> Iterator[str]:
+  if not isinstance(name, str):
+    yield f"config.{key} names {name!r}; corpora are strings."
+  elif name not in CORPORA and not name.startswith(PREFIXES):
+    hint = nearest(name, CORPORA)
+    yield (
+      f"config.{key} names the unknown corpus {name!r}; known: "
+      f"{', '.join(CORPORA)}, dir:PATH, tfds:PATH.{hint}"
+    )
+
+
+def _optim(config: "Config") -> Iterator[str]:
+  o, s = config.optim, config.schedule
+  if not math.isfinite(o.learning_rate):
+    yield f"config.optim.learning_rate={o.learning_rate} must be finite."
+  if not 0 <= o.ema < 1:
+    yield f"config.optim.ema={o.ema} is a decay in [0, 1); 0 turns it off."
+  for key in ("start_factor", "end_factor"):
+    if getattr(s, key) > 1:
+      yield (
+        f"config.schedule.{key}={getattr(s, key)} is a share of the peak rate, "
+        "in [0, 1]."
+      )
+  length = {
+    "fraction": 1.0,
+    "steps": config.num_steps,
+    "tokens": config.num_steps * config.tokens_per_step,
+  }[s.unit]
+  if s.warmup + (s.decay if s.name == "wsd" else 0) > length > 0:
+    both = "warmup + decay" if s.name == "wsd" else "warmup"
+    yield (
+      f"config.schedule.{both}={s.warmup + (s.decay if s.name == 'wsd' else 0)}"
+      f" exceeds the run, {length} {s.unit}: shorten it, lengthen the run, or "
+      "check config.schedule.unit."
+    )
+  if s.name == "inverse_sqrt" and s.warmup == 0:
+    yield (
+      "config.schedule.name='inverse_sqrt' decays from the end of the warm-up: "
+      "config.schedule.warmup must be > 0."
+    )
+
+
+def _train(config: "Config") -> Iterator[str]:
+  t, batch = config.train, config.data.batch_size
+  if bool(t.num_steps) == bool(t.num_tokens):
+    yield (
+      f"config.train.num_steps={t.num_steps} and config.train.num_tokens="
+      f"{t.num_tokens}: exactly one must be > 0. Set the other to 0."
+    )
+  if t.microbatch_size and batch % t.microbatch_size:
+    fits = [n for n in range(1, batch + 1) if batch % n == 0]
+    close = min(fits, key=lambda n: abs(n - t.microbatch_size))
+    yield (
+      f"config.train.microbatch_size={t.microbatch_size} does not divide "
+      f"config.data.batch_size={batch}; e.g. "
+      f"--config.train.microbatch_size={close}."
+    )
+  if config.train.stop_at_loss and not config.eval.every:
+    yield (
+      f"config.train.stop_at_loss={t.stop_at_loss} is checked at evaluations, "
+      "but config.eval.every=0 makes none."
+    )
+
+
+def _mesh(config: "Config") -> Iterator[str]:
+  sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  if any(s < 1 and s != -1 for s in sizes) or sizes.count(-1) > 1:
+    yield (
+      f"config.mesh (data, fsdp, tensor)={sizes}: sizes are >= 1, and at most "
+      "one is -1 (the rest of the devices)."
+    )
+  rows, known = config.microbatch_size, math.prod(s for s in sizes[:2] if s > 0)
+  if known > 0 and rows % known:
+    yield (
+      f"{rows} rows a pass (config.train.microbatch_size or "
+      f"config.data.batch_size) do not divide over config.mesh.data * "
+      f"config.mesh.fsdp = {known}; e.g. {_multiples(rows, known)} rows."
+    )
+
+
+def _eval(config: "Config") -> Iterator[str]:
+  for name in config.eval.sets:
+    yield from _corpus("eval.sets", name)
+  if len(set(config.eval.sets)) < len(config.eval.sets):
+    yield f"config.eval.sets={config.eval.sets} names a corpus twice."
+  if config.train.stop_at_loss and not config.eval.sets:
+    yield "config.train.stop_at_loss needs a set in config.eval.sets."
+  if config.checkpoint.keep_best and not (
+    config.eval.sets and config.eval.every
+  ):
+    yield (
+      "config.checkpoint.keep_best=True needs evaluations: config.eval.sets "
+      "and config.eval.every > 0."
+    )
