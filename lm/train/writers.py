@@ -1,0 +1,285 @@
+"""Where the numbers of a run go: JSON lines always, TensorBoard and W&B beside.
+
+Every writer has `write(step, scalars)` and `close()`. The file
+`<workdir>/metrics.jsonl` holds one JSON object a line with the integer "step"
+and flat keys such as "train/loss"; it is flushed line by line, so a killed
+process loses at most the line it was writing, and it is appended to on resume.
+
+Two conventions a reader of the raw file needs:
+
+* JSON has no NaN or infinity, so those are the strings "nan", "inf", "-inf"
+  (null would not say which), and every line stays valid JSON;
+* a resumed run repeats the steps since its checkpoint. Of equal (step, key)
+  the last line counts, which is what `read` returns.
+"""
+
+import json
+import math
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Writer(Protocol):
+  """A sink of scalars."""
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Records the scalars of one step."""
+    ...
+
+  def close(self) -> None:
+    """Flushes and releases; nothing may be written afterwards."""
+    ...
+
+
+class Column(NamedTuple):
+  """The history of one key, in increasing steps."""
+
+  steps: np.ndarray  # int64, shape [lines with the key].
+  values: np.ndarray  # float64, same shape.
+
+
+class JsonlWriter:
+  """Appends one JSON object a line to a file, flushed at once."""
+
+  def __init__(self, path: str | os.PathLike):
+    """Opens the file for appending.
+
+    Args:
+      path: The file; made with its folder if missing. A last line torn by a
+        killed process is removed first, so that appending stays valid.
+    """
+    self._path = pathlib.Path(path)
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    _repair(self._path)
+    self._file: IO[str] = self._path.open("a", encoding="utf-8")
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Appends {"step": step, **scalars}; values are numbers or 0-d arrays."""
+    encoded = {key: _encode(key, value) for key, value in scalars.items()}
+    line = {"step": int(step)} | encoded
+    self._file.write(json.dumps(line, allow_nan=False) + "\n")
+    self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+
+class TensorBoardWriter:
+  """Writes TensorBoard event files through tensorboardX."""
+
+  def __init__(self, logdir: str | os.PathLike):
+    """Finds tensorboardX; the file is opened by the first write.
+
+    Args:
+      logdir: Folder of the event files.
+
+    Raises:
+      ValueError: If tensorboardX is not installed.
+    """
+    self._make = _import("tensorboardX", "tensorboard").SummaryWriter
+    self._logdir = os.fspath(logdir)
+    self._writer: Any = None
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Adds one event a key."""
+    if self._writer is None:
+      # Opened here to know the first step: TensorBoard then hides the events
+      # an earlier life of the run wrote from that step on.
+      self._writer = self._make(self._logdir, purge_step=int(step))
+    for key, value in scalars.items():
+      self._writer.add_scalar(key, float(value), int(step))
+
+  def close(self) -> None:
+    """Flushes the last events."""
+    if self._writer is not None:
+      self._writer.close()
+
+
+class WandbWriter:
+  """Writes to Weights & Biases; a resumed run continues the same W&B run.
+
+  The project, entity and mode come from W&B's environment variables
+  (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE). W&B ignores steps it has seen, so
+  of the steps repeated by a resume it keeps the first.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, config: Mapping[str, Any]):
+    """Starts or continues the W&B run.
+
+    Args:
+      workdir: Folder of the run, whose file `wandb_id` keeps W&B's id.
+      config: Resolved configuration, shown beside the run.
+
+    Raises:
+      ValueError: If wandb is not installed.
+    """
+    wandb = _import("wandb", "wandb")
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    id_file = workdir / "wandb_id"
+    if not id_file.exists():
+      id_file.write_text(secrets.token_hex(4))
+    self._run = wandb.init(
+      id=id_file.read_text().strip(),
+      name=workdir.name,
+      dir=str(workdir),
+      config=dict(config),
+      resume="allow",
+    )
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Logs the scalars of one step."""
+    self._run.log({k: float(v) for k, v in scalars.items()}, step=int(step))
+
+  def close(self) -> None:
+    """Uploads what is left and marks the W&B run finished."""
+    self._run.finish()
+
+
+class MultiWriter:
+  """Passes everything on to several writers; does nothing with none."""
+
+  def __init__(self, writers: Sequence[Writer]):
+    """Takes the writers in the order they will be called."""
+    self._writers = tuple(writers)
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Calls `write` of each."""
+    for writer in self._writers:
+      writer.write(step, scalars)
+
+  def close(self) -> None:
+    """Calls `close` of each."""
+    for writer in self._writers:
+      writer.close()
+
+
+def open_writers(
+  workdir: str | os.PathLike,
+  *,
+  tensorboard: bool = False,
+  wandb: bool = False,
+  config: Mapping[str, Any] | None = None,
+) -> MultiWriter:
+  """Opens the writers of a run; process 0 writes, the others keep silent.
+
+  Args:
+    workdir: Folder of the run; gets metrics.jsonl, and tensorboard/.
+    tensorboard: Also write TensorBoard events.
+    wandb: Also log to Weights & Biases.
+    config: Resolved configuration, for W&B.
+
+  Returns:
+    One writer that calls all of them.
+
+  Raises:
+    ValueError: If the package of an asked-for writer is not installed.
+  """
+  if jax.process_index() != 0:
+    return MultiWriter([])
+  workdir = pathlib.Path(workdir)
+  extras: list[Writer] = []  # First: a missing package opens no file.
+  if tensorboard:
+    extras.append(TensorBoardWriter(workdir / "tensorboard"))
+  if wandb:
+    extras.append(WandbWriter(workdir, config or {}))
+  return MultiWriter([JsonlWriter(workdir / METRICS_FILE), *extras])
+
+
+def read(path: str | os.PathLike) -> dict[str, Column]:
+  """Reads a metrics file into one column a key.
+
+  Args:
+    path: A metrics.jsonl, or the folder of a run that has one.
+
+  Returns:
+    Key -> Column. Of equal (step, key) the last line counts; a torn last line
+    (the run may still be writing) is ignored.
+
+  Raises:
+    FileNotFoundError: If there is no such file.
+    ValueError: If a line other than the last is not a JSON object with "step".
+  """
+  path = pathlib.Path(path)
+  path = path / METRICS_FILE if path.is_dir() else path
+  histories: dict[str, dict[int, float]] = {}
+  for line in _lines(path):
+    step = line.pop("step")
+    for key, value in line.items():
+      histories.setdefault(key, {})[step] = float(value)
+  columns = {}
+  for key, history in histories.items():
+    steps = np.array(sorted(history), dtype=np.int64)
+    values = np.array([history[s] for s in steps.tolist()], dtype=np.float64)
+    columns[key] = Column(steps, values)
+  return columns
+
+
+def _lines(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  with path.open(encoding="utf-8", errors="replace") as file:
+    for number, text in enumerate(file, start=1):
+      line = _parse(text)
+      if line is not None:
+        yield line
+      elif next(file, None) is not None:
+        raise ValueError(
+          f"{path}, line {number}: expected a JSON object with an integer "
+          f'"step", got {text.strip()[:60]!r}. Delete the line to go on.'
+        )
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+  """The object of one line, or None if the line is torn or not of a run."""
+  try:
+    line = json.loads(text)
+  except json.JSONDecodeError:
+    return None
+  whole = isinstance(line, dict) and isinstance(line.get("step"), int)
+  return line if whole else None
+
+
+def _repair(path: pathlib.Path) -> None:
+  """Makes the file end in a newline, dropping a line that is not whole."""
+  if not path.exists():
+    return
+  with path.open("r+b") as file:
+    whole, newline, last = file.read().rpartition(b"\n")
+    if not last:
+      return
+    if _parse(last.decode("utf-8", errors="replace")) is None:
+      file.truncate(len(whole) + len(newline))
+    else:
+      file.write(b"\n")
+
+
+def _encode(key: str, value: Any) -> int | float | str:
+  number = np.asarray(value)
+  if number.ndim:
+    raise ValueError(
+      f"metric {key!r} has shape {number.shape}; a writer takes scalars. "
+      "Reduce it, or write one key an element."
+    )
+  if np.issubdtype(number.dtype, np.integer):
+    return int(number)
+  number = float(number)
+  return number if math.isfinite(number) else str(number)
+
+
+def _import(module: str, extra: str) -> Any:
+  try:
+    return __import__(module)
+  except ImportError as error:
+    raise ValueError(
+      f"config.log.{extra}=True needs the package {module}, which is not "
+      f"installed: pip install 'goldenpath[{extra}]', or pass "
+      f"--config.log.{extra}=False."
+    ) from error

@@ -1,0 +1,61 @@
+"""FLOPs against counts by hand and by the compiler."""
+
+import pytest
+
+from lm import config as config_lib
+from lm.train import flops
+from ml_collections_configs import base
+
+
+def _model(**changes):
+  model = base.get_config().model.to_dict() | {"V": 512, "L": 128} | changes
+  return config_lib.ModelConfig(**model)
+
+
+def test_forward_by_hand():
+  # Per layer: q and output 2 x 8x8, k and v 2 x 8x4, gated mlp 3 x 8x16.
+  cfg = _model(D=8, N=3, H=4, G=2, F=16, V=10, L=6, mlp="swiglu")
+  block = 2 * (2 * 64 + 2 * 32 + 3 * 128)
+  square = 2 * 6 * 8 * 2  # 6 positions, scores and values.
+  head = 2 * 8 * 10
+  full = flops.forward_flops_per_token(cfg, causal_half=False)
+  assert full == 3 * (block + square) + head
+  half = flops.forward_flops_per_token(cfg)
+  assert half == 3 * (block + square / 2) + head
+
+
+def test_train_is_three_forwards_and_recomputation_is_counted_on_request():
+  cfg = _model()
+  forward = flops.forward_flops_per_token(cfg)
+  head = 2 * cfg.D * cfg.V
+  assert flops.train_flops_per_token(cfg) == 3 * forward
+
+  def extra(**changes):
+    changed = _model(**changes)
+    assert flops.train_flops_per_token(changed) == 3 * forward
+    return flops.train_flops_per_token(changed, recompute=True) - 3 * forward
+
+  assert extra() == 0
+  assert extra(remat="full") == forward - head
+  assert extra(remat="full", loss_chunk=64) == forward
+  assert extra(remat="dots") == cfg.N * 2 * cfg.L * cfg.D
+
+
+@pytest.mark.parametrize(
+  ("kind", "tflops"),
+  [
+    ("TPU v3", 61.5), ("TPU v4", 275), ("TPU v5 lite", 197), ("TPU v5", 459),
+    ("TPU v5p", 459), ("TPU v6 lite", 918), ("TPU v6e", 918),
+    ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 80GB HBM3", 989.5),
+    ("NVIDIA H100 PCIe", 756), ("cpu", None), ("TPU v9", None),
+  ],
+)  # fmt: skip
+def test_peak_by_device_kind(kind, tflops):
+  expected = None if tflops is None else pytest.approx(tflops * 1e12)
+  assert flops.peak_flops(kind) == expected
+
+
+def test_mfu():
+  # 1e6 tokens/s x 1e9 FLOPs on 8 devices of 275e12: 1e15 / 2.2e15.
+  assert flops.mfu(1e6, 1e9, 8, "TPU v4") == pytest.approx(1 / 2.2)
+  assert flops.mfu(1e6, 1e9, 8, "cpu") is None
