@@ -177,7 +177,7 @@ def _data(config: "Config") -> Iterator[str]:
     if not isinstance(weight, int | float) or not 0 < weight < math.inf:
       yield (
         f"config.data.mixture gives {name!r} the weight {weight!r}; weights "
-        "are finite numbers > 0. Leave the corpus out instead of weighting it 0."
+        "are finite numbers > 0. Leave the corpus out instead."
       )
   for name in sorted({n for n in names if names.count(n) > 1}, key=str):
     yield f"config.data.mixture names {name!r} twice; add the weights up."

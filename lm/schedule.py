@@ -1,0 +1,63 @@
+"""Learning rate as a function of the update count.
+
+A run is a warm-up of length W and a main part up to its end T; W, T and the
+final decay are converted from `schedule.unit` to updates, fractions of one
+included. With a = start_factor, z = end_factor and peak p:
+
+    warm-up       p (a + (1 - a) t / W)
+    constant      p
+    cosine        p (z + (1 - z) (1 + cos(pi s)) / 2),  s = (t - W) / (T - W)
+    linear        p (1 - (1 - z) s)
+    wsd           p until T - decay, then linear to z p at T
+    inverse_sqrt  p sqrt(W / t)
+
+After T the value at T is kept. Sources: OLMo's warm-up and cosine, the
+warm-up-stable-decay of MiniCPM (Hu et al., 2024), the inverse square root of
+Vaswani et al. (2017).
+"""
+
+import jax.numpy as jnp
+import optax
+
+from .config import Config
+
+
+def learning_rate(config: Config) -> optax.Schedule:
+  """The schedule of a configuration, to be called with the update count.
+
+  Args:
+    config: Validated; `optim.learning_rate` is the peak.
+
+  Returns:
+    A function from the count (int or array, the first update is 0) to a
+    float32 learning rate.
+  """
+  s, peak = config.schedule, config.optim.learning_rate
+  total = float(config.num_steps)
+  # Updates per unit.
+  per_unit = {
+    "fraction": total,
+    "steps": 1.0,
+    "tokens": 1.0 / config.tokens_per_step,
+  }[s.unit]
+  warmup, decay = s.warmup * per_unit, s.decay * per_unit
+  main = max(total - warmup, 1e-9)
+
+  def rate(count):
+    t = jnp.minimum(jnp.asarray(count, jnp.float32), total)
+    rising = s.start_factor + (1 - s.start_factor) * t / max(warmup, 1e-9)
+    past = jnp.maximum(t - warmup, 0.0)
+    if s.name == "cosine":
+      falling = optax.cosine_decay_schedule(1.0, main, s.end_factor)(past)
+    elif s.name == "linear":
+      falling = optax.linear_schedule(1.0, s.end_factor, main)(past)
+    elif s.name == "wsd":
+      tail = optax.linear_schedule(1.0, s.end_factor, max(decay, 1e-9))
+      falling = tail(jnp.maximum(past - (main - decay), 0.0))
+    elif s.name == "inverse_sqrt":
+      falling = jnp.sqrt(warmup / jnp.maximum(t, warmup))
+    else:
+      falling = 1.0
+    return jnp.float32(peak) * jnp.where(t < warmup, rising, falling)
+
+  return rate

@@ -1,0 +1,154 @@
+"""One update, as a pure function of state and tokens.
+
+The buffer holds up to n_max microbatches of one shape, of which the first n
+count: n is data, so a batch-size ramp compiles nothing. Losses are summed over
+tokens and divided by the weight of the whole batch, so microbatches of unequal
+weight are averaged as one big batch would be.
+
+The step does not know which method runs: it calls `tx.update`. A non-finite
+loss or gradient leaves the state as it was and sets `halted`, so the host need
+not look at each step to keep a good state.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .state import TrainState
+
+Metrics = dict[str, jax.Array]
+LossFn = Callable[[Any, jax.Array], Any]  # (params, tokens) -> LossSums
+
+
+class StepConfig(NamedTuple):
+  """The numbers that a step is compiled with.
+
+  Attributes:
+    clip_norm: Bound on the global gradient norm; 0 for none.
+    ema: Decay of the weight average; 0 for none.
+    z_loss: Coefficient of the squared log-normaliser.
+    pad_id: Targets that weigh nothing.
+    leaves: Whether to return statistics of each leaf as well.
+  """
+
+  clip_norm: float
+  ema: float
+  z_loss: float
+  pad_id: int
+  leaves: bool = False
+
+
+def make_train_step(
+  loss_fn: LossFn,
+  tx: optax.GradientTransformationExtraArgs,
+  learning_rate: optax.Schedule,
+  config: StepConfig,
+  constrain_like_params: Callable[[Any], Any] = lambda tree: tree,
+) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
+  """Builds `train_step(state, buffer, n) -> (state, metrics)`, to be jitted.
+
+  Args:
+    loss_fn: (params, tokens [B, L + 1]) -> sums `loss`, `z_loss`, `weight`
+      and `correct` over the targets.
+    tx: The optimiser, its learning rate included.
+    learning_rate: The same schedule, for the metrics.
+    config: See `StepConfig`.
+    constrain_like_params: Puts a gradient-sized tree where the parameters are.
+
+  Returns:
+    A function of the state, the buffer [n_max, B, L + 1] and the number n of
+    its microbatches that count (int32, 1 <= n <= n_max; ignored if n_max = 1).
+  """
+
+  def objective(params, tokens, total_weight):
+    sums = loss_fn(params, tokens)
+    value = sums.loss + config.z_loss * sums.z_loss
+    return value / total_weight, sums
+
+  value_and_grad = jax.grad(objective, has_aux=True)
+
+  def accumulate(params, buffer, n):
+    weights = jnp.sum(buffer[:, :, 1:] != config.pad_id, axis=(1, 2))
+    counted = jnp.arange(buffer.shape[0]) < n
+    total = jnp.maximum(jnp.sum(weights * counted), 1).astype(jnp.float32)
+    if buffer.shape[0] == 1:
+      grads, sums = value_and_grad(params, buffer[0], total)
+      return constrain_like_params(grads), sums, total
+
+    def body(i, carry):
+      grads, sums = value_and_grad(params, buffer[i], total)
+      added = jax.tree.map(jnp.add, carry, (grads, sums))
+      return constrain_like_params(added[0]), added[1]
+
+    like = jax.eval_shape(value_and_grad, params, buffer[0], total)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    zeros = constrain_like_params(zeros[0]), zeros[1]
+    grads, sums = jax.lax.fori_loop(0, n, body, zeros)
+    return grads, sums, total
+
+  def train_step(state, buffer, n):
+    grads, sums, total = accumulate(state.params, buffer, n)
+    grad_norm = optax.tree.norm(grads)
+    scale = jnp.float32(1)
+    if config.clip_norm:
+      scale = jnp.minimum(1.0, config.clip_norm / (grad_norm + 1e-12))
+      grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
+    loss = sums.loss / total
+    updates, opt_state = tx.update(
+      grads, state.opt_state, state.params, value=loss
+    )
+    params = optax.apply_updates(state.params, updates)
+    ema = _average(state.ema, params, config.ema)
+    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~state.halted
+    new = TrainState(state.step + 1, params, opt_state, ema, ~good)
+    # Only arithmetic on scalars: XLA folds the choice into the update's loops.
+    new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+    new = new._replace(halted=~good)
+    metrics = {
+      "train/loss": loss,
+      "train/z_loss": sums.z_loss / total,
+      "train/accuracy": sums.correct / total,
+      "train/learning_rate": learning_rate(state.step),
+      "train/grad_norm": grad_norm,
+      "train/clip_fraction": (scale < 1).astype(jnp.float32),
+      "train/param_norm": optax.tree.norm(new.params),
+      "train/update_norm": optax.tree.norm(updates),
+      "halted": new.halted,
+      "step": new.step,
+    }
+    if config.leaves:
+      metrics |= leaf_statistics(grads=grads, params=params, updates=updates)
+    return new, metrics
+
+  return train_step
+
+
+def leaf_statistics(**trees: Any) -> Metrics:
+  """Root mean square, mean and deviation of each leaf of each tree.
+
+  Args:
+    **trees: Trees of arrays, by the name they get in the keys
+      `leaf/NAME/PATH/{rms,mean,std}`.
+  """
+  found = {}
+  for name, tree in trees.items():
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      key = (
+        f"leaf/{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
+      )
+      leaf = leaf.astype(jnp.float32)
+      mean, square = jnp.mean(leaf), jnp.mean(jnp.square(leaf))
+      found[f"{key}/rms"] = jnp.sqrt(square)
+      found[f"{key}/mean"] = mean
+      found[f"{key}/std"] = jnp.std(leaf)
+  return found
+
+
+def _average(ema: Any, params: Any, decay: float) -> Any:
+  """s <- decay s + (1 - decay) w, from s = 0; read by `averaged_params`."""
+  if not decay:
+    return ema
+  return optax.incremental_update(params, ema, 1 - decay)
