@@ -1,4 +1,4 @@
-"""Every configuration key, its unit and its default; returned locked.
+r"""Every configuration key, its unit and its default; returned locked.
 
 An experiment is a small file beside this one that changes a few keys; a key
 that is not declared here does not exist, so a typo is an error. Values are
@@ -43,7 +43,8 @@ def _model() -> ml_collections.ConfigDict:
   c.norm_eps = 1e-5
   c.norm_bias = False  # A bias beside the gain (layernorm only).
   c.norm_position = "pre"  # pre: x + f(n(x)) | after: x + n(f(x))
-  c.positions = "rope_half"  # rope_half | rope_interleaved | alibi | learned | none
+  # rope_half | rope_interleaved | alibi | learned | none
+  c.positions = "rope_half"
   c.rope_base = 10_000.0
   c.qk_norm = "none"  # none | full (over D, before the split) | head
   c.qk_norm_type = "layernorm"  # layernorm | rmsnorm
@@ -61,7 +62,7 @@ def _model() -> ml_collections.ConfigDict:
   c.embed_init_std = 0.0  # 0: what the scheme says.
   c.layers = "auto"  # scan | unroll | auto (scan on accelerators or N >= 12)
   c.remat = "none"  # none | full | dots | names:NAME,NAME
-  c.compute_dtype = "auto"  # auto (bfloat16 on accelerators) | float32 | bfloat16
+  c.compute_dtype = "auto"  # float32 | bfloat16 | auto (bfloat16 if not a CPU)
   c.z_loss = 0.0  # Coefficient of mean(logsumexp(logits) ** 2).
   c.loss_chunk = 0  # Tokens per chunk of head and loss; 0: all at once.
   return c

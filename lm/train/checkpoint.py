@@ -205,8 +205,9 @@ class Checkpointer:
         f"Step {max(self.steps())} is whole" if self.steps() else "None yet"
       )
       raise CheckpointError(
-        f"Could not write a checkpoint to {self._folder}: {_first_line(error)}\n"
-        f"{good}; make room or set another --workdir, then run the same command."
+        f"Could not write a checkpoint to {self._folder}: "
+        f"{_first_line(error)}\n{good}; make room or set another --workdir, "
+        "then run the same command."
       ) from error
 
 

@@ -1,0 +1,136 @@
+"""What the programs share: flags in, one clear message and an exit code out.
+
+Exit codes: 0 done, 2 bad input, 3 stopped on a non-finite loss, 74 the disk
+failed, 75 told to stop and saved (run the same command again).
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from . import rules
+
+BAD_INPUT = 2
+NOT_FINITE = 3
+DISK = 74
+PREEMPTED = 75
+
+
+class InputError(ValueError):
+  """Something the user gave is wrong; the message is all there is to say."""
+
+
+def define_config() -> flags.FlagHolder:
+  """Defines --config=FILE.py and its --config.KEY=VALUE overrides."""
+  return config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Configuration file, e.g. ml_collections_configs/tiny.py; single keys are "
+    "overridden by --config.KEY=VALUE.",
+  )
+
+
+def run(
+  main: Callable[[], int | None], argv: Sequence[str] | None = None
+) -> None:
+  """Parses the flags, calls `main` and exits with its code.
+
+  Args:
+    main: The program; errors of the user's making are `ValueError`s.
+    argv: Arguments, the program's name first; None takes the process's.
+  """
+  quiet()
+  argv = list(sys.argv if argv is None else argv)
+  try:
+    parse(argv)
+    sys.exit(main() or 0)
+  except (ValueError, FileNotFoundError, PermissionError) as error:
+    if os.environ.get("GOLDENPATH_TRACEBACK"):
+      raise
+    fail(str(error), BAD_INPUT)
+  except OSError as error:
+    fail(f"The disk failed: {error}", DISK)
+
+
+def fail(message: str, code: int) -> None:
+  """Prints one message to standard error and exits."""
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(code)
+
+
+def parse(argv: Sequence[str]) -> None:
+  """Parses the flags of the process, with the nearest name for a typo.
+
+  Raises:
+    InputError: If a flag, a key or a value is wrong.
+  """
+  known = [a for a in argv[1:] if a.startswith("--config.")]
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    raise InputError(f"{error} (--help lists the flags.)") from error
+  except (AttributeError, KeyError) as error:
+    raise InputError(_unknown_key(known, str(error))) from error
+  except (OSError, ImportError, SyntaxError, TypeError) as error:
+    raise InputError(f"--config could not be read: {error}") from error
+  if len(rest) > 1:
+    raise InputError(
+      f"Unexpected argument {rest[1]!r}; flags are written --name=value."
+    )
+
+
+def quiet() -> None:
+  """Keeps the libraries' own informational lines out of the output."""
+  for name in ("absl", "orbax", "jax", "grain"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs, unless the environment decides.
+
+  The folder is JAX_COMPILATION_CACHE_DIR, by default in the user's cache; set
+  it to the empty string to compile afresh.
+  """
+  home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  default = os.path.join(home, "goldenpath", "xla")
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", default)
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def _unknown_key(overrides: Sequence[str], error: str) -> str:
+  from ml_collections_configs import base
+
+  keys = _flatten(base.get_config())
+  for override in overrides:
+    key = override[len("--config.") :].split("=")[0]
+    if key not in keys and not key.startswith("optim.kwargs."):
+      last = key.rsplit(".", 1)[-1]
+      same = [k for k in keys if k.rsplit(".", 1)[-1] == last]
+      hint = f" Did you mean {same[0]!r}?" if same else rules.nearest(key, keys)
+      return f"config.{key} is not a key of the configuration.{hint}"
+    if key.startswith("optim.kwargs.") and key not in keys:
+      name = key.rsplit(".", 1)[-1]
+      return (
+        f"config.{key} is not set in the configuration, so it cannot be "
+        "overridden alone; give all arguments at once: "
+        f"--config.optim.kwargs='{{\"{name}\": ...}}'."
+      )
+  return f"--config could not be read: {error}"
+
+
+def _flatten(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
+  """Dotted paths of all keys."""
+  keys = []
+  for key, value in config.items():
+    path = f"{prefix}{key}"
+    keys.append(path)
+    if isinstance(value, ml_collections.ConfigDict):
+      keys += _flatten(value, f"{path}.")
+  return keys

@@ -1,0 +1,16 @@
+r"""Critical batch size, 302m body parameters.
+
+Pairs of batch and steps are in `sweeps.py`.
+
+    python -m lm.main --config=ml_collections_configs/cbs302m.py \
+        --workdir=runs/cbs302m
+"""
+
+import ml_collections
+
+from ml_collections_configs import families
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """See the module docstring."""
+  return families.critical_batch(D=1024, N=24, H=16, F=4096)
