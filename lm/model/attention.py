@@ -1,0 +1,207 @@
+"""Causal attention that can be confined to documents, in plain XLA or fused.
+
+Dimension key: see `transformer.py`. The XLA form is differentiable in forward
+and in reverse mode, to any order; the fused kernels only once, in reverse.
+"""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ..mesh import RULES
+from . import layers
+
+if typing.TYPE_CHECKING:
+  from ..config import ModelConfig
+
+
+class Places(typing.NamedTuple):
+  """Where the queries stand in their rows; B may be 1 for all rows alike."""
+
+  index_BL: jax.Array  # In the row: the last key the query may see.
+  first_BL: jax.Array | None  # The first key it may see; None: 0.
+  position_BL: jax.Array  # For the embeddings of position.
+
+
+def document_starts(tokens_BL: jax.Array, eos_id: int) -> jax.Array:
+  """Index in the row of the last `eos_id` up to each token; 0 before any.
+
+  The separator opens the document it precedes, so this is where the document
+  of each token begins: a token attends within documents when it sees the keys
+  from there to itself, and its position there is the distance.
+  """
+  index_L = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
+  opens_BL = jnp.where(tokens_BL == eos_id, index_L, 0)
+  return jax.lax.cummax(opens_BL, axis=1)
+
+
+def attend(
+  q_BLHK: jax.Array,
+  k_BMGK: jax.Array,
+  v_BMGK: jax.Array,
+  places: Places,
+  cfg: "ModelConfig",
+) -> jax.Array:
+  """Softmax attention of each query over the keys that `places` allows.
+
+  Args:
+    q_BLHK: Queries, not yet scaled by 1 / sqrt(K).
+    k_BMGK: Keys; query head h reads group h // (H / G).
+    v_BMGK: Values.
+    places: Which keys each query sees.
+    cfg: Reads `attention`, `positions`, `attention_soft_cap`.
+
+  Returns:
+    Weighted values, [B, L, H, K] in the dtype of the values.
+
+  Raises:
+    ValueError: If the kernel named by `cfg.attention` cannot run here.
+  """
+  if cfg.attention == "xla":
+    return _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, cfg)
+  if cfg.attention == "cudnn":
+    return _attend_cudnn(q_BLHK, k_BMGK, v_BMGK, places, cfg)
+  if cfg.attention == "splash":
+    return _attend_splash(q_BLHK, k_BMGK, v_BMGK, places, cfg)
+  raise ValueError(
+    f"config.model.attention={cfg.attention!r} is not a kernel; use xla, cudnn "
+    "or splash."
+  )
+
+
+def _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, cfg):
+  b, l, h, k = q_BLHK.shape
+  g = k_BMGK.shape[2]
+  q_BLGRK = (q_BLHK * k**-0.5).reshape(b, l, g, h // g, k)
+  scores_BGRLM = jnp.einsum(
+    "blgrk,bmgk->bgrlm", q_BLGRK, k_BMGK, preferred_element_type=jnp.float32
+  )
+  scores_BGRLM = layers.soft_cap(scores_BGRLM, cfg.attention_soft_cap)
+  if cfg.positions == "alibi":
+    bias_BHLM = _alibi(places, k_BMGK.shape[1], h)
+    scores_BGRLM += bias_BHLM.reshape(-1, g, h // g, *bias_BHLM.shape[2:])
+  mask_BLM = _mask(places, k_BMGK.shape[1])
+  scores_BGRLM = jnp.where(mask_BLM[:, None, None], scores_BGRLM, -jnp.inf)
+  weights_BGRLM = jax.nn.softmax(scores_BGRLM).astype(v_BMGK.dtype)
+  out_BLGRK = jnp.einsum("bgrlm,bmgk->blgrk", weights_BGRLM, v_BMGK)
+  return out_BLGRK.reshape(b, l, h, k)
+
+
+def _mask(places, num_keys):
+  key_M = jnp.arange(num_keys, dtype=jnp.int32)
+  mask_BLM = key_M <= places.index_BL[..., None]
+  if places.first_BL is not None:
+    mask_BLM &= key_M >= places.first_BL[..., None]
+  return mask_BLM
+
+
+def _alibi(places, num_keys, num_heads):
+  # Distances in the row: within a document they equal those of positions.
+  key_M = jnp.arange(num_keys, dtype=jnp.int32)
+  distance_BLM = places.index_BL[..., None] - key_M
+  slopes_H = layers.alibi_slopes(num_heads)
+  return -slopes_H[:, None, None] * distance_BLM[:, None]
+
+
+def _attend_cudnn(q_BLHK, k_BMGK, v_BMGK, places, cfg):
+  _require_platform("cudnn", "gpu")
+  _require_plain_scores(cfg, allow_alibi=True)
+  if q_BLHK.dtype != jnp.bfloat16:
+    raise ValueError(
+      f"config.model.attention='cudnn' computes in bfloat16, not in "
+      f"{q_BLHK.dtype}. Set config.model.compute_dtype='bfloat16' or "
+      "config.model.attention='xla'."
+    )
+  bias = None
+  if cfg.positions == "alibi":
+    bias = _alibi(places, k_BMGK.shape[1], q_BLHK.shape[2]).astype(q_BLHK.dtype)
+  return jax.nn.dot_product_attention(
+    q_BLHK,
+    k_BMGK,
+    v_BMGK,
+    bias=bias,
+    mask=_mask(places, k_BMGK.shape[1])[:, None],
+    implementation="cudnn",
+  )
+
+
+def _attend_splash(q_BLHK, k_BMGK, v_BMGK, places, cfg):
+  _require_platform("splash", "tpu")
+  _require_plain_scores(cfg, allow_alibi=False)
+  return splash_attention(q_BLHK, k_BMGK, v_BMGK, places.first_BL)
+
+
+def splash_attention(
+  q_BLHK: jax.Array,
+  k_BMGK: jax.Array,
+  v_BMGK: jax.Array,
+  first_BL: jax.Array | None,
+  *,
+  interpret: bool = False,
+) -> jax.Array:
+  """JAX's fused TPU kernel on whole rows; causal, confined to documents.
+
+  A Pallas call is not split by the compiler, so on a mesh it is mapped over
+  the shards of the rows and heads.
+
+  Args:
+    q_BLHK: Queries, not yet scaled.
+    k_BMGK: Keys, M = L.
+    v_BMGK: Values.
+    first_BL: Index of the first token of each token's document, or None.
+    interpret: Run on any platform, slowly.
+  """
+  # Here, since importing Pallas costs every other run a second.
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+  def kernel(q_BLHK, k_BMGK, v_BMGK, segment_BL):
+    _, l, h, k = q_BLHK.shape
+    mask = splash.MultiHeadMask([splash.CausalMask((l, l))] * h)
+    attend_one = splash.make_splash_mha(
+      mask, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
+    groups = h // k_BMGK.shape[2]
+
+    def row(q_LHK, k_MGK, v_MGK, segment_L):
+      q, k_, v = (x.swapaxes(0, 1) for x in (q_LHK, k_MGK, v_MGK))
+      ids = splash.SegmentIds(segment_L, segment_L)
+      k_, v = (jnp.repeat(x, groups, axis=0) for x in (k_, v))
+      return attend_one(q * k**-0.5, k_, v, ids).swapaxes(0, 1)
+
+    return jax.vmap(row)(q_BLHK, k_BMGK, v_BMGK, segment_BL)
+
+  if first_BL is None:
+    first_BL = jnp.zeros(q_BLHK.shape[:2], jnp.int32)
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:
+    rows = PartitionSpec(RULES["batch"])
+    heads = PartitionSpec(RULES["batch"], None, RULES["act_heads"])
+    kernel = jax.shard_map(
+      kernel,
+      in_specs=(heads, heads, heads, rows),
+      out_specs=heads,
+      check_vma=False,
+    )
+  return kernel(q_BLHK, k_BMGK, v_BMGK, first_BL)
+
+
+def _require_platform(name, platform):
+  if jax.default_backend() != platform:
+    raise ValueError(
+      f"config.model.attention={name!r} runs on {platform.upper()} only; this "
+      f"process has {jax.default_backend()} devices. Set "
+      "config.model.attention='xla'."
+    )
+
+
+def _require_plain_scores(cfg, allow_alibi):
+  cap, alibi = cfg.attention_soft_cap, cfg.positions == "alibi"
+  if cap or (alibi and not allow_alibi):
+    raise ValueError(
+      f"config.model.attention={cfg.attention!r} does not offer "
+      f"config.model.attention_soft_cap={cap} with "
+      f"config.model.positions={cfg.positions!r}. Set "
+      "config.model.attention='xla'."
+    )

@@ -1,0 +1,175 @@
+"""The transformer's mathematics as plain functions of arrays.
+
+Dimension key: see `transformer.py`. Norms and softmax run in float32 whatever
+the dtype of their inputs; products run in the dtype of the activations.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+# The type of `jax.lax.dot_general`; a quantised product has the same.
+DotGeneral = Callable[..., jax.Array]
+
+
+def contract(
+  x: jax.Array,
+  w: jax.Array,
+  *,
+  axes: int = 1,
+  transposed: bool = False,
+  out_dtype: jnp.dtype | None = None,
+  dot_general: DotGeneral = jax.lax.dot_general,
+) -> jax.Array:
+  """Sums over the last `axes` axes of `x` and the first `axes` of `w`.
+
+  Args:
+    x: Activations [..., inputs].
+    w: Parameter [inputs, outputs]; it is cast to the dtype of `x`.
+    axes: How many axes the inputs are.
+    transposed: The inputs are the last axes of `w` instead.
+    out_dtype: Of the result; None: that of `x`.
+    dot_general: The product to use.
+
+  Returns:
+    An array [..., outputs].
+  """
+  inputs = range(x.ndim - axes, x.ndim)
+  summed = range(w.ndim - axes, w.ndim) if transposed else range(axes)
+  return dot_general(
+    x,
+    w.astype(x.dtype),
+    ((tuple(inputs), tuple(summed)), ((), ())),
+    preferred_element_type=out_dtype or x.dtype,
+  )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def standardize(
+  x: jax.Array, axes: tuple[int, ...], eps: float, centre: bool
+) -> jax.Array:
+  """(x - m) / sqrt(mean((x - m)^2) + eps), m the mean, or 0 without `centre`.
+
+  With y the result and r = 1 / sqrt(...), a tangent t gives
+
+      y' = r (t - mean(t) - y mean(y t))     (no mean(t) without `centre`),
+
+  a symmetric map, so its transpose costs the same two reductions. Stated by
+  `custom_jvp`, not `custom_vjp`, so that forward mode works too; what JAX
+  derives by itself is slower in reverse.
+
+  Args:
+    x: float32.
+    axes: Reduced axes, counted from the end.
+    eps: Added to the mean square.
+    centre: Whether to subtract the mean.
+  """
+  return _standardize(x, axes, eps, centre)[0]
+
+
+def _standardize(x, axes, eps, centre):
+  if centre:
+    x = x - jnp.mean(x, axes, keepdims=True)
+  scale = jax.lax.rsqrt(jnp.mean(x * x, axes, keepdims=True) + eps)
+  return x * scale, scale
+
+
+@standardize.defjvp
+def _standardize_jvp(axes, eps, centre, primals, tangents):
+  (x,), (t,) = primals, tangents
+  y, scale = _standardize(x, axes, eps, centre)
+  t = t * scale
+  slope = t - y * jnp.mean(y * t, axes, keepdims=True)
+  if centre:
+    slope = slope - jnp.mean(t, axes, keepdims=True)
+  return y, slope
+
+
+def norm(
+  x: jax.Array,
+  gain: jax.Array,
+  bias: jax.Array | None,
+  *,
+  kind: str,
+  eps: float,
+) -> jax.Array:
+  """LayerNorm or RMSNorm over the axes of `gain`, the last ones of `x`.
+
+  Args:
+    x: Any dtype; the result has the same.
+    gain: Multiplies the standardised values.
+    bias: Added afterwards, or None.
+    kind: layernorm (subtracts the mean) | rmsnorm.
+    eps: Added to the mean square.
+  """
+  axes = tuple(range(-gain.ndim, 0))
+  y = standardize(x.astype(jnp.float32), axes, eps, kind == "layernorm")
+  y = y * gain
+  return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def rope(
+  x_BLHK: jax.Array, positions_BL: jax.Array, *, base: float, layout: str
+) -> jax.Array:
+  """Rotates channel pairs of each head by angles proportional to position.
+
+  Pair i turns by p base^(-2 i / K) at position p; the score of a query and a
+  key then depends on the difference of their positions only.
+
+  Args:
+    x_BLHK: Queries or keys.
+    positions_BL: Positions, integers; B may be 1.
+    base: Of the wavelengths.
+    layout: half (channel i pairs with i + K / 2) | interleaved (2 i, 2 i + 1).
+
+  References:
+    Su et al., "RoFormer", 2021, https://arxiv.org/abs/2104.09864, eq. 34.
+  """
+  k = x_BLHK.shape[-1]
+  frequencies = base ** (-jnp.arange(0, k, 2, dtype=jnp.float32) / k)
+  angles = positions_BL[..., None, None].astype(jnp.float32) * frequencies
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  x = x_BLHK.astype(jnp.float32)
+  if layout == "half":
+    a, b = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+  else:
+    a, b = x[..., ::2], x[..., 1::2]
+    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+  return turned.reshape(x.shape).astype(x_BLHK.dtype)
+
+
+def alibi_slopes(num_heads: int) -> jax.Array:
+  """Slopes m_h = 2^(-8 h / H), h = 1, ..., H, of the penalty m_h |i - j|.
+
+  References:
+    Press et al., "ALiBi", 2021, https://arxiv.org/abs/2108.12409.
+  """
+  return 2.0 ** (-8.0 * jnp.arange(1, num_heads + 1) / num_heads)
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+  """`cap` tanh(x / cap), or `x` where `cap` is 0."""
+  return cap * jnp.tanh(x / cap) if cap else x
+
+
+def mlp_activation(kind: str, hidden: jax.Array, gate: jax.Array | None):
+  """The feed-forward block's nonlinearity.
+
+  Args:
+    kind: gelu (the tanh form) | relu2 | swiglu, which is silu(gate) * hidden.
+    hidden: First projection.
+    gate: Second projection of swiglu; otherwise None.
+  """
+  if kind == "gelu":
+    return jax.nn.gelu(hidden)
+  if kind == "relu2":
+    return jnp.square(jax.nn.relu(hidden))
+  if kind == "swiglu":
+    return jax.nn.silu(gate) * hidden
+  raise ValueError(
+    f"config.model.mlp={kind!r} is not a feed-forward block; use gelu, relu2 "
+    "or swiglu."
+  )
