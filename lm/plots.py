@@ -129,7 +129,8 @@ def norms_figure(
     noisy = key != "train/param_norm"
     _draw_row(row, runs, key, smoothed=noisy)
     row[0].set_ylabel(label)
-    if noisy:
+    columns = [run.columns[key] for run in runs if key in run.columns]
+    if noisy and any((column.values > 0).any() for column in columns):
       row[0].set_yscale("log")
       row[0].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
       row[0].yaxis.set_major_formatter("{x:g}")

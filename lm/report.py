@@ -216,8 +216,9 @@ def _eval_cells(run: Run, name: str) -> list[str]:
 
   def last(metric: str) -> float | None:
     column = run.columns.get(f"eval/{name}/{metric}")
-    known = column is not None and column.steps[-1] == step
-    return float(column.values[-1]) if known else None
+    if column is None or column.steps[-1] != step:
+      return None
+    return float(column.values[-1])
 
   stderr, bits, ema = map(last, ("stderr", "bits_per_byte", "ema_loss"))
   floors = run.floors(name)

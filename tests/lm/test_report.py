@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -102,11 +103,8 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch, capsys, args, message):
   _make_run(tmp_path / "good")
   (tmp_path / "empty").mkdir()
   (tmp_path / "empty" / "metrics.jsonl").touch()
-  with pytest.raises(ValueError, match=message):
-    runs = report.load_runs(args[:1])
-    report.steps_to_loss(runs[0], "c4", 3.0)
   assert report.main(args) == 2
-  assert capsys.readouterr().err.startswith("lm.report: ")
+  assert re.search(message, capsys.readouterr().err)
 
 
 def test_equal_folder_names_are_told_apart(tmp_path):
