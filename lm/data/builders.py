@@ -1,0 +1,185 @@
+"""TFDS builder of document corpora, and reading any prepared text directory.
+
+Documents are extracted once into ArrayRecord under `<root>/text` and checked
+against the corpus's content hash, so slow extractions are not repeated and a
+stale copy is never read. TensorFlow is not needed.
+
+Importing this costs a second (tensorflow_datasets); only the prepare program
+does.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from . import corpora
+from .errors import DataError
+
+SPLITS = ("train", "validation")
+_BLOCK = 256  # Documents read at a time; one by one costs seven times more.
+
+
+class Text(tfds.core.GeneratorBasedBuilder):
+  """Documents with an id and a text, split by a hash of the id.
+
+  `tfds.builder("text/sotu", data_dir=..., file_format="array_record")` builds
+  a corpus by name; a corpus that has no name is given as `corpus`.
+  """
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "First release."}
+  BUILDER_CONFIGS = [
+    tfds.core.BuilderConfig(name=name) for name in corpora.NAMES if name != "c4"
+  ]
+
+  def __init__(self, *, corpus: corpora.Corpus | None = None, **kwargs):
+    """Takes a corpus beside the arguments of every builder."""
+    if corpus is not None and corpus.slug not in self.builder_configs:
+      kwargs["config"] = tfds.core.BuilderConfig(name=corpus.slug)
+    elif corpus is not None:
+      kwargs["config"] = corpus.slug
+    self._corpus = corpus
+    super().__init__(**kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    features = {"id": tfds.features.Text(), "text": tfds.features.Text()}
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description="Documents for language modelling.",
+      features=tfds.features.FeaturesDict(features),
+      metadata=tfds.core.MetadataDict(),
+    )
+
+  def _split_generators(self, dl_manager):
+    corpus = self._corpus or corpora.find(
+      self.builder_config.name, self._data_dir_root
+    )
+    documents = list(corpus.read())
+    hasher = corpora.ContentHash()
+    for document in documents:
+      hasher.update(document)
+    self.info.metadata["content_hash"] = hasher.hexdigest()
+    generators = {}
+    for split in SPLITS:
+      held_out = split == "validation"
+      kept = [d for d in documents if corpora.is_validation(d[0]) == held_out]
+      if not kept:  # TFDS would fail later, without saying why.
+        raise empty_split(corpus.spec, split)
+      generators[split] = self._generate_examples(kept)
+    return generators
+
+  def _generate_examples(self, documents):
+    for key, text in documents:
+      yield key, {"id": key, "text": text}
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+  """Texts of the two splits of a corpus.
+
+  Attributes:
+    name: Of the corpus, for messages.
+    sources: Random-access TFDS source of each split.
+    hashed: Whether the splits are cut out of one source by the id.
+  """
+
+  name: str
+  sources: dict[str, Any]
+  hashed: bool = False
+
+  def texts(self, split: str) -> Iterator[str]:
+    """Every text of the split, in stored order."""
+    source = self.sources[split]
+    for start in range(0, len(source), _BLOCK):
+      block = range(start, min(start + _BLOCK, len(source)))
+      for index, example in zip(
+        block, source.__getitems__(list(block)), strict=True
+      ):
+        if self.hashed:
+          key = example["id"].decode() if "id" in example else str(index)
+          if corpora.is_validation(key) != (split == "validation"):
+            continue
+        text = example["text"].decode()
+        if text.strip():
+          yield text
+
+
+def open_documents(
+  corpus: corpora.Corpus, content_hash: str, root: str | os.PathLike
+) -> Documents:
+  """The documents of a corpus, extracted into `<root>/text` if need be.
+
+  Args:
+    corpus: What to read.
+    content_hash: `corpus.content_hash()`.
+    root: `config.data.root`.
+
+  Raises:
+    DataError: If the documents are not those that the hash was taken of, a
+      split is empty, or a prepared directory cannot be read.
+  """
+  if corpus.directory is not None:
+    return _open_directory(corpus.spec, corpus.directory)
+  builder = _builder(corpus, pathlib.Path(root))
+  folder = pathlib.Path(str(builder.data_dir))
+  stored = (builder.info.metadata or {}).get("content_hash")
+  if folder.exists() and stored != content_hash:
+    shutil.rmtree(folder)  # The corpus changed since; this is but a copy.
+    builder = _builder(corpus, pathlib.Path(root))
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress.
+    builder.download_and_prepare(download_dir=folder.parent)
+  found = (builder.info.metadata or {}).get("content_hash")
+  if found != content_hash:
+    shutil.rmtree(folder)
+    raise DataError(
+      f"Corpus {corpus.spec}: read documents with the content hash {found}, "
+      f"expected {content_hash}: it changed meanwhile. Run prepare again."
+    )
+  return Documents(
+    corpus.spec, {s: builder.as_data_source(split=s) for s in SPLITS}
+  )
+
+
+def _builder(corpus: corpora.Corpus, root: pathlib.Path) -> Text:
+  return Text(corpus=corpus, data_dir=root, file_format="array_record")
+
+
+def empty_split(name: str, split: str) -> DataError:
+  """The error for a corpus without documents in one of its splits."""
+  return DataError(
+    f"Corpus {name} has no document in its {split} split (one in 20 is held "
+    "out, by a hash of its id). Give it more documents: split long files, or "
+    "write one a line in a .jsonl file."
+  )
+
+
+def _open_directory(name: str, directory: pathlib.Path) -> Documents:
+  builder = tfds.builder_from_directory(directory)
+  if "text" not in (builder.info.features or {}):
+    raise DataError(
+      f"Corpus {name}: {directory} has no feature `text`, only "
+      f"{sorted(builder.info.features or {})}."
+    )
+  if not builder.info.splits.get("train"):
+    raise DataError(f"Corpus {name}: {directory} has no split `train`.")
+  try:
+    train = builder.as_data_source(split="train")
+    if "validation" not in builder.info.splits:
+      sources = dict.fromkeys(SPLITS, train)
+      return Documents(name, sources, hashed=True)
+    validation = builder.as_data_source(split="validation")
+  except NotImplementedError as error:
+    raise DataError(
+      f"Corpus {name}: {directory} cannot be read at random ({error}). "
+      "Prepare it with file_format=array_record, or convert it with "
+      "tfds convert_format --out_file_format=array_record."
+    ) from None
+  return Documents(name, {"train": train, "validation": validation})

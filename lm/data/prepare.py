@@ -1,0 +1,300 @@
+"""Prepares all text that a configuration names; run once before training.
+
+    python -m lm.data.prepare --config=ml_collections_configs/tiny.py
+    python -m lm.data.prepare --config=ml_collections_configs/base.py \
+        --config.data.tokenizer=bytes --config.data.root=/data
+
+Documents -> tokenizer -> rows of seq_length + 1 ids -> ArrayRecord, with the
+loss of n-gram models beside them (`lm/data/ngram.py`). What is prepared already
+is checked against its hashes and kept. Exit code 2: bad input.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import itertools
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from . import builders, corpora, layout, ngram, packing
+from . import tokenizer as tokenizers
+from .errors import DataError
+
+Log = Callable[[str], None]
+
+# The tokenizer is trained on at most so many characters, each corpus having an
+# equal share.
+_TOKENIZER_TEXT = 100_000_000
+# The n-gram floor is fitted on at most this many training tokens.
+_FLOOR_TOKENS = 20_000_000
+_REPORT_SECONDS = 5.0
+
+
+def prepare(
+  data_cfg, eval_sets: Sequence[str], *, log: Log = print
+) -> dict[str, layout.Prepared]:
+  """Prepares the mixture and the eval sets; returns them by name.
+
+  Does nothing for what is there already and intact.
+
+  Args:
+    data_cfg: The section `config.data`.
+    eval_sets: Names of further corpora, `config.eval.sets`.
+    log: Called with lines for the person waiting.
+
+  Raises:
+    DataError: On bad input; nothing is left half-written.
+  """
+  check(data_cfg)
+  root = pathlib.Path(data_cfg.root)
+  mixture = [spec for spec, _ in data_cfg.mixture]
+  with _locked(root):
+    layout.remove_leftovers(root)
+    hashes, sources = {}, {}
+    for spec in dict.fromkeys([*mixture, *eval_sets]):
+      sources[spec] = corpora.find(spec, root)
+      hashes[spec] = sources[spec].content_hash()
+    documents = {
+      spec: _Once(sources[spec], hashes[spec], root) for spec in sources
+    }
+    if data_cfg.tokenizer == "bpe":
+      trained_on = {spec: hashes[spec] for spec in sorted(mixture)}
+      _prepare_tokenizer(data_cfg, trained_on, documents, log)
+    tokenizer = tokenizers.load(data_cfg)
+    return {
+      spec: _prepare_corpus(
+        data_cfg, spec, hashes[spec], documents[spec], tokenizer, log
+      )
+      for spec in sources
+    }
+
+
+def check(data_cfg) -> None:
+  """Raises DataError, listing all faults of the section `config.data`."""
+  faults = []
+  specs = [spec for spec, _ in data_cfg.mixture]
+  if not specs:
+    faults.append('mixture is empty; e.g. (("sotu", 1.0),)')
+  for spec, weight in data_cfg.mixture:
+    if not weight > 0:
+      faults.append(f"mixture: the weight of {spec} is {weight}, must be > 0")
+  for spec in {spec for spec in specs if specs.count(spec) > 1}:
+    faults.append(f"mixture names {spec} more than once; add the weights up")
+  if data_cfg.seq_length < 1:
+    faults.append(f"seq_length={data_cfg.seq_length}, must be >= 1")
+  if data_cfg.tokenizer == "bpe" and data_cfg.vocab_size < 300:
+    faults.append(
+      f"vocab_size={data_cfg.vocab_size}, must be >= 300: 259 pieces are bytes "
+      "and special ids"
+    )
+  if faults:
+    raise DataError("config.data: " + "; ".join(faults) + ".")
+
+
+@contextlib.contextmanager
+def _locked(root: pathlib.Path) -> Iterator[None]:
+  """Holds the root alone, so that programs started together do not race."""
+  try:
+    root.mkdir(parents=True, exist_ok=True)
+    file = (root / ".lock").open("w")
+  except OSError as error:
+    raise DataError(
+      f"config.data.root={root} cannot be written ({error.strerror}). Choose "
+      "another folder: --config.data.root=FOLDER."
+    ) from None
+  with file:
+    fcntl.flock(file, fcntl.LOCK_EX)  # Released when the file is closed.
+    yield
+
+
+class _Once:
+  """Opens the documents of a corpus when they are first needed."""
+
+  def __init__(
+    self, corpus: corpora.Corpus, content_hash: str, root: pathlib.Path
+  ):
+    self._open = functools.cache(
+      lambda: builders.open_documents(corpus, content_hash, root)
+    )
+
+  def texts(self, split: str) -> Iterator[str]:
+    return self._open().texts(split)
+
+
+def _prepare_tokenizer(
+  data_cfg, hashes: dict[str, str], documents: dict[str, _Once], log: Log
+) -> None:
+  """Trains the tokenizer on the training splits of the corpora in `hashes`."""
+  folder = layout.tokenizer_dir(data_cfg)
+  if folder.exists():
+    trained_on = tokenizers.read_meta(folder)["corpora"]
+    for spec, found in hashes.items():
+      _check_unchanged(spec, trained_on.get(spec), found, folder.parent)
+    return
+  log(f"training tokenizer {folder.parent.name}")
+  share = _TOKENIZER_TEXT // len(hashes)
+  texts = itertools.chain.from_iterable(
+    _first(documents[spec].texts("train"), share) for spec in hashes
+  )
+  model = tokenizers.train(texts, data_cfg.vocab_size)
+  tokenizers.write(folder, model, hashes)
+
+
+def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
+  for text in texts:
+    if characters <= 0:
+      return
+    yield text
+    characters -= len(text)
+
+
+def _check_unchanged(
+  spec: str, stored: str | None, found: str, folder: pathlib.Path
+) -> None:
+  if stored != found:
+    raise DataError(
+      f"Corpus {spec} changed since {folder} was prepared: its content hash "
+      f"was {stored} and is {found}. Delete that folder to prepare it again, "
+      "or keep it and choose another --config.data.root."
+    )
+
+
+def _prepare_corpus(
+  data_cfg,
+  spec: str,
+  content_hash: str,
+  documents: _Once,
+  tokenizer: tokenizers.Tokenizer,
+  log: Log,
+) -> layout.Prepared:
+  """Writes the rows of a corpus, or checks those that are there."""
+  path = layout.corpus_dir(data_cfg, spec)
+  if path.exists():
+    prepared = layout.find(data_cfg, spec)
+    _check_unchanged(spec, prepared.meta.content_hash, content_hash, path)
+    if prepared.meta.tokenizer_hash != tokenizer.hash:
+      raise layout.damaged(path, "it was written with another tokenizer")
+    verify(prepared)
+    return prepared
+  splits, tokens = {}, {}
+  with layout.atomic_dir(path) as temporary:
+    for split in builders.SPLITS:
+      splits[split], tokens[split] = packing.write_split(
+        temporary,
+        split,
+        documents.texts(split),
+        tokenizer,
+        seq_length=data_cfg.seq_length,
+        keep_tokens=_FLOOR_TOKENS,
+        progress=_progress(f"{spec}/{split}", log),
+      )
+      if not splits[split].documents:
+        raise builders.empty_split(spec, split)
+    log(f"{spec}: counting n-grams")
+    model = ngram.WittenBell(tokens["train"], tokenizer.vocab_size)
+    meta = layout.Meta(
+      corpus=spec,
+      content_hash=content_hash,
+      tokenizer_hash=tokenizer.hash,
+      vocab_size=tokenizer.vocab_size,
+      eos_id=tokenizer.eos_id,
+      pad_id=tokenizer.pad_id,
+      seq_length=data_cfg.seq_length,
+      dtype=packing.storage_dtype(tokenizer.vocab_size),
+      splits=splits,
+      floors=model.nats_per_token(tokens["validation"]),
+    )
+    bits = meta.bits_per_byte(meta.floors[ngram.ORDERS[-1]], "validation")
+    meta.floors["bits_per_byte"] = bits
+    layout.write_json(temporary / layout.META, dataclasses.asdict(meta))
+  return layout.find(data_cfg, spec)
+
+
+def verify(prepared: layout.Prepared) -> None:
+  """Raises DataError unless every file is the one that was written."""
+  for split in prepared.meta.splits.values():
+    for name, size, digest in split.files:
+      path = prepared.path / name
+      if not path.is_file():
+        raise layout.damaged(prepared.path, f"{name} is missing")
+      if path.stat().st_size != size:
+        raise layout.damaged(
+          prepared.path,
+          f"{name} has {path.stat().st_size} bytes instead of {size}",
+        )
+      if packing.sha256(path) != digest:
+        raise layout.damaged(prepared.path, f"{name} has other contents")
+
+
+def _progress(name: str, log: Log) -> Callable[[int, int], None]:
+  """Reports the documents and bytes read, every few seconds."""
+  started = reported = time.monotonic()
+
+  def progress(documents: int, utf8_bytes: int) -> None:
+    nonlocal reported
+    now = time.monotonic()
+    if now - reported > _REPORT_SECONDS:
+      reported, megabytes = now, utf8_bytes / 1e6
+      log(
+        f"{name}: {documents} documents, {megabytes:.1f} MB, "
+        f"{megabytes / (now - started):.1f} MB/s"
+      )
+
+  log(f"{name}: tokenising")
+  return progress
+
+
+def table(prepared: dict[str, layout.Prepared]) -> str:
+  """Sizes and floors of prepared corpora, one line each."""
+  header = (
+    "corpus", "documents", "MB", "tokens", "rows", "bytes/token", "1-gram",
+    "2-gram", "3-gram", "bits/byte",
+  )  # fmt: skip
+  lines: list[tuple[str, ...]] = [header]
+  for spec, item in prepared.items():
+    meta = item.meta
+    splits = [meta.splits[split] for split in builders.SPLITS]
+    lines.append((
+      spec,
+      " + ".join(str(s.documents) for s in splits),
+      " + ".join(f"{s.utf8_bytes / 1e6:.2f}" for s in splits),
+      " + ".join(str(s.tokens) for s in splits),
+      " + ".join(str(s.rows) for s in splits),
+      f"{splits[0].utf8_bytes / splits[0].tokens:.2f}",
+      *(f"{meta.floors[order]:.3f}" for order in ngram.ORDERS),
+      f"{meta.floors['bits_per_byte']:.3f}",
+    ))  # fmt: skip
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join(
+    "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+    for line in lines
+  )
+
+
+def main(config) -> int:
+  """The program: prepares, prints a table, returns the exit code."""
+  started = time.monotonic()
+  try:
+    prepared = prepare(config.data, config.eval.sets)
+  except DataError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  print(table(prepared))
+  print("train + validation; n-grams in nats per token of the validation split")
+  for item in prepared.values():
+    print(item.path)
+  print(f"ready after {time.monotonic() - started:.1f} s")
+  return 0
+
+
+if __name__ == "__main__":
+  _CONFIG = config_flags.DEFINE_config_file("config")
+  flags.mark_flag_as_required("config")
+  logging.set_verbosity(logging.WARNING)  # TFDS reports each file it writes.
+  app.run(lambda _: main(_CONFIG.value))
