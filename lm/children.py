@@ -1,0 +1,88 @@
+"""Child processes that stop when their parent is told to."""
+
+import contextlib
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from typing import Any
+
+_POLL = 0.05  # Seconds.
+
+
+class Children:
+  """Starts programs and passes SIGINT and SIGTERM on to them.
+
+  A context manager: while it is entered, the first signal is sent to the
+  children as SIGTERM, on which a run saves and stops, and every further one
+  as SIGKILL. Must be entered in the main thread.
+  """
+
+  def __init__(self):
+    """No children yet."""
+    self.stopping = False  # Whether a signal has come.
+    self._running: dict[str, subprocess.Popen] = {}
+    self._stack = contextlib.ExitStack()
+
+  def __enter__(self) -> "Children":
+    for number in (signal.SIGINT, signal.SIGTERM):
+      previous = signal.signal(number, self._forward)
+      self._stack.callback(signal.signal, number, previous)
+    return self
+
+  def __exit__(self, *_) -> None:
+    with self._stack:
+      for process in self._running.values():  # Only after an exception.
+        process.terminate()
+        process.wait()
+
+  def __len__(self) -> int:
+    """How many are running."""
+    return len(self._running)
+
+  def start(
+    self, name: str, command: Sequence[str], log: pathlib.Path | None = None
+  ) -> None:
+    """Starts a program.
+
+    Args:
+      name: What `wait` calls it.
+      command: Program and arguments.
+      log: File its output is appended to; None leaves it on the terminal.
+    """
+    with contextlib.ExitStack() as stack:
+      output: Any = None
+      if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = stack.enter_context(log.open("ab"))
+      # In a session of its own, Ctrl-C reaches it through us alone.
+      self._running[name] = subprocess.Popen(
+        command,
+        stdout=output,
+        stderr=output and subprocess.STDOUT,
+        start_new_session=True,
+      )
+    if self.stopping:  # The signal came while it was being started.
+      self._running[name].terminate()
+
+  def wait(self) -> tuple[str, int]:
+    """Waits until one of the programs ends; returns its name and exit code.
+
+    A program killed by signal N has the exit code 128 + N, as in a shell.
+    """
+    while True:
+      for name, process in self._running.items():
+        code = process.poll()
+        if code is not None:
+          del self._running[name]
+          return name, code if code >= 0 else 128 - code
+      time.sleep(_POLL)
+
+  def _forward(self, number: int, frame: Any) -> None:
+    for process in list(self._running.values()):
+      if self.stopping:
+        process.kill()
+      else:
+        process.terminate()
+    self.stopping = True
