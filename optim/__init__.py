@@ -1,1 +1,3 @@
-"""Optimiser transforms and curvature for JAX, composable with optax."""
+"""Optimisers."""
+from .blocks import DimensionNumbers, make_plan, treatment_table
+from .soap import scale_by_soap, soap, SoapState

@@ -1,0 +1,126 @@
+"""Adam on a `Split`: the element-wise rule of SOAP, full or factorised.
+
+optax's Adam with float32 arithmetic whatever is stored, and with a second
+moment that may be kept as row and column sums for the stacked matrices.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .blocks import Split
+
+
+class Sums(NamedTuple):
+  """Factorised second moment: averages of row and column sums of G^2."""
+
+  rows: jax.Array  # [S, I]
+  columns: jax.Array  # [S, O]
+
+
+class AdamState(NamedTuple):
+  """State of `scale_by_split_adam`."""
+
+  count: jax.Array  # int32 []: updates made.
+  mu: Any  # Split of first moments.
+  nu: Any  # Split of second moments; `Sums` for factorised stacks.
+
+
+def bias_scale(count: jax.Array, b1: Any, b2: Any) -> jax.Array:
+  """sqrt(1 - b2^t) / (1 - b1^t), both of Adam's corrections in one."""
+  t = count.astype(jnp.float32)
+  return jnp.sqrt(1 - b2**t) / (1 - b1**t)
+
+
+def scale_by_split_adam(
+  b1: float,
+  b2: float,
+  eps: float,
+  *,
+  bias_correction: bool = True,
+  factorized: bool = False,
+  mu_dtype: jnp.dtype | None = None,
+  nu_dtype: jnp.dtype | None = None,
+) -> optax.GradientTransformation:
+  r"""Adam, m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps).
+
+  Factorised, v_ij = a_i c_j / sum(a) with a and c averages of the row and
+  column sums of G^2: Adafactor's rank-1 form.
+
+  Args:
+    b1: Decay of m.
+    b2: Decay of v.
+    eps: Added to the square root.
+    bias_correction: False leaves both corrections out.
+    factorized: Keep v of the stacks as `Sums`.
+    mu_dtype: Storage of m; None is float32.
+    nu_dtype: Storage of v; None is float32.
+
+  Returns:
+    A transform of `Split`s, whose leaves it takes as one matrix a stack entry.
+  """
+
+  def zeros(tree, dtype):
+    return jax.tree.map(
+      lambda x: jnp.zeros(x.shape, dtype or _work_dtype(x)), tree
+    )
+
+  def init_fn(params):
+    mu, nu = zeros(params, mu_dtype), zeros(params, nu_dtype)
+    if factorized and isinstance(nu.stacks, dict):
+      sums = {
+        name: Sums(jnp.sum(v, axis=2), jnp.sum(v, axis=1))
+        for name, v in nu.stacks.items()
+      }
+      nu = nu._replace(stacks=sums)
+    return AdamState(jnp.zeros((), jnp.int32), mu, nu)
+
+  def update_fn(updates, state, params=None):
+    del params
+    count = state.count + 1
+    scale = bias_scale(count, b1, b2) if bias_correction else 1.0
+    t = count.astype(jnp.float32)
+    # eps inside the square root's correction: m / (sqrt(v) + eps') below.
+    small = eps * jnp.sqrt(1 - b2**t) if bias_correction else eps
+
+    def average(old, new, decay):
+      work = old.astype(_work_dtype(new)) * decay + (1 - decay) * new
+      return work.astype(old.dtype)
+
+    def first(g, m):
+      return average(m, g.astype(_work_dtype(g)), b1)
+
+    def second(g, v):
+      square = jnp.square(g.astype(_work_dtype(g)))
+      if not isinstance(v, Sums):
+        return average(v, square, b2)
+      rows = average(v.rows, jnp.sum(square, axis=2), b2)
+      return Sums(rows, average(v.columns, jnp.sum(square, axis=1), b2))
+
+    def direction(g, m, v):
+      v = _dense(v)
+      m, v = m.astype(_work_dtype(g)), v.astype(_work_dtype(g))
+      return (scale * m / (jnp.sqrt(v) + small)).astype(g.dtype)
+
+    mu = jax.tree.map(first, updates, state.mu)
+    nu = jax.tree.map(second, updates, state.nu)
+    updates = jax.tree.map(direction, updates, mu, nu)
+    return updates, AdamState(count, mu, nu)
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _work_dtype(x) -> jnp.dtype:
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _dense(v):
+  """v_ij = a_i c_j / sum(a), or `v` itself if it is not factorised."""
+  if not isinstance(v, Sums):
+    return v
+  total = jnp.sum(v.rows, axis=1)[:, None, None]
+  # No gradient yet: 0 * 0 / tiny = 0.
+  total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
+  return v.rows[:, :, None] / total * v.columns[:, None, :]

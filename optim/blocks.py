@@ -1,0 +1,412 @@
+"""Leaves as stacks of equal matrices: one batched product instead of many.
+
+Every matrix method of this package (SOAP, Shampoo, Muon) sees its leaves
+through a `Plan`: leaves whose matrices have the same shape are put into one
+array [S, I, O], scan-stacked layers included, and the state lives in that
+layout. Which axes of a leaf are stack, input or output axes is never guessed
+from more than two dimensions; it is said by `DimensionNumbers`.
+
+Dimension key of `optim`: S stacked matrices, I input (reduced) axis, O output
+axis, J and P the same axes once more (a left factor is [S, I, J], a right one
+[S, O, P]).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def _as_tuple(axes: int | Iterable[int]) -> tuple[int, ...]:
+  return (axes,) if isinstance(axes, int) else tuple(axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class DimensionNumbers:
+  """How a leaf is read as a stack of matrices.
+
+  `sides` and `stack` together name each axis of the leaf exactly once. An
+  attention kernel [layers, embed, heads, head] has
+  `DimensionNumbers(sides=(1, (2, 3)), stack=0)`: one matrix embed x (heads
+  head) a layer. With `stack=(0, 2), sides=(1, 3)` each head is a matrix of
+  its own. Three or more sides make a tensor with one factor an axis.
+
+  Attributes:
+    sides: Input axes, then output axes; an int or a tuple, merged in order.
+    stack: Axes over which the leaf is a stack: layers, experts, heads.
+    precondition: Which sides get a Kronecker factor, e.g. `(1,)` for the
+      second only; None leaves it to the transform.
+  """
+
+  sides: tuple[tuple[int, ...] | int, ...] = (0, 1)
+  stack: tuple[int, ...] | int = ()
+  precondition: tuple[int, ...] | None = None
+
+  def __post_init__(self):
+    """Writes single axes as tuples, so that equal layouts compare equal."""
+    sides = tuple(_as_tuple(axes) for axes in self.sides)
+    object.__setattr__(self, "sides", sides)
+    object.__setattr__(self, "stack", _as_tuple(self.stack))
+
+  @property
+  def order(self) -> tuple[int, ...]:
+    """The axes of the leaf: stack first, then side by side."""
+    return self.stack + tuple(axis for axes in self.sides for axis in axes)
+
+
+# A tree of `DimensionNumbers | None` (None: no matrix, a leaf for the
+# element-wise rule), a function of params that makes one, or None for the
+# default: 2-D leaves are matrices.
+DimensionTree = Any | Callable[[Any], Any] | None
+
+
+class Split(NamedTuple):
+  """A tree in two parts: the matrices by bucket, and everything else."""
+
+  stacks: Any  # {bucket name: [S, I, O]}
+  rest: Any  # Like the tree, `optax.MaskedNode()` where a matrix was.
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """One leaf's place in a bucket."""
+
+  index: int  # Position among the leaves of the tree.
+  path: str
+  dims: DimensionNumbers
+  shape: tuple[int, ...]
+  blocks: tuple[int, ...]  # Blocks a side is cut into.
+
+  @property
+  def stack_shape(self) -> tuple[int, ...]:
+    """Lengths of the stack axes."""
+    return tuple(self.shape[axis] for axis in self.dims.stack)
+
+  @property
+  def lengths(self) -> tuple[int, ...]:
+    """Length of each side, its axes merged."""
+    return _lengths(self.shape, self.dims)
+
+  @property
+  def count(self) -> int:
+    """Matrices of this leaf in the bucket."""
+    return math.prod(self.stack_shape) * math.prod(self.blocks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+  """Matrices of one shape, stacked.
+
+  Attributes:
+    name: Key in the state, e.g. "256x1024_01": shape and factored sides.
+    shape: (I, O) of each matrix; longer for tensors.
+    factored: Whether each side has a Kronecker factor.
+    dtype: Of the arithmetic: float32, or float64 for float64 leaves.
+    pieces: The leaves, in tree order.
+    size: S, a multiple of the number of shards.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  factored: tuple[bool, ...]
+  dtype: np.dtype
+  pieces: tuple[Piece, ...]
+  size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Where every leaf of a tree goes; made from shapes alone, so static."""
+
+  buckets: tuple[Bucket, ...]
+  treedef: Any
+  paths: tuple[str, ...]
+
+  @property
+  def empty(self) -> bool:
+    """Whether the tree has no leaf at all."""
+    return not self.paths
+
+  def split(self, tree: Any) -> Split:
+    """Stacks the matrices of a tree, in the bucket's arithmetic type."""
+    if self.empty:  # A placeholder: a leaf is a prefix of any subtree.
+      return Split(jnp.zeros(()), tree)
+    leaves = self.treedef.flatten_up_to(tree)
+    stacks = {}
+    for bucket in self.buckets:
+      parts = [
+        _to_stack(piece, bucket, leaves[piece.index]) for piece in bucket.pieces
+      ]
+      missing = bucket.size - sum(piece.count for piece in bucket.pieces)
+      if missing:
+        parts.append(jnp.zeros((missing, *bucket.shape), bucket.dtype))
+      stacks[bucket.name] = (
+        jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+      )
+      for piece in bucket.pieces:
+        leaves[piece.index] = optax.MaskedNode()
+    return Split(stacks, jax.tree.unflatten(self.treedef, leaves))
+
+  def merge(self, split: Split, like: Any) -> Any:
+    """Undoes `split`; the leaves take the types of the tree `like`."""
+    targets = self.treedef.flatten_up_to(like)
+    leaves = self.treedef.flatten_up_to(split.rest)
+    for bucket in self.buckets:
+      stack, start = split.stacks[bucket.name], 0
+      for piece in bucket.pieces:
+        part = stack[start : start + piece.count]
+        leaves[piece.index] = _from_stack(piece, bucket, part)
+        start += piece.count
+    cast = [
+      leaf.astype(target.dtype)
+      for leaf, target in zip(leaves, targets, strict=True)
+    ]
+    return jax.tree.unflatten(self.treedef, cast)
+
+
+def make_plan(
+  params: Any,
+  dimension_numbers: DimensionTree = None,
+  *,
+  max_precond_dim: int = 10_000,
+  one_sided: bool = False,
+  block_size: int | None = None,
+  stack_shards: int = 1,
+) -> Plan:
+  """Groups the leaves of a tree into buckets of equal matrices.
+
+  Args:
+    params: Any tree of floating-point arrays or `jax.ShapeDtypeStruct`s.
+    dimension_numbers: See `DimensionNumbers`; None takes 2-D leaves as
+      matrices and refuses leaves of more dimensions.
+    max_precond_dim: Sides longer than this get no factor (identity).
+    one_sided: Only the shorter side gets a factor; the second of equal ones.
+    block_size: Sides longer than this are cut into equal blocks, padded.
+    stack_shards: Each S is padded up to a multiple of this many devices.
+
+  Returns:
+    The plan. A matrix without any factored side is left to the element-wise
+    rule, as are leaves whose dimension numbers are None.
+
+  Raises:
+    ValueError: For a leaf that is not floating, has an unknown layout, or does
+      not fit its dimension numbers.
+  """
+  flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+  dims_by_path = _dimensions(params, flat, dimension_numbers)
+  groups: dict[tuple, list[Piece]] = {}
+  for index, (key_path, leaf) in enumerate(flat):
+    path = jax.tree_util.keystr(key_path)
+    dims = _checked(path, leaf, dims_by_path[path])
+    if dims is None or leaf.size == 0:
+      continue
+    lengths = _lengths(leaf.shape, dims)
+    factored, blocks = _treatment(
+      lengths, dims, max_precond_dim, one_sided, block_size
+    )
+    if not any(factored):
+      continue
+    shape = tuple(-(-n // b) for n, b in zip(lengths, blocks, strict=True))
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    piece = Piece(index, path, dims, tuple(leaf.shape), blocks)
+    groups.setdefault((shape, factored, dtype), []).append(piece)
+  buckets = tuple(
+    Bucket(
+      _bucket_name(*key),
+      *key,
+      tuple(pieces),
+      _round_up(sum(piece.count for piece in pieces), stack_shards),
+    )
+    for key, pieces in groups.items()
+  )
+  paths = tuple(jax.tree_util.keystr(key_path) for key_path, _ in flat)
+  return Plan(buckets, treedef, paths)
+
+
+def treatment_table(
+  params: Any, dimension_numbers: DimensionTree = None, **options
+) -> str:
+  """Says which leaf gets which treatment, one line a leaf; print it.
+
+  Args:
+    params: Any tree of arrays or `jax.ShapeDtypeStruct`s.
+    dimension_numbers: As for the transform.
+    **options: `max_precond_dim`, `one_sided`, `block_size`, `stack_shards`,
+      as for the transform.
+
+  Returns:
+    A text table: leaf, shape, matrices, factors and bucket; "element-wise"
+    for the leaves that are not preconditioned.
+  """
+  plan = make_plan(params, dimension_numbers, **options)
+  rows = [("leaf", "shape", "matrices", "factors", "bucket")]
+  found = {}
+  for bucket in plan.buckets:
+    sides = "x".join(map(str, bucket.shape))
+    factors = ", ".join(
+      f"{n}x{n}" if has else "identity"
+      for n, has in zip(bucket.shape, bucket.factored, strict=True)
+    )
+    for piece in bucket.pieces:
+      found[piece.index] = (f"{piece.count} of {sides}", factors, bucket.name)
+  for index, leaf in enumerate(plan.treedef.flatten_up_to(params)):
+    shape = str(tuple(leaf.shape))
+    last = found.get(index, ("-", "element-wise", "-"))
+    rows.append((plan.paths[index], shape, *last))
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  return "\n".join(
+    "  ".join(
+      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+    ).rstrip()
+    for row in rows
+  )
+
+
+def _lengths(shape, dims: DimensionNumbers) -> tuple[int, ...]:
+  return tuple(math.prod(shape[axis] for axis in axes) for axes in dims.sides)
+
+
+def _round_up(n: int, multiple: int) -> int:
+  return -(-n // multiple) * multiple
+
+
+def _bucket_name(shape, factored, dtype) -> str:
+  sides = "".join(str(i) for i, has in enumerate(factored) if has)
+  suffix = "" if dtype == jnp.float32 else f"_{jnp.dtype(dtype).name}"
+  return "x".join(map(str, shape)) + f"_{sides}{suffix}"
+
+
+def _dimensions(params, flat, dimension_numbers) -> dict:
+  """Dimension numbers by path; paths rather than trees, to work masked."""
+  paths = [jax.tree_util.keystr(key_path) for key_path, _ in flat]
+  if dimension_numbers is None:
+    return {
+      path: _default(path, leaf)
+      for path, (_, leaf) in zip(paths, flat, strict=True)
+    }
+  if callable(dimension_numbers):
+    dimension_numbers = dimension_numbers(params)
+  entries = jax.tree_util.tree_flatten_with_path(
+    dimension_numbers,
+    is_leaf=lambda x: x is None or isinstance(x, DimensionNumbers),
+  )[0]
+  known = {jax.tree_util.keystr(key_path): dims for key_path, dims in entries}
+  for path, (_, leaf) in zip(paths, flat, strict=True):
+    if path not in known:
+      raise ValueError(
+        f"dimension_numbers has no entry for leaf {path} of shape "
+        f"{tuple(leaf.shape)}. Give each leaf a DimensionNumbers, or None to "
+        f"treat it element-wise. Entries: {sorted(known)[:8]}."
+      )
+  return {path: known[path] for path in paths}
+
+
+def _default(path: str, leaf) -> DimensionNumbers | None:
+  if leaf.ndim < 2 or leaf.size == 0:
+    return None
+  if leaf.ndim == 2:
+    return DimensionNumbers()
+  raise ValueError(
+    f"Leaf {path} has shape {tuple(leaf.shape)}: which of its {leaf.ndim} axes "
+    "are stacked, inputs or outputs is not known. Pass dimension_numbers, a "
+    "tree like params, with e.g. DimensionNumbers(sides=(1, 2), stack=0) for "
+    "layers of matrices, or None to treat the leaf element-wise."
+  )
+
+
+def _checked(path: str, leaf, dims) -> DimensionNumbers | None:
+  """Returns `dims` with axes counted from 0, or raises naming the leaf."""
+  if not jnp.issubdtype(leaf.dtype, jnp.floating):
+    raise ValueError(
+      f"Leaf {path} of shape {tuple(leaf.shape)} has type {leaf.dtype}; only "
+      "real floating leaves can be optimised. Leave it out with optax.masked "
+      "or optax.partition, or cast it."
+    )
+  if dims is None:
+    return None
+  if not isinstance(dims, DimensionNumbers):
+    raise ValueError(
+      f"dimension_numbers of leaf {path} of shape {tuple(leaf.shape)} is "
+      f"{dims!r}; it must be a DimensionNumbers, or None."
+    )
+  in_range = all(-leaf.ndim <= axis < leaf.ndim for axis in dims.order)
+  axes = sorted(axis % leaf.ndim for axis in dims.order) if in_range else []
+  sides_known = all(
+    0 <= side < len(dims.sides) for side in dims.precondition or ()
+  )
+  if axes != list(range(leaf.ndim)) or not dims.sides or not sides_known:
+    raise ValueError(
+      f"{dims} does not fit leaf {path} of shape {tuple(leaf.shape)}: stack "
+      f"and sides must name each of its axes 0..{leaf.ndim - 1} once, and "
+      f"precondition may name sides 0..{len(dims.sides) - 1}."
+    )
+  return dataclasses.replace(
+    dims,
+    sides=tuple(
+      tuple(axis % leaf.ndim for axis in axes) for axes in dims.sides
+    ),
+    stack=tuple(axis % leaf.ndim for axis in dims.stack),
+  )
+
+
+def _treatment(lengths, dims, max_precond_dim, one_sided, block_size):
+  """Which sides are factored, and into how many blocks each is cut."""
+  wanted = [n > 1 for n in lengths]  # A 1 x 1 factor would do nothing.
+  if dims.precondition is not None:
+    wanted = [
+      want and side in dims.precondition for side, want in enumerate(wanted)
+    ]
+  elif one_sided:
+    shortest = min(n for n in lengths)
+    chosen = max(i for i, n in enumerate(lengths) if n == shortest)
+    wanted = [want and i == chosen for i, want in enumerate(wanted)]
+  blocks = tuple(
+    -(-n // block_size) if want and block_size is not None else 1
+    for n, want in zip(lengths, wanted, strict=True)
+  )
+  factored = tuple(
+    want and -(-n // b) <= max_precond_dim
+    for n, want, b in zip(lengths, wanted, blocks, strict=True)
+  )
+  blocks = tuple(b if has else 1 for b, has in zip(blocks, factored, strict=True))
+  return factored, blocks
+
+
+def _to_stack(piece: Piece, bucket: Bucket, leaf: jax.Array) -> jax.Array:
+  """[...] -> [count, I, O], blocks and stack axes first."""
+  x = leaf.astype(bucket.dtype).transpose(piece.dims.order)
+  x = x.reshape(-1, *piece.lengths)
+  if math.prod(piece.blocks) == 1:
+    return x
+  padding = [
+    (0, b * n - length)
+    for b, n, length in zip(
+      piece.blocks, bucket.shape, piece.lengths, strict=True
+    )
+  ]
+  x = jnp.pad(x, [(0, 0), *padding])
+  cut = [n for pair in zip(piece.blocks, bucket.shape, strict=True) for n in pair]
+  x = x.reshape(x.shape[0], *cut)
+  k = len(bucket.shape)
+  x = x.transpose(0, *range(1, 2 * k, 2), *range(2, 2 * k + 1, 2))
+  return x.reshape(-1, *bucket.shape)
+
+
+def _from_stack(piece: Piece, bucket: Bucket, x: jax.Array) -> jax.Array:
+  """Undoes `_to_stack`."""
+  if math.prod(piece.blocks) > 1:
+    k = len(bucket.shape)
+    x = x.reshape(-1, *piece.blocks, *bucket.shape)
+    x = x.transpose(0, *(j for i in range(k) for j in (1 + i, 1 + k + i)))
+    padded = [
+      b * n for b, n in zip(piece.blocks, bucket.shape, strict=True)
+    ]
+    x = x.reshape(-1, *padded)
+    x = x[(slice(None), *(slice(0, n) for n in piece.lengths))]
+  x = x.reshape([piece.shape[axis] for axis in piece.dims.order])
+  return x.transpose(np.argsort(piece.dims.order))

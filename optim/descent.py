@@ -1,0 +1,89 @@
+"""The end of an optimiser: decoupled weight decay and the learning rate."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from . import arguments
+
+
+class DecayState(NamedTuple):
+  """State of `decay_weights`."""
+
+  count: jax.Array  # int32 []: calls.
+
+
+def decay_weights(
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float,
+  *,
+  order: Literal["optax", "official"],
+  skip_first: bool,
+) -> optax.GradientTransformation:
+  """Adds lambda w ("optax"), or lambda (w - eta u) ("official"), to u.
+
+  Followed by the step -eta (.), the second is w <- (w - eta u)(1 - eta
+  lambda): decay after the step, as in the authors' SOAP.
+
+  Args:
+    learning_rate: eta, the one the step will take; number or schedule.
+    weight_decay: lambda.
+    order: See above.
+    skip_first: The first call decays nothing.
+
+  Returns:
+    A transform whose `update` needs `params`.
+  """
+
+  def init_fn(params):
+    del params
+    return DecayState(jnp.zeros((), jnp.int32))
+
+  def update_fn(updates, state, params=None):
+    if params is None:
+      raise ValueError(
+        f"weight_decay={weight_decay} decays the parameters, so pass them: "
+        "tx.update(grads, opt_state, params); or set weight_decay=0."
+      )
+    rate = learning_rate
+    if callable(rate):
+      rate = rate(state.count)
+    decay = jnp.where(state.count == 0, 0.0, weight_decay)
+    decay = decay if skip_first else weight_decay
+
+    def add(u, w):
+      work = jnp.promote_types(u.dtype, jnp.float32)
+      u32, w32 = u.astype(work), w.astype(work)
+      if order == "official":
+        w32 = w32 - rate * u32
+      return (u32 + decay * w32).astype(u.dtype)
+
+    updates = jax.tree.map(add, updates, params)
+    return updates, DecayState(optax.safe_increment(state.count))
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def descend(
+  direction: optax.GradientTransformation,
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float,
+  mask: Any | None,
+  *,
+  order: Literal["optax", "official"] = "optax",
+  skip_first: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Chains a direction, `decay_weights` on the masked leaves and the step."""
+  arguments.check_learning_rate(learning_rate)
+  arguments.check_positive("weight_decay", weight_decay, zero_too=True)
+  arguments.check_choice("decay_order", order, ("optax", "official"))
+  parts = [direction]
+  # A traced decay is kept whatever its value.
+  if isinstance(weight_decay, jax.Array) or weight_decay:
+    decay = decay_weights(
+      learning_rate, weight_decay, order=order, skip_first=skip_first
+    )
+    parts.append(decay if mask is None else optax.masked(decay, mask))
+  return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
