@@ -215,6 +215,47 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Config:
   return built
 
 
+def resolve(
+  config: Config, *, vocab_size: int, eos_id: int, pad_id: int, platform: str
+) -> Config:
+  """Fills in what the tokenizer and the devices decide.
+
+  Args:
+    config: Validated.
+    vocab_size: Number of the tokenizer's ids.
+    eos_id: Its id before each document.
+    pad_id: Its id of padding.
+    platform: cpu | gpu | tpu.
+
+  Raises:
+    ConfigError: If the model's vocabulary is smaller than the tokenizer's.
+  """
+  m, on_cpu = config.model, platform == "cpu"
+  if m.V and m.V < vocab_size:
+    raise ConfigError(
+      f"config.model.V={m.V} is smaller than the tokenizer's {vocab_size} ids; "
+      "pass --config.model.V=0 to take the tokenizer's."
+    )
+  pieces = m.V or vocab_size
+  layers, dtype = m.layers, m.compute_dtype
+  if layers == "auto":
+    # On a CPU small models run faster unrolled, and compile fast enough.
+    layers = "unroll" if on_cpu and m.N < 12 else "scan"
+  if dtype == "auto":
+    dtype = "float32" if on_cpu else "bfloat16"
+  model = dataclasses.replace(
+    m,
+    V=-(-pieces // 128) * 128,
+    real_V=pieces,
+    L=config.data.seq_length,
+    eos_id=eos_id,
+    pad_id=pad_id,
+    layers=layers,
+    compute_dtype=dtype,
+  )
+  return dataclasses.replace(config, model=model)
+
+
 def to_dict(config: Config) -> dict[str, Any]:
   """Nested plain dictionary, for JSON; inverse of `from_dict`."""
   plain = dataclasses.asdict(config)

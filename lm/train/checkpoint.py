@@ -211,7 +211,15 @@ class Checkpointer:
       ) from error
 
 
-def restore_params(
+def list_steps(workdir: str | pathlib.Path) -> list[int]:
+  """Steps with a whole checkpoint below `workdir`, ascending."""
+  folder = pathlib.Path(workdir).absolute() / _FOLDER
+  if not folder.is_dir():
+    return []
+  return sorted(ocp.path.step.checkpoint_steps(folder))
+
+
+def restore_fields(
   workdir: str | pathlib.Path, step: int, abstract_state: TrainState
 ) -> TrainState:
   """The fields of a checkpoint that are asked for; nothing else is read.

@@ -1,0 +1,91 @@
+"""What a run does beside its updates: score, save, stop."""
+
+import jax
+import numpy as np
+
+from .. import program
+from . import resume
+from .session import Session
+from .state import TrainState
+
+
+def score(s: Session, max_batches: int) -> None:
+  """Evaluates the weights, and their average if there is one.
+
+  Args:
+    s: The run; `eval_loss` becomes the loss of the first set.
+    max_batches: Per set; 0 scores whole splits.
+  """
+  config = s.parts.config
+  if not config.eval.sets:
+    return
+  with s.reporter.paused(s.clock):
+    results = s.evaluator.run(s.state.params, max_batches)
+    values = {
+      f"eval/{name}/{key}": value
+      for name, result in results.items()
+      for key, value in result.scalars().items()
+    }
+    if config.optim.ema:
+      average = s.evaluator.average(s.state)
+      averaged = s.evaluator.run(average, max_batches)
+      values |= {
+        f"eval/{name}/ema_loss": result.loss
+        for name, result in averaged.items()
+      }
+    s.reporter.write(s.clock, values)
+    s.eval_loss = results[config.eval.sets[0]].loss
+    for name, result in results.items():
+      s.progress.log(f"step {s.clock.step}: {name} {result}")
+
+
+def save(s: Session) -> bool:
+  """Starts a checkpoint of this step, unless the state is halted.
+
+  Returns:
+    Whether the state was sound.
+  """
+  with s.reporter.paused(s.clock):
+    if s.reporter.halted or bool(s.state.halted):
+      return False
+    _save(s, s.state, s.clock)
+  return True
+
+
+def preempt(s: Session) -> int:
+  """Waits for the checkpoint of this step and says how to go on."""
+  s.checkpointer.wait()
+  s.run_file.write("preempted", step=s.clock.step)
+  s.progress.log(
+    f"Stopped by {s.signals.received or 'another process'}; step "
+    f"{s.clock.step} is saved. Run the same command again to go on."
+  )
+  return program.PREEMPTED
+
+
+def crash(s: Session) -> int:
+  """Saves the last good state and names the rows that broke it."""
+  good = int(s.state.step)
+  rows, length = s.parts.config.data.batch_size, s.parts.config.data.seq_length
+  clock = resume.Clock(
+    good, good * rows, good * rows * length, s.stopwatch.seconds()
+  )
+  sound = jax.device_put(np.zeros((), bool), s.parts.shardings.halted)
+  _save(s, s.state._replace(halted=sound), clock)
+  s.checkpointer.wait()
+  first, end = clock.examples, clock.examples + rows
+  s.run_file.write("crashed", step=good, examples=[first, end])
+  s.progress.log(
+    f"Update {good} met a loss or gradient that is not finite, on examples "
+    f"[{first}, {end}) of the stream. The state before it is saved as step "
+    f"{good}: the same command repeats that update. A smaller "
+    "--config.optim.learning_rate or --config.optim.clip_norm needs another "
+    "--workdir, with --config.train.init_from to keep the weights."
+  )
+  return program.NOT_FINITE
+
+
+def _save(s: Session, train_state: TrainState, clock: resume.Clock) -> None:
+  clock = clock._replace(seconds=s.stopwatch.seconds())
+  saved = resume.to_json(clock, s.parts.config, s.stream.fingerprint)
+  s.checkpointer.save(clock.step, train_state, saved, s.eval_loss)

@@ -1,0 +1,146 @@
+"""The training loop: data in, updates, and at their steps the other jobs.
+
+    restore or init -> for each step: rows -> train_step -> reporter
+                                      -> evaluate -> checkpoint -> stop?
+
+Everything that runs on the devices is compiled before the first step, and
+nothing in the loop waits for them except a due metric (one step late), an
+evaluation or a checkpoint.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from .. import config as configs
+from .. import mesh as meshes
+from ..data.stream import Prefetcher, prefetch
+from . import compiles, jobs, samples, setup, workdir
+from .session import Session, open_session
+
+
+def train(config: configs.Config, folder: str | os.PathLike) -> int:
+  """Trains to the end of the configuration, resuming if it was begun.
+
+  Args:
+    config: Validated, not yet resolved.
+    folder: The run's folder; made if missing.
+
+  Returns:
+    An exit code of `lm/program.py`.
+
+  Raises:
+    ValueError: If data, devices or the folder do not fit the configuration.
+    CheckpointError: If a checkpoint cannot be written.
+  """
+  path = workdir.prepare(folder)
+  data = setup.find_data(config)
+  parts = setup.build(setup.resolve(config, data))
+  with jax.set_mesh(parts.mesh), contextlib.ExitStack() as stack:
+    session = open_session(parts, data, path, stack)
+    code = _steps(session)
+    if code == 0:
+      samples.show(session)
+      session.run_file.write("finished", step=session.clock.step)
+    return code
+
+
+def _steps(s: Session) -> int:
+  """Makes the updates that are left; returns the exit code."""
+  config = s.parts.config
+  step = setup.compile_step(s.parts)
+  leaves_every = config.log.leaves_every
+  step_with_leaves = (
+    setup.compile_step(s.parts, leaves=True) if leaves_every else step
+  )
+  s.evaluator.compile()
+  count = np.int32(s.parts.buffer_shape[0])
+  with (
+    compiles.counting() as compiled,
+    _buffers(s) as buffers,
+    contextlib.closing(_profile(s)) as profile,
+  ):
+    for buffer in buffers:
+      next(profile)
+      due = _due(s.clock.step + 1, leaves_every)
+      update = step_with_leaves if due else step
+      s.state, metrics = update(s.state, buffer, count)
+      s.clock = s.clock.advance(config.data.batch_size, config.data.seq_length)
+      s.reporter.push(s.clock, metrics, buffers.wait_seconds)
+      s.eval_loss = None
+      code = _jobs(s)
+      if code is not None:
+        return code
+  if compiled.count:
+    s.progress.log(f"{compiled.count} programs were compiled within the loop.")
+  s.run_file.write("running", compiles_in_loop=compiled.count)
+  return 0
+
+
+def _jobs(s: Session) -> int | None:
+  """What is due after an update; an exit code ends the run."""
+  config, step = s.parts.config, s.clock.step
+  last = step >= config.num_steps
+  if last or _due(step, config.eval.every):
+    jobs.score(s, config.eval.final_batches if last else config.eval.batches)
+    last = last or _low_enough(s)
+  stop = s.signals.received or s.checkpointer.reached_preemption(step)
+  if s.reporter.halted:
+    return jobs.crash(s)
+  if last or stop or _due(step, config.checkpoint.every):
+    if not jobs.save(s):
+      return jobs.crash(s)
+  if last:
+    s.checkpointer.wait()
+    return 0
+  return jobs.preempt(s) if stop else None
+
+
+def _due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0
+
+
+def _low_enough(s: Session) -> bool:
+  bound = s.parts.config.train.stop_at_loss
+  if s.eval_loss is None or s.eval_loss >= bound:
+    return False
+  s.progress.log(f"Loss below config.train.stop_at_loss={bound}: stopping.")
+  return True
+
+
+def _buffers(s: Session) -> Prefetcher:
+  """The buffer of each update that is left, on the devices, made ahead."""
+  config, shape = s.parts.config, s.parts.buffer_shape
+  first, end = meshes.row_range(s.parts.batch_sharding, shape)
+
+  def read(start: int, size: int) -> jax.Array:
+    local = np.empty((shape[0], end - first, shape[2]), np.int32)
+    for i in range(size // shape[1]):
+      local[i] = s.stream.rows(start + i * shape[1] + first, end - first)
+    return setup.put_buffer(s.parts, local)
+
+  rows = config.data.batch_size
+  steps = range(config.num_steps - s.clock.step)
+  schedule = [(s.clock.examples + i * rows, rows) for i in steps]
+  return prefetch(read, schedule, config.data.prefetch)
+
+
+def _profile(s: Session) -> Iterator[None]:
+  """Advanced before each step: traces the window that `config.log` asks for."""
+  log = s.parts.config.log
+  while s.clock.step < log.profile_start or not log.profile_steps:
+    yield
+  jax.profiler.start_trace(str(s.path / "profile"))
+  end = s.clock.step + log.profile_steps
+  try:
+    while s.clock.step < end:
+      yield
+  finally:
+    jax.block_until_ready(s.state)
+    jax.profiler.stop_trace()
+  s.progress.log(f"Profile written to {s.path / 'profile'}.")
+  while True:
+    yield

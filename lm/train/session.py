@@ -1,0 +1,102 @@
+"""A run that is open: its state, its clock and everything it writes to."""
+
+import contextlib
+import dataclasses
+import pathlib
+
+from .. import config as configs
+from ..data import layout
+from ..data.stream import Stream, open_stream
+from . import evaluation, resume, setup, state, workdir, writers
+from .checkpoint import Checkpointer
+from .progress import Progress, make_progress
+from .reporter import Reporter
+from .stopping import StopSignals
+
+
+@dataclasses.dataclass
+class Session:
+  """What the loop and its jobs share; only the first group ever changes.
+
+  Attributes:
+    state: Training state after the newest update.
+    clock: Where that is.
+    eval_loss: Of the first eval set at this very step, if it was scored.
+  """
+
+  state: state.TrainState
+  clock: resume.Clock
+  eval_loss: float | None
+
+  parts: setup.Parts
+  path: pathlib.Path
+  stream: Stream
+  evaluator: evaluation.Evaluator
+  checkpointer: Checkpointer
+  reporter: Reporter
+  progress: Progress
+  stopwatch: resume.Stopwatch
+  run_file: workdir.RunFile
+  signals: StopSignals
+
+
+def open_session(
+  parts: setup.Parts,
+  data: dict[str, layout.Prepared],
+  path: pathlib.Path,
+  stack: contextlib.ExitStack,
+) -> Session:
+  """Restores or initialises, and opens what the loop writes to.
+
+  Args:
+    parts: Of the run; its mesh is entered.
+    data: Prepared corpora by name.
+    path: The run's folder.
+    stack: Closes everything.
+
+  Raises:
+    ConfigError: If the folder holds another run.
+  """
+  config, options = parts.config, parts.config.checkpoint
+  signals = stack.enter_context(StopSignals())
+  checkpointer = Checkpointer(
+    path,
+    keep=options.keep,
+    keep_period=options.keep_period,
+    keep_best=options.keep_best,
+    async_save=options.async_save,
+  )
+  stack.enter_context(checkpointer)
+  stream = open_stream(config.data, config.seed)
+  train_state, clock = resume.start(parts, checkpointer, stream.fingerprint)
+  workdir.write_json(path / "config.json", configs.to_dict(config))
+  run_file = workdir.RunFile(path, workdir.facts(parts, data))
+  run_file.write("running")
+  writer = writers.open_writers(
+    path,
+    tensorboard=config.log.tensorboard,
+    wandb=config.log.wandb,
+    config=configs.to_dict(config),
+  )
+  stack.callback(writer.close)
+  progress = make_progress(
+    config.log.progress, config.num_steps, start_step=clock.step
+  )
+  stack.callback(progress.close)
+  progress.log(workdir.headline(parts, clock.step))
+  stopwatch = resume.Stopwatch(clock.seconds)
+  return Session(
+    state=train_state,
+    clock=clock,
+    eval_loss=None,
+    parts=parts,
+    path=path,
+    stream=stream,
+    evaluator=evaluation.Evaluator(parts, data),
+    checkpointer=checkpointer,
+    reporter=Reporter(parts, writer, progress, stopwatch, clock),
+    progress=progress,
+    stopwatch=stopwatch,
+    run_file=run_file,
+    signals=signals,
+  )

@@ -1,0 +1,202 @@
+"""From a configuration to the parts of a run, all built, nothing started."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from .. import config as configs
+from .. import mesh as meshes
+from .. import optimizer, schedule, spec
+from ..data import layout
+from ..model.loss import loss_sums
+from ..model.transformer import Transformer
+from . import sharding, state, step
+
+
+class Parts(NamedTuple):
+  """What a run is made of.
+
+  Attributes:
+    config: Resolved.
+    mesh: The devices.
+    model: The Flax module.
+    specs: Tree of `ParamSpec`, like the parameters.
+    tx: The optimiser.
+    learning_rate: Schedule of the update count.
+    abstract_state: Shapes of the training state.
+    shardings: Of its leaves.
+    batch_sharding: Of the buffer [n, B, L + 1].
+  """
+
+  config: configs.Config
+  mesh: Mesh
+  model: Transformer
+  specs: Any
+  tx: optax.GradientTransformationExtraArgs
+  learning_rate: optax.Schedule
+  abstract_state: state.TrainState
+  shardings: state.TrainState
+  batch_sharding: NamedSharding
+
+  @property
+  def buffer_shape(self) -> tuple[int, int, int]:
+    """[microbatches, rows of each, L + 1]."""
+    rows = self.config.microbatch_size
+    count = self.config.data.batch_size // rows
+    return count, rows, self.config.data.seq_length + 1
+
+
+def find_data(config: configs.Config) -> dict[str, layout.Prepared]:
+  """The prepared corpora that a configuration names, trained on or evaluated.
+
+  Raises:
+    ValueError: If one is not prepared, or they disagree on the tokenizer.
+  """
+  names = dict.fromkeys(
+    [c for c, _ in config.data.mixture] + [*config.eval.sets]
+  )
+  found = {name: layout.find(config.data, name) for name in names}
+  tokenizers = {p.meta.tokenizer_hash for p in found.values()}
+  if len(tokenizers) > 1:
+    raise ValueError(
+      f"The corpora {', '.join(found)} below config.data.root="
+      f"{config.data.root} were prepared with different tokenizers; delete "
+      "that folder and prepare them again."
+    )
+  return found
+
+
+def resolve(
+  config: configs.Config, data: dict[str, layout.Prepared]
+) -> configs.Config:
+  """`config.resolve` with the facts of the prepared data and of jax."""
+  meta = next(iter(data.values())).meta
+  return configs.resolve(
+    config,
+    vocab_size=meta.vocab_size,
+    eos_id=meta.eos_id,
+    pad_id=meta.pad_id,
+    platform=jax.default_backend(),
+  )
+
+
+def build(
+  config: configs.Config, devices: Sequence[jax.Device] | None = None
+) -> Parts:
+  """Builds the parts of a run.
+
+  Args:
+    config: Resolved.
+    devices: Of the mesh; None for all.
+
+  Raises:
+    ValueError: If the mesh does not fit the devices, or rows do not divide
+      over them.
+  """
+  m = config.mesh
+  mesh = meshes.make_mesh((m.data, m.fsdp, m.tensor), devices)
+  _check_rows(config, mesh)
+  model, specs = Transformer(config.model), spec.param_specs(config.model)
+  learning_rate = schedule.learning_rate(config)
+  tx = optimizer.make(config, learning_rate, spec.decay_mask(specs))
+
+  def init(key):
+    params = spec.init_params(config.model, key)
+    return state.init_state(params, tx, config.optim.ema)
+
+  abstract = jax.eval_shape(init, jax.random.key(0))
+  shardings = sharding.state_shardings(mesh, specs, tx, abstract, m.rules)
+  return Parts(
+    config=config,
+    mesh=mesh,
+    model=model,
+    specs=specs,
+    tx=tx,
+    learning_rate=learning_rate,
+    abstract_state=abstract,
+    shardings=shardings,
+    batch_sharding=meshes.batch_sharding(mesh, leading=1),
+  )
+
+
+def init_state(parts: Parts) -> state.TrainState:
+  """The state before the first update, made where it lies."""
+
+  def init(key):
+    params = spec.init_params(parts.config.model, key)
+    return state.init_state(params, parts.tx, parts.config.optim.ema)
+
+  key = jax.random.key(parts.config.seed)
+  return jax.jit(init, out_shardings=parts.shardings)(key)
+
+
+def compile_step(
+  parts: Parts, *, leaves: bool = False
+) -> Callable[..., tuple[state.TrainState, step.Metrics]]:
+  """Compiles `train_step(state, buffer, n)`; the state is donated.
+
+  Args:
+    parts: From `build`; the mesh must be entered (`jax.set_mesh`).
+    leaves: Whether the metrics hold statistics of each leaf.
+  """
+  config = parts.config
+
+  def constrain(tree):
+    return jax.lax.with_sharding_constraint(tree, parts.shardings.params)
+
+  train_step = step.make_train_step(
+    lambda params, tokens: loss_sums(parts.model, params, tokens),
+    parts.tx,
+    parts.learning_rate,
+    step.StepConfig(
+      clip_norm=config.optim.clip_norm,
+      ema=config.optim.ema,
+      z_loss=config.model.z_loss,
+      pad_id=config.model.pad_id,
+      leaves=leaves,
+    ),
+    constrain if parts.mesh.size > 1 else lambda tree: tree,
+  )
+  replicated = NamedSharding(parts.mesh, jax.sharding.PartitionSpec())
+  jitted = jax.jit(
+    train_step,
+    donate_argnums=0,
+    in_shardings=(parts.shardings, parts.batch_sharding, replicated),
+    out_shardings=(parts.shardings, replicated),
+  )
+  buffer = jax.ShapeDtypeStruct(parts.buffer_shape, jnp.int32)
+  count = jax.ShapeDtypeStruct((), jnp.int32)
+  return jitted.lower(parts.abstract_state, buffer, count).compile()
+
+
+def put_buffer(parts: Parts, rows: np.ndarray) -> jax.Array:
+  """The buffer of one update, from this process's rows of it.
+
+  Args:
+    parts: From `build`.
+    rows: [microbatches, rows of this process, L + 1].
+  """
+  return meshes.put_rows(parts.batch_sharding, rows, parts.buffer_shape)
+
+
+def _check_rows(config: configs.Config, mesh: Mesh) -> None:
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  rows, eval_rows = config.microbatch_size, config.eval.batch_size
+  if rows % ways:
+    raise configs.ConfigError(
+      f"{rows} rows a pass (config.train.microbatch_size, or "
+      f"config.data.batch_size={config.data.batch_size}) do not divide over "
+      f"{ways} devices (data x fsdp); e.g. "
+      f"--config.data.batch_size={-(-rows // ways) * ways}."
+    )
+  if eval_rows % ways:
+    raise configs.ConfigError(
+      f"config.eval.batch_size={eval_rows} does not divide over {ways} devices "
+      f"(data x fsdp); e.g. "
+      f"--config.eval.batch_size={-(-eval_rows // ways) * ways}."
+    )

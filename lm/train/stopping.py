@@ -1,0 +1,30 @@
+"""Being told to stop: SIGTERM, SIGINT, or another process's SIGTERM."""
+
+import signal
+import types
+
+
+class StopSignals:
+  """Remembers SIGTERM and SIGINT instead of dying; a context manager.
+
+  A second SIGINT interrupts at once, as usual.
+  """
+
+  def __init__(self):
+    """Installs nothing yet."""
+    self.received: str | None = None
+    self._before: dict[int, object] = {}
+
+  def __enter__(self) -> "StopSignals":
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._before[number] = signal.signal(number, self._remember)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)  # pyrefly: ignore
+
+  def _remember(self, number: int, _: types.FrameType | None) -> None:
+    self.received = signal.Signals(number).name
+    if number == signal.SIGINT:
+      signal.signal(number, signal.default_int_handler)

@@ -1,0 +1,182 @@
+"""Weights without the rest: read from a run or an export, written to a file.
+
+An export is one .npz: each parameter by its path, blocks unrolled, and the
+configuration as JSON. It needs NumPy alone to be read.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from .. import config as configs
+from .. import spec
+from . import setup, workdir
+from .checkpoint import CheckpointError, abstract, list_steps, restore_fields
+from .state import TrainState, averaged_params
+
+_CONFIG = "config"
+
+
+def restore(
+  parts: setup.Parts, folder: str | os.PathLike, step: int | None = None
+) -> tuple[Any, Any]:
+  """Parameters of a run's checkpoint, and their average or None.
+
+  Args:
+    parts: Built from the run's configuration, on any mesh.
+    folder: The run.
+    step: Which checkpoint; None for the newest.
+
+  Raises:
+    CheckpointError: If there is none, or it cannot be read.
+  """
+  step = _pick(folder, step)
+  ema = parts.config.optim.ema
+  whole = abstract(parts.abstract_state, parts.shardings)
+  wanted = TrainState(
+    step=whole.step,
+    params=whole.params,
+    opt_state=None,
+    ema=whole.ema if ema else None,
+    halted=None,
+  )
+  state = restore_fields(folder, step, wanted)
+  return state.params, averaged_params(state, ema) if ema else None
+
+
+def open_run(
+  folder: str | os.PathLike, step: int | None = None
+) -> tuple[setup.Parts, Any, Any]:
+  """Parts, parameters and their average (or None) of a run, on all devices.
+
+  For programs that read a run: evaluation, sampling. Enter `parts.mesh` by
+  `jax.set_mesh` to use them.
+
+  Args:
+    folder: The run.
+    step: Which checkpoint; None for the newest.
+
+  Raises:
+    ConfigError: If the folder holds no run.
+    CheckpointError: If the checkpoint is missing or cannot be read.
+  """
+  config = workdir.read_config(folder)
+  one_axis = configs.MeshConfig(data=-1, fsdp=1, tensor=1, rules="logical")
+  parts = setup.build(dataclasses.replace(config, mesh=one_axis))
+  return parts, *restore(parts, folder, step)
+
+
+def load(parts: setup.Parts, source: str) -> Any:
+  """Weights to start from, laid out for `parts`.
+
+  Args:
+    parts: Of the new run.
+    source: Folder of a run (its newest checkpoint) or an export; layers
+      scanned or unrolled.
+
+  Raises:
+    ConfigError: If the weights are missing or of another shape.
+  """
+  if not pathlib.Path(source).exists():
+    raise configs.ConfigError(
+      f"config.train.init_from={source!r} does not exist; give the folder of a "
+      "run or an export (.npz)."
+    )
+  if source.endswith(".npz"):
+    values = read_export(source)[1]
+  else:
+    values = _restore_host(source)
+  values = spec.to_layout(values, parts.config.model.layers)
+  _check_shapes(values, parts.abstract_state.params, source)
+  return jax.device_put(values, parts.shardings.params)
+
+
+def export(folder: str | os.PathLike, out: str | os.PathLike) -> int:
+  """Writes the newest weights of a run to an .npz; returns their step.
+
+  The average of the weights is written if the run keeps one.
+
+  Raises:
+    CheckpointError: If the run has no checkpoint.
+  """
+  step = _pick(folder, None)
+  config = workdir.read_config(folder)
+  params = spec.to_layout(_restore_host(folder, average=True), "unroll")
+  flat = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+  flat[_CONFIG] = np.array(json.dumps(configs.to_dict(config)))
+  temporary = pathlib.Path(f"{out}.tmp.npz")
+  np.savez(temporary, **flat)
+  temporary.replace(out)
+  return step
+
+
+def read_export(path: str | os.PathLike) -> tuple[configs.Config, Any]:
+  """Configuration and parameters (blocks unrolled) of an export.
+
+  Raises:
+    ConfigError: If the file is not an export.
+  """
+  try:
+    with np.load(path) as file:
+      flat = {name: file[name] for name in file.files}
+    config = configs.from_dict(json.loads(str(flat.pop(_CONFIG))))
+  except (OSError, ValueError, KeyError) as error:
+    raise configs.ConfigError(f"{path} is not an export: {error}") from error
+  params: dict[str, Any] = {}
+  for name, value in flat.items():
+    *folders, leaf = name.split("/")
+    node = params
+    for folder in folders:
+      node = node.setdefault(folder, {})
+    node[leaf] = value
+  return config, params
+
+
+def _restore_host(folder: str | os.PathLike, average: bool = False) -> Any:
+  """A run's parameters in the layout they were saved in, on this process."""
+  config = workdir.read_config(folder)
+  one_device = configs.MeshConfig(data=1, fsdp=1, tensor=1, rules="logical")
+  config = dataclasses.replace(config, mesh=one_device)
+  parts = setup.build(config, devices=jax.local_devices()[:1])
+  params, averaged = restore(parts, folder)
+  return averaged if average and averaged is not None else params
+
+
+def _pick(folder: str | os.PathLike, step: int | None) -> int:
+  steps = list_steps(folder)
+  if not steps:
+    raise CheckpointError(f"{folder} holds no checkpoint.")
+  if step is not None and step not in steps:
+    raise CheckpointError(
+      f"{folder} holds no checkpoint of step {step}; it has {steps}."
+    )
+  return steps[-1] if step is None else step
+
+
+def _check_shapes(values: Any, expected: Any, source: str) -> None:
+  def shapes(tree):
+    return {
+      jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+  found, wanted = shapes(values), shapes(expected)
+  none = "absent"
+  wrong = [
+    f"  {name}: {found.get(name, none)} there, {wanted.get(name, none)} here"
+    for name in sorted(found.keys() | wanted.keys())
+    if found.get(name) != wanted.get(name)
+  ]
+  if wrong:
+    raise configs.ConfigError(
+      f"The weights of config.train.init_from={source} do not fit the model:\n"
+      + "\n".join(wrong[:8])
+    )

@@ -1,0 +1,125 @@
+"""The folder of a run, apart from checkpoints and metrics.
+
+config.json   the resolved configuration
+run.json      status, sizes, mesh, versions, n-gram floors
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from .. import config as configs
+from .. import spec
+from ..data import layout
+from . import flops, setup, sharding
+from .progress import human
+
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def prepare(path: str | os.PathLike) -> pathlib.Path:
+  """Makes the folder and proves that it can be written.
+
+  Raises:
+    ValueError: If it cannot.
+  """
+  workdir = pathlib.Path(path).expanduser().absolute()
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / f".probe-{os.getpid()}"
+    probe.write_text("")
+    probe.unlink()
+  except OSError as error:
+    raise ValueError(
+      f"--workdir={path} cannot be written: {error.strerror}. Choose a folder "
+      "that can."
+    ) from error
+  return workdir
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Replaces a JSON file in one move; only process 0 writes."""
+  if jax.process_index() != 0:
+    return
+  temporary = path.with_suffix(".tmp")
+  with temporary.open("w") as file:
+    json.dump(value, file, indent=1)
+    file.write("\n")
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)
+
+
+class RunFile:
+  """`run.json`: facts of the run, and its status."""
+
+  def __init__(self, workdir: pathlib.Path, facts: dict[str, Any]):
+    """Takes the facts; writes nothing yet."""
+    self._path = workdir / "run.json"
+    self._facts = facts
+
+  def write(self, status: str, **more: Any) -> None:
+    """Writes the facts with a status.
+
+    Args:
+      status: running | finished | preempted | crashed.
+      **more: Further facts, kept from now on.
+    """
+    self._facts |= more
+    write_json(self._path, {"status": status} | self._facts)
+
+
+def read_config(workdir: str | os.PathLike) -> configs.Config:
+  """The resolved configuration that a run was started with.
+
+  Raises:
+    ConfigError: If the folder holds no run.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.is_file():
+    raise configs.ConfigError(
+      f"{workdir} holds no run: there is no {path.name} in it."
+    )
+  return configs.from_dict(json.loads(path.read_text()))
+
+
+def versions() -> dict[str, str]:
+  """Versions of the packages that decide the numbers."""
+  return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def facts(
+  parts: setup.Parts, data: dict[str, layout.Prepared]
+) -> dict[str, Any]:
+  """Sizes, mesh, versions and n-gram floors of a run, for `run.json`."""
+  counts = spec.count_params(parts.config.model)
+  return {
+    "parameters": counts._asdict(),
+    "flops_per_token": flops.train_flops_per_token(parts.config.model),
+    "state_bytes_per_device": sharding.bytes_per_device(
+      parts.abstract_state, parts.shardings
+    ),
+    "mesh": dict(parts.mesh.shape),
+    "device": parts.mesh.devices.flat[0].device_kind,
+    "processes": jax.process_count(),
+    "num_steps": parts.config.num_steps,
+    "tokens_per_step": parts.config.tokens_per_step,
+    "versions": versions(),
+    "floors": {name: p.meta.floors for name, p in data.items()},
+  }
+
+
+def headline(parts: setup.Parts, step: int) -> str:
+  """One line about a run that begins or goes on."""
+  config, counts = parts.config, spec.count_params(parts.config.model)
+  mesh = " x ".join(f"{n} {axis}" for axis, n in parts.mesh.shape.items())
+  start = f"resuming at step {step} of" if step else "for"
+  return (
+    f"{human(counts.total)} parameters ({human(counts.body)} in the body), "
+    f"{config.optim.name}, {start} {config.num_steps} steps of "
+    f"{config.tokens_per_step} tokens, on {mesh}"
+  )
