@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import plots
-from .train import progress, writers
+from . import plots, text
+from .train import writers
 
 
 class Run(NamedTuple):
@@ -155,28 +155,6 @@ def steps_to_loss(
   return Reached(float(at), float(tokens), float(seconds))
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Aligned columns; the first to the left, the others to the right.
-
-  Args:
-    header: Column titles.
-    rows: One text a cell.
-
-  Returns:
-    Lines without a final newline.
-  """
-  lines = [list(header), *[list(row) for row in rows]]
-  widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-  lines.insert(1, ["-" * width for width in widths])
-
-  def join(line: list[str]) -> str:
-    cells = [line[0].ljust(widths[0])]
-    cells += [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
-    return "  ".join(cells).rstrip()
-
-  return "\n".join(join(line) for line in lines)
-
-
 def runs_table(runs: Sequence[Run]) -> str:
   """One line a run: size, length, time and train loss."""
   rows = []
@@ -187,15 +165,15 @@ def runs_table(runs: Sequence[Run]) -> str:
       [
         run.name,
         run.info.get("status", "?"),
-        "?" if params is None else progress.human(params),
+        "?" if params is None else text.human(params),
         str(tokens.steps[-1]),
-        progress.human(tokens.values[-1]),
-        progress.clock_text(seconds.values[-1]),
+        text.human(tokens.values[-1]),
+        text.clock_text(seconds.values[-1]),
         f"{final_train_loss(run):.4f}",
       ]
     )
   header = "run status params steps tokens time train_loss".split()
-  return format_table([h.replace("_", " ") for h in header], rows)
+  return text.format_table([h.replace("_", " ") for h in header], rows)
 
 
 def eval_table(runs: Sequence[Run]) -> str:
@@ -207,7 +185,7 @@ def eval_table(runs: Sequence[Run]) -> str:
       if name in run.eval_sets():
         rows.append([name, run.name, *_eval_cells(run, name)])
   header = ["set", "run", "step", "loss ± stderr", "bits/byte"]
-  return format_table([*header, "ema loss", "best n-gram"], rows)
+  return text.format_table([*header, "ema loss", "best n-gram"], rows)
 
 
 def _eval_cells(run: Run, name: str) -> list[str]:
@@ -243,11 +221,11 @@ def reach_table(
     if reached:
       cells = [
         f"{reached.steps:.0f}",
-        progress.human(reached.tokens),
-        progress.clock_text(reached.seconds),
+        text.human(reached.tokens),
+        text.clock_text(reached.seconds),
       ]
     rows.append([run.name, *cells])
-  return format_table(["run", "steps", "tokens", "time"], rows)
+  return text.format_table(["run", "steps", "tokens", "time"], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

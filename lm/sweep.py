@@ -37,7 +37,7 @@ import ml_collections
 
 from ml_collections_configs import sweeps
 
-from . import children, optimizer, program, report, rules
+from . import children, optimizer, program, report, rules, text
 from . import config as configs
 
 _FAILED = 1
@@ -116,8 +116,8 @@ def expand(runs: Sequence[Mapping[str, Any]]) -> list[Job]:
       problems.append(f"run {i}: {error}")
       continue
     name = run.get("name") or _name(run["config"], overrides)
-    text = json.dumps(configs.to_dict(resolved), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    plain = json.dumps(configs.to_dict(resolved), sort_keys=True)
+    digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
     jobs.append(Job(f"{_safe(name)}-{digest}", run["config"], overrides))
   ids = [job.id for job in jobs]
   problems += [
@@ -228,7 +228,7 @@ def summary(
       ]
     rows.append([job.id, str(i), outcomes.get(job.id, "-"), *cells])
   header = ["run", "index", "outcome", "step", "train loss", "eval loss"]
-  return report.format_table(header, rows)
+  return text.format_table(header, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

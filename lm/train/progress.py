@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol, TextIO
 
 import jax
 
+from .. import text
+
 KINDS = ("auto", "bar", "plain", "none")
 _WINDOW = 60.0  # Seconds.
 
@@ -165,8 +167,8 @@ class BarProgress:
     """Moves the bar; tqdm redraws at most ten times a second."""
     self._meter.update(step, tokens, loss)
     left = f"ETA {self._meter.eta()}"
-    text = ", ".join([*self._meter.facts(), left])
-    self._bar.set_postfix_str(text, refresh=False)
+    postfix = ", ".join([*self._meter.facts(), left])
+    self._bar.set_postfix_str(postfix, refresh=False)
     self._bar.update(step - self._bar.n)
 
   def log(self, message: str) -> None:
@@ -229,35 +231,11 @@ class _Meter:
       facts.append(f"loss {self._loss:.4f}")
     rates = self._rates()
     if rates:
-      facts.append(f"{human(rates[1])} tokens/s")
+      facts.append(f"{text.human(rates[1])} tokens/s")
     return facts
 
   def eta(self) -> str:
     rates = self._rates()
     if rates is None:
       return "?"
-    return clock_text((self._num_steps - self.step) / rates[0])
-
-
-def human(number: float) -> str:
-  """A count in at most four digits and a unit: 987, 12.3k, 4.19M, 3.28B."""
-  size, unit = abs(number), ""
-  for unit in ("", "k", "M", "B", "T"):
-    if size < 999.5 or unit == "T":
-      break
-    size /= 1000
-  sign = "-" if number < 0 else ""
-  digits = 0 if not unit else 2 if size < 9.995 else 1 if size < 99.95 else 0
-  return f"{sign}{size:.{digits}f}{unit}"
-
-
-def clock_text(seconds: float) -> str:
-  """Seconds as 0:07, 12:34, 3:45:06 or 2d 03:45."""
-  minutes, seconds = divmod(round(max(seconds, 0)), 60)
-  hours, minutes = divmod(minutes, 60)
-  days, hours = divmod(hours, 24)
-  if days:
-    return f"{days}d {hours:02d}:{minutes:02d}"
-  if hours:
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
-  return f"{minutes}:{seconds:02d}"
+    return text.clock_text((self._num_steps - self.step) / rates[0])

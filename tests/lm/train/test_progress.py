@@ -113,24 +113,3 @@ def test_the_bar_resumes_where_the_run_does_and_shows_the_loss():
   bar.close()
   assert "\na message\n" in stream.getvalue().replace("\r", "\n")
   assert "step 5/10, loss 2.2500" in stream.getvalue()
-
-
-@pytest.mark.parametrize(
-  ("number", "text"),
-  [
-    (0, "0"), (987, "987"), (999.7, "1.00k"), (12_345, "12.3k"),
-    (4_194_304, "4.19M"), (151e6, "151M"), (3.276e9, "3.28B"), (5e15, "5000T"),
-    (-2_500, "-2.50k"),
-  ],
-)  # fmt: skip
-def test_human(number, text):
-  assert progress.human(number) == text
-
-
-@pytest.mark.parametrize(
-  ("seconds", "text"),
-  [(0, "0:00"), (59.6, "1:00"), (754, "12:34"), (13506, "3:45:06"),
-   (2 * 86400 + 13506, "2d 03:45"), (-3, "0:00")],
-)  # fmt: skip
-def test_clock_text(seconds, text):
-  assert progress.clock_text(seconds) == text
