@@ -19,7 +19,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from . import corpora
+from . import corpora, layout
 from .errors import DataError
 
 SPLITS = ("train", "validation")
@@ -85,30 +85,34 @@ class Documents:
   """Texts of the two splits of a corpus.
 
   Attributes:
-    name: Of the corpus, for messages.
+    folder: Of the files.
     sources: Random-access TFDS source of each split.
     hashed: Whether the splits are cut out of one source by the id.
   """
 
-  name: str
+  folder: pathlib.Path
   sources: dict[str, Any]
   hashed: bool = False
 
   def texts(self, split: str) -> Iterator[str]:
     """Every text of the split, in stored order."""
-    source = self.sources[split]
+    for index, example in self._examples(self.sources[split]):
+      if self.hashed:
+        key = example["id"].decode() if "id" in example else str(index)
+        if corpora.is_validation(key) != (split == "validation"):
+          continue
+      text = example["text"].decode()
+      if text.strip():
+        yield text
+
+  def _examples(self, source) -> Iterator[tuple[int, dict]]:
     for start in range(0, len(source), _BLOCK):
-      block = range(start, min(start + _BLOCK, len(source)))
-      for index, example in zip(
-        block, source.__getitems__(list(block)), strict=True
-      ):
-        if self.hashed:
-          key = example["id"].decode() if "id" in example else str(index)
-          if corpora.is_validation(key) != (split == "validation"):
-            continue
-        text = example["text"].decode()
-        if text.strip():
-          yield text
+      block = list(range(start, min(start + _BLOCK, len(source))))
+      try:
+        examples = source.__getitems__(block)
+      except (RuntimeError, ValueError) as error:
+        raise layout.damaged(self.folder, str(error)) from None
+      yield from zip(block, examples, strict=True)
 
 
 def open_documents(
@@ -140,11 +144,11 @@ def open_documents(
   if found != content_hash:
     shutil.rmtree(folder)
     raise DataError(
-      f"Corpus {corpus.spec}: read documents with the content hash {found}, "
-      f"expected {content_hash}: it changed meanwhile. Run prepare again."
+      f"Corpus {corpus.spec}: its documents have the content hash {found}, "
+      f"expected {content_hash}. If its files changed just now, run this again."
     )
   return Documents(
-    corpus.spec, {s: builder.as_data_source(split=s) for s in SPLITS}
+    folder, {split: builder.as_data_source(split=split) for split in SPLITS}
   )
 
 
@@ -174,7 +178,7 @@ def _open_directory(name: str, directory: pathlib.Path) -> Documents:
     train = builder.as_data_source(split="train")
     if "validation" not in builder.info.splits:
       sources = dict.fromkeys(SPLITS, train)
-      return Documents(name, sources, hashed=True)
+      return Documents(directory, sources, hashed=True)
     validation = builder.as_data_source(split="validation")
   except NotImplementedError as error:
     raise DataError(
@@ -182,4 +186,4 @@ def _open_directory(name: str, directory: pathlib.Path) -> Documents:
       "Prepare it with file_format=array_record, or convert it with "
       "tfds convert_format --out_file_format=array_record."
     ) from None
-  return Documents(name, {"train": train, "validation": validation})
+  return Documents(directory, {"train": train, "validation": validation})

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -168,13 +169,31 @@ def find(data_cfg, spec: str) -> Prepared:
 
 def how_to_prepare(data_cfg, spec: str) -> str:
   """The command that prepares a corpus, as a sentence."""
+  settings = {
+    "data.root": data_cfg.root,
+    "data.tokenizer": data_cfg.tokenizer,
+    "data.vocab_size": data_cfg.vocab_size,
+    "data.seq_length": data_cfg.seq_length,
+    "data.mixture": tuple(tuple(pair) for pair in data_cfg.mixture),
+    "eval.sets": (spec,),
+  }
+  flags = (f"--config.{key}={value}" for key, value in settings.items())
   return (
-    "Run: python -m lm.data.prepare --config=CONFIG "
-    f"--config.data.root={data_cfg.root} "
-    f"--config.data.tokenizer={data_cfg.tokenizer} "
-    f"--config.data.seq_length={data_cfg.seq_length} with {spec} in "
-    "config.data.mixture or config.eval.sets."
+    "Prepare it: python -m lm.data.prepare "
+    f"--config=ml_collections_configs/base.py {shlex.join(flags)}"
   )
+
+
+def check_files(prepared: Prepared, split: str) -> None:
+  """Raises DataError unless the split's files have their sizes."""
+  for name, size, _ in prepared.meta.splits[split].files:
+    path = prepared.path / name
+    if not path.is_file():
+      raise damaged(prepared.path, f"{name} is missing")
+    found = path.stat().st_size
+    if found != size:
+      reason = f"{name} has {found} bytes instead of {size}"
+      raise damaged(prepared.path, reason)
 
 
 def read_meta(path: pathlib.Path) -> Meta:
@@ -220,8 +239,9 @@ def atomic_dir(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def remove_leftovers(root: pathlib.Path) -> None:
   """Deletes the temporary folders of killed programs; needs the root's lock."""
-  for path in root.glob(f"*/{_TEMPORARY}*"):
-    shutil.rmtree(path, ignore_errors=True)
+  for pattern in (f"*/{_TEMPORARY}*", "text/*/incomplete.*"):
+    for path in root.glob(pattern):
+      shutil.rmtree(path, ignore_errors=True)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

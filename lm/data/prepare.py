@@ -78,14 +78,19 @@ def prepare(
 def check(data_cfg) -> None:
   """Raises DataError, listing all faults of the section `config.data`."""
   faults = []
-  specs = [spec for spec, _ in data_cfg.mixture]
-  if not specs:
+  if not data_cfg.mixture:
     faults.append('mixture is empty; e.g. (("sotu", 1.0),)')
-  for spec, weight in data_cfg.mixture:
+  specs = []
+  for pair in data_cfg.mixture:
+    if isinstance(pair, str) or len(pair) != 2:
+      faults.append(f"mixture: {pair!r} is no pair of a corpus and a weight")
+      continue
+    spec, weight = pair
     if not weight > 0:
       faults.append(f"mixture: the weight of {spec} is {weight}, must be > 0")
-  for spec in {spec for spec in specs if specs.count(spec) > 1}:
-    faults.append(f"mixture names {spec} more than once; add the weights up")
+    if spec in specs:
+      faults.append(f"mixture names {spec} more than once; add the weights up")
+    specs.append(spec)
   if data_cfg.seq_length < 1:
     faults.append(f"seq_length={data_cfg.seq_length}, must be >= 1")
   if data_cfg.tokenizer == "bpe" and data_cfg.vocab_size < 300:
@@ -218,17 +223,10 @@ def _prepare_corpus(
 
 def verify(prepared: layout.Prepared) -> None:
   """Raises DataError unless every file is the one that was written."""
-  for split in prepared.meta.splits.values():
-    for name, size, digest in split.files:
-      path = prepared.path / name
-      if not path.is_file():
-        raise layout.damaged(prepared.path, f"{name} is missing")
-      if path.stat().st_size != size:
-        raise layout.damaged(
-          prepared.path,
-          f"{name} has {path.stat().st_size} bytes instead of {size}",
-        )
-      if packing.sha256(path) != digest:
+  for split, counts in prepared.meta.splits.items():
+    layout.check_files(prepared, split)
+    for name, _, digest in counts.files:
+      if packing.sha256(prepared.path / name) != digest:
         raise layout.damaged(prepared.path, f"{name} has other contents")
 
 

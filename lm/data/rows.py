@@ -1,7 +1,6 @@
 """Random access to prepared rows."""
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 import grain
@@ -29,8 +28,7 @@ class Rows:
     meta = prepared.meta
     self._length, self.width = meta.splits[split].rows, meta.seq_length + 1
     self._dtype = np.dtype(meta.dtype)
-    for name, size, _ in meta.splits[split].files:
-      _check_size(prepared.path, name, size)
+    layout.check_files(prepared, split)
     try:
       paths = [os.fspath(path) for path in prepared.files(split)]
       self._source = grain.sources.ArrayRecordDataSource(paths)
@@ -71,15 +69,6 @@ def open_split(data_cfg, corpus: str, split: str) -> Rows:
     DataError: If they are not prepared, or damaged.
   """
   return Rows(layout.find(data_cfg, corpus), split)
-
-
-def _check_size(folder: pathlib.Path, name: str, size: int) -> None:
-  path = folder / name
-  if not path.is_file():
-    raise layout.damaged(folder, f"{name} is missing")
-  found = path.stat().st_size
-  if found != size:
-    raise layout.damaged(folder, f"{name} has {found} bytes instead of {size}")
 
 
 def _first_line(error: Exception) -> str:
