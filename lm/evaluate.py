@@ -15,9 +15,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from . import allocator, program
+
+if __name__ == "__main__":
+  allocator.settle()  # Before jax allocates anything.
+  program.quiet()
+  program.use_compilation_cache()
+
 import numpy as np
 
-from . import allocator, program, text
+from . import text
 from .data import layout
 from .data.rows import Rows
 
@@ -141,9 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate_run(args: argparse.Namespace) -> str:
-  # Here, since the trainer imports this module, and after the settings of
-  # `__main__`.
-  import jax
+  import jax  # Here, since the trainer imports this module.
 
   from .train import evaluation, weights
 
@@ -167,7 +172,4 @@ def _evaluate_run(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-  allocator.settle()  # Before jax allocates anything.
-  program.quiet()
-  program.use_compilation_cache()
   sys.exit(main())
