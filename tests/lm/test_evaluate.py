@@ -197,7 +197,7 @@ def test_the_program_scores_a_run_beside_the_floor(run, capsys):
   assert header.split()[:4] == ["set", "loss", "±", "stderr"]
   expected = _score(run)
   assert row.startswith(run.spec)
-  assert f"{expected.loss:.3f}" in row
+  assert f"{expected.loss:.4f} ± {expected.stderr:.4f} " in row
   floors = run.data[run.spec].meta.floors
   best = min(floors["unigram"], floors["bigram"], floors["trigram"])
   assert f"{best:.4f} (" in row
