@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from ..mesh import RULES
 from . import layers
+from .product import product
 
 if typing.TYPE_CHECKING:
   from ..config import ModelConfig
@@ -75,8 +76,8 @@ def _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, cfg):
   b, l, h, k = q_BLHK.shape
   g = k_BMGK.shape[2]
   q_BLGRK = (q_BLHK * k**-0.5).reshape(b, l, g, h // g, k)
-  scores_BGRLM = jnp.einsum(
-    "blgrk,bmgk->bgrlm", q_BLGRK, k_BMGK, preferred_element_type=jnp.float32
+  scores_BGRLM = product(
+    "blgrk,bmgk->bgrlm", q_BLGRK, k_BMGK, out_dtype=jnp.float32
   )
   scores_BGRLM = layers.soft_cap(scores_BGRLM, cfg.attention_soft_cap)
   if cfg.positions == "alibi":
@@ -85,7 +86,7 @@ def _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, cfg):
   mask_BLM = _mask(places, k_BMGK.shape[1])
   scores_BGRLM = jnp.where(mask_BLM[:, None, None], scores_BGRLM, -jnp.inf)
   weights_BGRLM = jax.nn.softmax(scores_BGRLM).astype(v_BMGK.dtype)
-  out_BLGRK = jnp.einsum("bgrlm,bmgk->blgrk", weights_BGRLM, v_BMGK)
+  out_BLGRK = product("bgrlm,bmgk->blgrk", weights_BGRLM, v_BMGK)
   return out_BLGRK.reshape(b, l, h, k)
 
 

@@ -10,39 +10,38 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from .product import product
+
 # The type of `jax.lax.dot_general`; a quantised product has the same.
 DotGeneral = Callable[..., jax.Array]
 
 
 def contract(
+  equation: str,
   x: jax.Array,
   w: jax.Array,
   *,
-  axes: int = 1,
-  transposed: bool = False,
   out_dtype: jnp.dtype | None = None,
-  dot_general: DotGeneral = jax.lax.dot_general,
+  dot_general: DotGeneral | None = None,
 ) -> jax.Array:
-  """Sums over the last `axes` axes of `x` and the first `axes` of `w`.
+  """The product of activations with a parameter, as an einsum.
 
   Args:
-    x: Activations [..., inputs].
-    w: Parameter [inputs, outputs]; it is cast to the dtype of `x`.
-    axes: How many axes the inputs are.
-    transposed: The inputs are the last axes of `w` instead.
+    equation: Such as "bld,df->blf".
+    x: Activations.
+    w: Parameter; it is cast to the dtype of `x`.
     out_dtype: Of the result; None: that of `x`.
-    dot_general: The product to use.
+    dot_general: Takes the place of `jax.lax.dot_general`; None: `product`.
 
   Returns:
-    An array [..., outputs].
+    What `equation` says.
   """
-  inputs = range(x.ndim - axes, x.ndim)
-  summed = range(w.ndim - axes, w.ndim) if transposed else range(axes)
-  return dot_general(
-    x,
-    w.astype(x.dtype),
-    ((tuple(inputs), tuple(summed)), ((), ())),
-    preferred_element_type=out_dtype or x.dtype,
+  w = w.astype(x.dtype)
+  out_dtype = out_dtype or x.dtype
+  if dot_general is None:
+    return product(equation, x, w, out_dtype=out_dtype)
+  return jnp.einsum(
+    equation, x, w, preferred_element_type=out_dtype, _dot_general=dot_general
   )
 
 
@@ -167,7 +166,7 @@ def mlp_activation(kind: str, hidden: jax.Array, gate: jax.Array | None):
     return jax.nn.gelu(hidden)
   if kind == "relu2":
     return jnp.square(jax.nn.relu(hidden))
-  if kind == "swiglu":
+  if kind == "swiglu" and gate is not None:
     return jax.nn.silu(gate) * hidden
   raise ValueError(
     f"config.model.mlp={kind!r} is not a feed-forward block; use gelu, relu2 "

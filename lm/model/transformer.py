@@ -15,6 +15,7 @@ Documents need no array beside the tokens: `eos_id` stands before the first
 token of each, so it is where attention and positions begin anew.
 """
 
+import functools
 import typing
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 from .. import spec
 from ..mesh import axis_size, constrain
 from . import attention, layers
+from .product import is_product
 
 if typing.TYPE_CHECKING:
   from ..config import ModelConfig
@@ -63,12 +65,12 @@ class Transformer(nn.Module):
 
   Attributes:
     cfg: Model section of the configuration, resolved.
-    dot_general: The product with each parameter matrix, as
-      `jax.lax.dot_general`; a quantised one plugs in here.
+    dot_general: Takes the place of `jax.lax.dot_general` in the product with
+      each parameter matrix; a quantised one plugs in here.
   """
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral = jax.lax.dot_general
+  dot_general: layers.DotGeneral | None = None
 
   def setup(self):
     """Declares the parts; their parameters are declared where used."""
@@ -147,7 +149,7 @@ class Block(nn.Module):
   """One layer: attention and feed-forward, each added to the stream."""
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral = jax.lax.dot_general
+  dot_general: layers.DotGeneral | None = None
 
   @nn.compact
   def __call__(
@@ -177,7 +179,7 @@ class UnrolledBlocks(nn.Module):
   """The layers one by one, with the interface of the scanned ones."""
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral = jax.lax.dot_general
+  dot_general: layers.DotGeneral | None = None
 
   @nn.compact
   def __call__(self, x_BLD, caches, places):
@@ -196,7 +198,7 @@ class Attention(nn.Module):
   """Projections around `attention.attend`."""
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral = jax.lax.dot_general
+  dot_general: layers.DotGeneral | None = None
 
   @nn.compact
   def __call__(
@@ -205,10 +207,10 @@ class Attention(nn.Module):
     """Returns what is added to the stream, and the layer's cache."""
     cfg = self.cfg
     w = _declare(self, spec.attention_specs(cfg))
-    q_BLHK, k_BLGK, v_BLGK = (
-      layers.contract(x_BLD, w[name], dot_general=self.dot_general)
-      for name in ("q", "k", "v")
-    )
+    contract = functools.partial(layers.contract, dot_general=self.dot_general)
+    q_BLHK = contract("bld,dhk->blhk", x_BLD, w["q"])
+    k_BLGK = contract("bld,dgk->blgk", x_BLD, w["k"])
+    v_BLGK = contract("bld,dgk->blgk", x_BLD, w["v"])
     if cfg.qk_norm != "none":
       q_BLHK = self._qk_norm("q_norm", cfg.H, "heads")(q_BLHK)
       k_BLGK = self._qk_norm("k_norm", cfg.G, "kv_heads")(k_BLGK)
@@ -224,10 +226,7 @@ class Attention(nn.Module):
       k_BLGK, v_BLGK = cache
     out_BLHK = attention.attend(q_BLHK, k_BLGK, v_BLGK, places, cfg)
     out_BLHK = checkpoint_name(out_BLHK, "attention")
-    out_BLD = layers.contract(
-      out_BLHK, w["out"], axes=2, dot_general=self.dot_general
-    )
-    return out_BLD, cache
+    return contract("blhk,hkd->bld", out_BLHK, w["out"]), cache
 
   def _qk_norm(self, name, heads, axis):
     cfg = self.cfg
@@ -239,21 +238,22 @@ class Mlp(nn.Module):
   """W_out act(W_in x), or W_out (silu(W_gate x) * W_in x) for swiglu."""
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral = jax.lax.dot_general
+  dot_general: layers.DotGeneral | None = None
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     """Returns what is added to the stream."""
     w = _declare(self, spec.mlp_specs(self.cfg))
+    contract = functools.partial(layers.contract, dot_general=self.dot_general)
 
     def project(name):
-      y_BLF = layers.contract(x_BLD, w[name], dot_general=self.dot_general)
+      y_BLF = contract("bld,df->blf", x_BLD, w[name])
       y_BLF = checkpoint_name(y_BLF, f"mlp_{name}")
       return constrain(y_BLF, ("batch", "seq", "act_mlp"))
 
     gate_BLF = project("gate") if "gate" in w else None
     hidden_BLF = layers.mlp_activation(self.cfg.mlp, project("in"), gate_BLF)
-    return layers.contract(hidden_BLF, w["out"], dot_general=self.dot_general)
+    return contract("blf,fd->bld", hidden_BLF, w["out"])
 
 
 class Norm(nn.Module):
@@ -276,7 +276,7 @@ class Embedding(nn.Module):
   """The token table, and its transpose as the head of a tied model."""
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral = jax.lax.dot_general
+  dot_general: layers.DotGeneral | None = None
 
   def setup(self):
     """Declares the table."""
@@ -288,15 +288,15 @@ class Embedding(nn.Module):
     if axis_size("tensor") > 1:
       # A gather from a table split over its rows would be replicated first.
       onehot_BLV = jax.nn.one_hot(tokens_BL, self.cfg.V, dtype=dtype)
-      return layers.contract(onehot_BLV, self.table_VD)
+      return layers.contract("blv,vd->bld", onehot_BLV, self.table_VD)
     return self.table_VD.at[tokens_BL].get(mode="clip").astype(dtype)
 
   def attend(self, hidden_BLD: jax.Array) -> jax.Array:
     """Product with the transposed table, in float32."""
     return layers.contract(
+      "bld,vd->blv",
       hidden_BLD,
       self.table_VD,
-      transposed=True,
       out_dtype=jnp.float32,
       dot_general=self.dot_general,
     )
@@ -319,13 +319,14 @@ class Head(nn.Module):
   """The output matrix of an untied model."""
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral = jax.lax.dot_general
+  dot_general: layers.DotGeneral | None = None
 
   @nn.compact
   def __call__(self, hidden_BLD: jax.Array) -> jax.Array:
     """Product with the kernel, in float32."""
     kernel_DV = _declare(self, spec.head_specs(self.cfg))["kernel"]
     return layers.contract(
+      "bld,dv->blv",
       hidden_BLD,
       kernel_DV,
       out_dtype=jnp.float32,
@@ -370,7 +371,9 @@ def _remat(block, policy_name, *, prevent_cse):
   if policy_name == "full":
     policy = policies.nothing_saveable
   elif policy_name == "dots":
-    policy = policies.dots_with_no_batch_dims_saveable
+    policy = policies.save_from_both_policies(
+      is_product, policies.dots_with_no_batch_dims_saveable
+    )
   elif policy_name.startswith("names:"):
     names = policy_name.removeprefix("names:").split(",")
     policy = policies.save_only_these_names(*names)
