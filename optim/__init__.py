@@ -1,3 +1,36 @@
-"""Optimisers."""
-from .blocks import DimensionNumbers, make_plan, treatment_table
-from .soap import scale_by_soap, soap, SoapState
+"""Second-order and matrix optimisers as optax transforms.
+
+Importing needs jax, optax and numpy only.
+"""
+
+from .blocks import make_plan, treatment_table
+from .dimensions import DimensionNumbers
+from .kronecker import Precision
+from .muon import muon, scale_by_muon
+from .shampoo import scale_by_shampoo, shampoo
+from .shampoo_analysis import (
+  kronecker_cosine,
+  kronecker_factors,
+  kronecker_report,
+  operator_cosine,
+)
+from .sharding import state_specs
+from .soap import scale_by_soap, soap
+
+__all__ = [
+  "DimensionNumbers",
+  "Precision",
+  "kronecker_cosine",
+  "kronecker_factors",
+  "kronecker_report",
+  "make_plan",
+  "muon",
+  "operator_cosine",
+  "scale_by_muon",
+  "scale_by_shampoo",
+  "scale_by_soap",
+  "shampoo",
+  "soap",
+  "state_specs",
+  "treatment_table",
+]

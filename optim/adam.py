@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .blocks import Split
-
 
 class Sums(NamedTuple):
   """Factorised second moment: averages of row and column sums of G^2."""

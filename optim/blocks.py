@@ -13,7 +13,6 @@ axis, J and P the same axes once more (a left factor is [S, I, J], a right one
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,48 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-
-def _as_tuple(axes: int | Iterable[int]) -> tuple[int, ...]:
-  return (axes,) if isinstance(axes, int) else tuple(axes)
-
-
-@dataclasses.dataclass(frozen=True)
-class DimensionNumbers:
-  """How a leaf is read as a stack of matrices.
-
-  `sides` and `stack` together name each axis of the leaf exactly once. An
-  attention kernel [layers, embed, heads, head] has
-  `DimensionNumbers(sides=(1, (2, 3)), stack=0)`: one matrix embed x (heads
-  head) a layer. With `stack=(0, 2), sides=(1, 3)` each head is a matrix of
-  its own. Three or more sides make a tensor with one factor an axis.
-
-  Attributes:
-    sides: Input axes, then output axes; an int or a tuple, merged in order.
-    stack: Axes over which the leaf is a stack: layers, experts, heads.
-    precondition: Which sides get a Kronecker factor, e.g. `(1,)` for the
-      second only; None leaves it to the transform.
-  """
-
-  sides: tuple[tuple[int, ...] | int, ...] = (0, 1)
-  stack: tuple[int, ...] | int = ()
-  precondition: tuple[int, ...] | None = None
-
-  def __post_init__(self):
-    """Writes single axes as tuples, so that equal layouts compare equal."""
-    sides = tuple(_as_tuple(axes) for axes in self.sides)
-    object.__setattr__(self, "sides", sides)
-    object.__setattr__(self, "stack", _as_tuple(self.stack))
-
-  @property
-  def order(self) -> tuple[int, ...]:
-    """The axes of the leaf: stack first, then side by side."""
-    return self.stack + tuple(axis for axes in self.sides for axis in axes)
-
-
-# A tree of `DimensionNumbers | None` (None: no matrix, a leaf for the
-# element-wise rule), a function of params that makes one, or None for the
-# default: 2-D leaves are matrices.
-DimensionTree = Any | Callable[[Any], Any] | None
+from . import dimensions
+from .dimensions import DimensionNumbers, DimensionTree
 
 
 class Split(NamedTuple):
@@ -85,7 +44,7 @@ class Piece:
   @property
   def stack_shape(self) -> tuple[int, ...]:
     """Lengths of the stack axes."""
-    return tuple(self.shape[axis] for axis in self.dims.stack)
+    return tuple(self.shape[axis] for axis in self.dims.stack_axes)
 
   @property
   def lengths(self) -> tuple[int, ...]:
@@ -198,11 +157,11 @@ def make_plan(
       not fit its dimension numbers.
   """
   flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-  dims_by_path = _dimensions(params, flat, dimension_numbers)
+  dims_by_path = dimensions.by_path(params, flat, dimension_numbers)
   groups: dict[tuple, list[Piece]] = {}
   for index, (key_path, leaf) in enumerate(flat):
     path = jax.tree_util.keystr(key_path)
-    dims = _checked(path, leaf, dims_by_path[path])
+    dims = dimensions.checked(path, leaf, dims_by_path[path])
     if dims is None or leaf.size == 0:
       continue
     lengths = _lengths(leaf.shape, dims)
@@ -217,15 +176,29 @@ def make_plan(
     groups.setdefault((shape, factored, dtype), []).append(piece)
   buckets = tuple(
     Bucket(
-      _bucket_name(*key),
-      *key,
+      _bucket_name(shape, factored, dtype),
+      shape,
+      factored,
+      dtype,
       tuple(pieces),
       _round_up(sum(piece.count for piece in pieces), stack_shards),
     )
-    for key, pieces in groups.items()
+    for (shape, factored, dtype), pieces in groups.items()
   )
   paths = tuple(jax.tree_util.keystr(key_path) for key_path, _ in flat)
   return Plan(buckets, treedef, paths)
+
+
+def check_two_sides(plan: Plan, what: str) -> None:
+  """Raises unless every bucket holds matrices rather than tensors."""
+  for bucket in plan.buckets:
+    if len(bucket.shape) != 2:
+      piece = bucket.pieces[0]
+      raise ValueError(
+        f"{what} needs matrices, but leaf {piece.path} of shape {piece.shape} "
+        f"has {len(bucket.shape)} sides in {piece.dims}. Merge them into two, "
+        "or give the leaf None."
+      )
 
 
 def treatment_table(
@@ -268,7 +241,9 @@ def treatment_table(
 
 
 def _lengths(shape, dims: DimensionNumbers) -> tuple[int, ...]:
-  return tuple(math.prod(shape[axis] for axis in axes) for axes in dims.sides)
+  return tuple(
+    math.prod(shape[axis] for axis in axes) for axes in dims.side_axes
+  )
 
 
 def _round_up(n: int, multiple: int) -> int:
@@ -279,79 +254,6 @@ def _bucket_name(shape, factored, dtype) -> str:
   sides = "".join(str(i) for i, has in enumerate(factored) if has)
   suffix = "" if dtype == jnp.float32 else f"_{jnp.dtype(dtype).name}"
   return "x".join(map(str, shape)) + f"_{sides}{suffix}"
-
-
-def _dimensions(params, flat, dimension_numbers) -> dict:
-  """Dimension numbers by path; paths rather than trees, to work masked."""
-  paths = [jax.tree_util.keystr(key_path) for key_path, _ in flat]
-  if dimension_numbers is None:
-    return {
-      path: _default(path, leaf)
-      for path, (_, leaf) in zip(paths, flat, strict=True)
-    }
-  if callable(dimension_numbers):
-    dimension_numbers = dimension_numbers(params)
-  entries = jax.tree_util.tree_flatten_with_path(
-    dimension_numbers,
-    is_leaf=lambda x: x is None or isinstance(x, DimensionNumbers),
-  )[0]
-  known = {jax.tree_util.keystr(key_path): dims for key_path, dims in entries}
-  for path, (_, leaf) in zip(paths, flat, strict=True):
-    if path not in known:
-      raise ValueError(
-        f"dimension_numbers has no entry for leaf {path} of shape "
-        f"{tuple(leaf.shape)}. Give each leaf a DimensionNumbers, or None to "
-        f"treat it element-wise. Entries: {sorted(known)[:8]}."
-      )
-  return {path: known[path] for path in paths}
-
-
-def _default(path: str, leaf) -> DimensionNumbers | None:
-  if leaf.ndim < 2 or leaf.size == 0:
-    return None
-  if leaf.ndim == 2:
-    return DimensionNumbers()
-  raise ValueError(
-    f"Leaf {path} has shape {tuple(leaf.shape)}: which of its {leaf.ndim} axes "
-    "are stacked, inputs or outputs is not known. Pass dimension_numbers, a "
-    "tree like params, with e.g. DimensionNumbers(sides=(1, 2), stack=0) for "
-    "layers of matrices, or None to treat the leaf element-wise."
-  )
-
-
-def _checked(path: str, leaf, dims) -> DimensionNumbers | None:
-  """Returns `dims` with axes counted from 0, or raises naming the leaf."""
-  if not jnp.issubdtype(leaf.dtype, jnp.floating):
-    raise ValueError(
-      f"Leaf {path} of shape {tuple(leaf.shape)} has type {leaf.dtype}; only "
-      "real floating leaves can be optimised. Leave it out with optax.masked "
-      "or optax.partition, or cast it."
-    )
-  if dims is None:
-    return None
-  if not isinstance(dims, DimensionNumbers):
-    raise ValueError(
-      f"dimension_numbers of leaf {path} of shape {tuple(leaf.shape)} is "
-      f"{dims!r}; it must be a DimensionNumbers, or None."
-    )
-  in_range = all(-leaf.ndim <= axis < leaf.ndim for axis in dims.order)
-  axes = sorted(axis % leaf.ndim for axis in dims.order) if in_range else []
-  sides_known = all(
-    0 <= side < len(dims.sides) for side in dims.precondition or ()
-  )
-  if axes != list(range(leaf.ndim)) or not dims.sides or not sides_known:
-    raise ValueError(
-      f"{dims} does not fit leaf {path} of shape {tuple(leaf.shape)}: stack "
-      f"and sides must name each of its axes 0..{leaf.ndim - 1} once, and "
-      f"precondition may name sides 0..{len(dims.sides) - 1}."
-    )
-  return dataclasses.replace(
-    dims,
-    sides=tuple(
-      tuple(axis % leaf.ndim for axis in axes) for axes in dims.sides
-    ),
-    stack=tuple(axis % leaf.ndim for axis in dims.stack),
-  )
 
 
 def _treatment(lengths, dims, max_precond_dim, one_sided, block_size):
@@ -373,7 +275,9 @@ def _treatment(lengths, dims, max_precond_dim, one_sided, block_size):
     want and -(-n // b) <= max_precond_dim
     for n, want, b in zip(lengths, wanted, blocks, strict=True)
   )
-  blocks = tuple(b if has else 1 for b, has in zip(blocks, factored, strict=True))
+  blocks = tuple(
+    b if has else 1 for b, has in zip(blocks, factored, strict=True)
+  )
   return factored, blocks
 
 
@@ -390,7 +294,9 @@ def _to_stack(piece: Piece, bucket: Bucket, leaf: jax.Array) -> jax.Array:
     )
   ]
   x = jnp.pad(x, [(0, 0), *padding])
-  cut = [n for pair in zip(piece.blocks, bucket.shape, strict=True) for n in pair]
+  cut = [
+    n for pair in zip(piece.blocks, bucket.shape, strict=True) for n in pair
+  ]
   x = x.reshape(x.shape[0], *cut)
   k = len(bucket.shape)
   x = x.transpose(0, *range(1, 2 * k, 2), *range(2, 2 * k + 1, 2))
@@ -403,9 +309,7 @@ def _from_stack(piece: Piece, bucket: Bucket, x: jax.Array) -> jax.Array:
     k = len(bucket.shape)
     x = x.reshape(-1, *piece.blocks, *bucket.shape)
     x = x.transpose(0, *(j for i in range(k) for j in (1 + i, 1 + k + i)))
-    padded = [
-      b * n for b, n in zip(piece.blocks, bucket.shape, strict=True)
-    ]
+    padded = [b * n for b, n in zip(piece.blocks, bucket.shape, strict=True)]
     x = x.reshape(-1, *padded)
     x = x[(slice(None), *(slice(0, n) for n in piece.lengths))]
   x = x.reshape([piece.shape[axis] for axis in piece.dims.order])

@@ -61,7 +61,8 @@ def decay_weights(
       return (u32 + decay * w32).astype(u.dtype)
 
     updates = jax.tree.map(add, updates, params)
-    return updates, DecayState(optax.safe_increment(state.count))
+    count: Any = optax.safe_increment(state.count)
+    return updates, DecayState(count)
 
   return optax.GradientTransformation(init_fn, update_fn)
 
@@ -74,8 +75,22 @@ def descend(
   *,
   order: Literal["optax", "official"] = "optax",
   skip_first: bool = False,
+  step: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Chains a direction, `decay_weights` on the masked leaves and the step."""
+  """Chains a direction, `decay_weights` on the masked leaves and the step.
+
+  Args:
+    direction: Transform of gradients into a direction of ascent.
+    learning_rate: Number, array or schedule.
+    weight_decay: 0 leaves the decay out.
+    mask: As of `optax.masked`; True decays.
+    order: As of `decay_weights`.
+    skip_first: As of `decay_weights`.
+    step: Replaces the multiplication by -learning_rate.
+
+  Returns:
+    The chain.
+  """
   arguments.check_learning_rate(learning_rate)
   arguments.check_positive("weight_decay", weight_decay, zero_too=True)
   arguments.check_choice("decay_order", order, ("optax", "official"))
@@ -86,4 +101,6 @@ def descend(
       learning_rate, weight_decay, order=order, skip_first=skip_first
     )
     parts.append(decay if mask is None else optax.masked(decay, mask))
-  return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
+  if step is None:
+    step = optax.scale_by_learning_rate(learning_rate)
+  return optax.chain(*parts, step)

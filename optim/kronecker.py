@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .blocks import Bucket, Plan
+from .blocks import Plan, Split
 
 
 class Precision(NamedTuple):
@@ -78,10 +78,9 @@ def init(
       )
       eye = jnp.eye(n, dtype=derived_dtype or bucket.dtype)
       derived.append(jnp.broadcast_to(eye, shape) if has else None)
-    count_S = jnp.zeros(bucket.size, jnp.int32)
-    state[bucket.name] = Kronecker(
-      tuple(factors), tuple(derived), count_S, count_S
-    )
+    # Two arrays: a buffer that stands twice in a state cannot be donated.
+    counts = (jnp.zeros(bucket.size, jnp.int32) for _ in range(2))
+    state[bucket.name] = Kronecker(tuple(factors), tuple(derived), *counts)
   return state
 
 
@@ -112,9 +111,7 @@ def mode_product(
   matrix = matrix.astype(x.dtype)
   # The operand that gives the leading free axis comes first: no transposition.
   if side == 0:
-    return jnp.einsum(
-      f"{pair},y{axes}->y{out}", matrix, x, precision=precision
-    )
+    return jnp.einsum(f"{pair},y{axes}->y{out}", matrix, x, precision=precision)
   return jnp.einsum(f"y{axes},{pair}->y{out}", x, matrix, precision=precision)
 
 
@@ -124,7 +121,9 @@ def rotate(
   """`mode_product` along every side that has a matrix."""
   for side, matrix in enumerate(matrices):
     if matrix is not None:
-      x = mode_product(x, matrix, side, transpose=transpose, precision=precision)
+      x = mode_product(
+        x, matrix, side, transpose=transpose, precision=precision
+      )
   return x
 
 
@@ -151,18 +150,45 @@ def average_grams(
   return state._replace(factors=tuple(factors))
 
 
-def screen(x: jax.Array, state: Kronecker) -> tuple[jax.Array, Kronecker]:
-  """Takes a gradient that would poison the averages as zero, and counts it.
+def finite_or_zero(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Takes each matrix that would poison an average as zero; says which not.
 
-  Judged for each matrix of the stack by its sum of squares, the trace of
-  either Gram matrix: finite exactly if all entries are and no Gram entry can
-  overflow.
+  Judged by the sum of squares, the trace of either Gram matrix: finite
+  exactly if all entries are and no Gram entry can overflow.
+
+  Args:
+    x: [S, I, O], or more sides.
+
+  Returns:
+    x with zeros in the place of bad matrices, and ok_S.
   """
   sides = tuple(range(1, x.ndim))
   ok_S = jnp.isfinite(jnp.sum(jnp.square(x), axis=sides))
-  x = jnp.where(jnp.expand_dims(ok_S, sides), x, 0)
-  rejections = state.rejections + ~ok_S
-  return x, state._replace(rejections=rejections)
+  return jnp.where(jnp.expand_dims(ok_S, sides), x, 0), ok_S
+
+
+def screen_leaf(g: jax.Array) -> jax.Array:
+  """As `finite_or_zero`, for a leaf without a matrix, as a whole."""
+  work = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+  return jnp.where(jnp.isfinite(jnp.sum(jnp.square(work))), g, 0)
+
+
+def observe(
+  plan: Plan,
+  updates: Any,
+  state: dict[str, Kronecker],
+  decay: jax.Array | float,
+  precision: Precision,
+  stack_axes: Any | None,
+) -> tuple[Split, dict[str, Kronecker]]:
+  """Stacks and screens the gradients, and averages their Gram matrices."""
+  split, stacks, factors = plan.split(updates), {}, {}
+  for name, x in split.stacks.items():
+    x, ok_S = finite_or_zero(constrain(x, stack_axes))
+    stacks[name] = x
+    counted = state[name]._replace(rejections=state[name].rejections + ~ok_S)
+    factors[name] = average_grams(counted, x, decay, precision.statistics)
+  return Split(stacks, jax.tree.map(screen_leaf, split.rest)), factors
 
 
 def make_schedule(
@@ -201,19 +227,19 @@ def make_schedule(
 
 def refresh_side(
   refresh: Refresh,
-  phase: jax.Array,
+  count: jax.Array,
   enabled: jax.Array | bool,
   make: Callable[..., tuple[jax.Array, jax.Array]],
   state: Kronecker,
   side: int,
   carried: tuple[jax.Array, ...] = (),
-  carry: Callable[..., jax.Array] | None = None,
+  carry: Callable[..., jax.Array] = lambda x, old, new: x,
 ) -> tuple[Kronecker, tuple[jax.Array, ...]]:
   """Refreshes the matrices of one side whose turn it is.
 
   Args:
     refresh: The side's schedule.
-    phase: count modulo frequency, int32 [].
+    count: Steps so far, int32 []; its phase is the remainder by the frequency.
     enabled: Whether anything is refreshed now.
     make: (factor, old) -> (new, ok_S), for a stack of matrices.
     state: The bucket's.
@@ -225,9 +251,8 @@ def refresh_side(
     The new state, and `carried`. Matrices that `make` does not vouch for keep
     the old one and count as a failure.
   """
-  if max(refresh.slot_of_phase) < 0:
-    return state, carried
-  slot = jnp.asarray(refresh.slot_of_phase, jnp.int32)[phase]
+  slots = jnp.asarray(refresh.slot_of_phase, jnp.int32)
+  slot = slots[count % len(slots)]
   first = slot * refresh.size
   local = state.failures.shape[0] // refresh.shards
   # The last slot of a stack that does not divide evenly overlaps the one
@@ -270,23 +295,6 @@ def refresh_side(
   all_derived[side] = derived
   state = state._replace(derived=tuple(all_derived), failures=failures)
   return state, carried
-
-
-def refresh_all(
-  schedule: dict[tuple[str, int], Refresh],
-  state: dict[str, Kronecker],
-  count: jax.Array,
-  frequency: int,
-  enabled: jax.Array | bool,
-  make: Callable[..., tuple[jax.Array, jax.Array]],
-) -> dict[str, Kronecker]:
-  """`refresh_side` for every side, nothing being carried along."""
-  state = dict(state)
-  for (name, side), refresh in schedule.items():
-    state[name], _ = refresh_side(
-      refresh, count % frequency, enabled, make, state[name], side
-    )
-  return state
 
 
 def constrain(x: jax.Array, stack_axes: Any) -> jax.Array:

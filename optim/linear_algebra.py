@@ -71,7 +71,7 @@ def householder(
   """The Q of a QR factorisation, and whether it is finite."""
   del precision  # LAPACK's own.
   q_SIJ = jnp.linalg.qr(x_SIJ)[0]
-  return q_SIJ, _finite(q_SIJ)
+  return q_SIJ, finite(q_SIJ)
 
 
 def scaled_cholesky_qr(
@@ -113,7 +113,7 @@ def scaled_cholesky_qr(
   q_SIJ = y_SIJ - jnp.matmul(y_SIJ, half_SJJ, precision=precision)
   # The Newton step leaves an error of the order of ||E||^2.
   size_S = jnp.sum(jnp.square(error_SJJ), axis=(-2, -1))
-  ok_S = _finite(q_SIJ) & (size_S < ORTHOGONALITY_TOLERANCE)
+  ok_S = finite(q_SIJ) & (size_S < ORTHOGONALITY_TOLERANCE)
   return q_SIJ, ok_S
 
 
@@ -146,7 +146,7 @@ def inverse_root(
   root_SII = jnp.matmul(
     vectors_SIJ * scale_SI[:, None], vectors_SIJ.mT, precision="highest"
   )
-  return root_SII, _finite(root_SII)
+  return root_SII, finite(root_SII)
 
 
 def newton_schulz(
@@ -193,6 +193,6 @@ def _repair(x_SIJ, q_SIJ, ok_S):
   return q_SIJ, ok_S | again_ok_S
 
 
-def _finite(x_SIJ: jax.Array) -> jax.Array:
+def finite(x_SIJ: jax.Array) -> jax.Array:
   """Whether each matrix has finite entries only."""
   return jnp.all(jnp.isfinite(x_SIJ), axis=(-2, -1))

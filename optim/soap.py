@@ -10,13 +10,14 @@ the authors' trajectories.
 Dimension key: see `optim/blocks.py`.
 """
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from . import adam, arguments, blocks, kronecker, linear_algebra
+from . import adam, arguments, bases, blocks, kronecker
 from .descent import descend
 
 Refresh = Literal["qr", "cholesky", "eigh"]
@@ -31,7 +32,7 @@ class SoapState(NamedTuple):
   kronecker: dict[str, kronecker.Kronecker]  # By bucket; derived = bases Q.
 
 
-def soap(
+def soap(  # noqa: D417
   learning_rate: optax.ScalarOrSchedule,
   *,
   b1: float = 0.95,
@@ -211,33 +212,29 @@ def scale_by_soap(
   _check(locals())
   beta = b2 if shampoo_beta is None else shampoo_beta
   precision = kronecker.Precision(*precision)
-  rule = inner
-  if rule is None:
-    rule = adam.scale_by_split_adam(
-      b1,
-      b2,
-      eps,
-      bias_correction=bias_correction,
-      factorized=factorized,
-      mu_dtype=mu_dtype,
-      nu_dtype=nu_dtype,
-    )
+  rule = inner or adam.scale_by_split_adam(
+    b1,
+    b2,
+    eps,
+    bias_correction=bias_correction,
+    factorized=factorized,
+    mu_dtype=mu_dtype,
+    nu_dtype=nu_dtype,
+  )
   rule = optax.with_extra_args_support(rule)
-
-  def plan_of(tree):
-    return blocks.make_plan(
-      tree,
-      dimension_numbers,
-      max_precond_dim=max_precond_dim,
-      one_sided=one_sided,
-      block_size=block_size,
-      stack_shards=stack_shards,
-    )
+  plan_of = functools.partial(
+    blocks.make_plan,
+    dimension_numbers=dimension_numbers,
+    max_precond_dim=max_precond_dim,
+    one_sided=one_sided,
+    block_size=block_size,
+    stack_shards=stack_shards,
+  )
 
   def init_fn(params):
     plan = plan_of(params)
     if factorized:
-      _check_two_sides(plan)
+      blocks.check_two_sides(plan, "factorized=True")
     state = kronecker.init(plan, factor_dtype, basis_dtype)
     return SoapState(
       jnp.zeros((), jnp.int32), rule.init(plan.split(params)), state
@@ -249,21 +246,21 @@ def scale_by_soap(
     if plan.empty:
       return updates, state
     first = state.count == 0
-    grads, factors = _observe(
+    grads, factors = kronecker.observe(
       plan, updates, state.kronecker, beta, precision, stack_axes
     )
     if first_step != "identity":
-      factors = _first_bases(factors, first)
-    rotated = _rotate(grads, factors, precision, transpose=True)
-    directions, inner_state = rule.update(
-      rotated, state.inner, None, **extra_args
-    )
-    directions = _rotate(directions, factors, precision, transpose=False)
+      factors = bases.first_bases(factors, first)
+    rotated = bases.rotate(grads, factors, precision, transpose=True)
+    stepped: Any = rule.update(rotated, state.inner, None, **extra_args)
+    directions, inner_state = stepped
+    directions = bases.rotate(directions, factors, precision, transpose=False)
     if normalize:
-      scale = 1.0
-      if inner is None and bias_correction:
-        scale = adam.bias_scale(inner_state.count, b1, b2)
-      directions = _normalize(directions, scale)
+      corrected = inner is None and bias_correction
+      directions = _normalize(
+        directions,
+        adam.bias_scale(inner_state.count, b1, b2) if corrected else 1.0,
+      )
     if first_step == "skip":
       directions = jax.tree.map(lambda u: jnp.where(first, 0, u), directions)
       inner_state = jax.tree.map(
@@ -272,81 +269,23 @@ def scale_by_soap(
     schedule = kronecker.make_schedule(
       plan, precondition_frequency, stagger=stagger, stack_shards=stack_shards
     )
-    inner_state, factors = _refresh(
+    make = bases.make_basis(
+      refresh, first_step, state.count, precision, precondition_frequency
+    )
+    inner_state, factors = bases.refresh(
       schedule,
       state.count,
       inner_state,
       factors,
-      _make_basis(refresh, first_step, state.count, schedule, precision),
+      make,
       momentum_fields,
       precision,
     )
     updates = plan.merge(directions, like=updates)
-    count = optax.safe_increment(state.count)
+    count: Any = optax.safe_increment(state.count)
     return updates, SoapState(count, inner_state, factors)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _observe(plan, updates, state, beta, precision, stack_axes):
-  """Stacks and screens the gradients, and averages their Gram matrices."""
-  split, factors = plan.split(updates), {}
-  stacks = {}
-  for name, x in split.stacks.items():
-    x = kronecker.constrain(x, stack_axes)
-    x, bucket = kronecker.screen(x, state[name])
-    stacks[name] = x
-    factors[name] = kronecker.average_grams(
-      bucket, x, beta, precision.statistics
-    )
-  rest = jax.tree.map(_screen_leaf, split.rest)
-  return blocks.Split(stacks, rest), factors
-
-
-def _screen_leaf(g: jax.Array) -> jax.Array:
-  """As `kronecker.screen`, for a leaf without a matrix."""
-  square = jnp.square(g.astype(jnp.promote_types(g.dtype, jnp.float32)))
-  return jnp.where(jnp.isfinite(jnp.sum(square)), g, 0)
-
-
-def _first_bases(factors, first):
-  """Eigenvectors of the factors at the first call; one branch a side."""
-  result = {}
-  for name, bucket in factors.items():
-    bases, failures = list(bucket.derived), bucket.failures
-    for side, factor in enumerate(bucket.factors):
-      if factor is not None:
-        bases[side], failures = jax.lax.cond(
-          first,
-          _eigenbasis_or_old,
-          lambda factor, old, failures: (old, failures),
-          factor,
-          bases[side],
-          failures,
-        )
-    result[name] = bucket._replace(derived=tuple(bases), failures=failures)
-  return result
-
-
-def _eigenbasis_or_old(factor, old, failures):
-  work = factor.astype(jnp.promote_types(factor.dtype, jnp.float32))
-  new = linear_algebra.eigenbasis(work)
-  ok_S = jnp.all(jnp.isfinite(new), axis=(-2, -1))
-  new = jnp.where(ok_S[:, None, None], new, old.astype(new.dtype))
-  return new.astype(old.dtype), failures + ~ok_S
-
-
-def _rotate(split, factors, precision, *, transpose):
-  stacks = {
-    name: kronecker.rotate(
-      x,
-      factors[name].derived,
-      transpose=transpose,
-      precision=precision.rotation,
-    )
-    for name, x in split.stacks.items()
-  }
-  return blocks.Split(stacks, split.rest)
 
 
 def _normalize(split, scale):
@@ -360,80 +299,6 @@ def _normalize(split, scale):
     name: unit(x, tuple(range(1, x.ndim))) for name, x in split.stacks.items()
   }
   return blocks.Split(stacks, jax.tree.map(lambda x: unit(x, None), split.rest))
-
-
-def _make_basis(refresh, first_step, count, schedule, precision):
-  """The (factor, old basis) -> (basis, ok) of a refresh."""
-
-  def anew(factor, old):
-    del old
-    basis = linear_algebra.eigenbasis(factor)
-    return basis, jnp.all(jnp.isfinite(basis), axis=(-2, -1))
-
-  def step(factor, old):
-    return linear_algebra.power_step(
-      factor, old, method=refresh, precision=precision.refresh
-    )
-
-  if refresh == "eigh":
-    return anew
-  if first_step != "identity":
-    return step
-  # A power iteration from the identity would need many steps.
-  frequency = max((len(r.slot_of_phase) for r in schedule.values()), default=1)
-  return lambda factor, old: jax.lax.cond(
-    count <= frequency, anew, step, factor, old
-  )
-
-
-def _refresh(schedule, count, inner_state, factors, make, fields, precision):
-  """Refreshes the sides whose turn it is, and turns the momenta with them."""
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(inner_state)
-  paths, leaves = [path for path, _ in leaves], [leaf for _, leaf in leaves]
-  for (name, side), refresh in schedule.items():
-    where = [i for i, path in enumerate(paths) if _is_momentum(path, name, fields)]
-
-    def carry(x, old, new, side=side):
-      work = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-      for matrix, transpose in ((old, False), (new, True)):
-        work = kronecker.mode_product(
-          work,
-          matrix,
-          side,
-          transpose=transpose,
-          precision=precision.refresh,
-        )
-      return work.astype(x.dtype)
-
-    factors[name], moved = kronecker.refresh_side(
-      refresh,
-      count % len(refresh.slot_of_phase),
-      count > 0,
-      make,
-      factors[name],
-      side,
-      tuple(leaves[i] for i in where),
-      carry,
-    )
-    for i, leaf in zip(where, moved, strict=True):
-      leaves[i] = leaf
-  return jax.tree.unflatten(treedef, leaves), factors
-
-
-def _is_momentum(path, name: str, fields: tuple[str, ...]) -> bool:
-  """Whether a leaf of the inner state is a bucket's stack in such a field."""
-  names = [getattr(key, "name", getattr(key, "key", None)) for key in path]
-  return names[-2:] == ["stacks", name] and any(f in names for f in fields)
-
-
-def _check_two_sides(plan: blocks.Plan) -> None:
-  for bucket in plan.buckets:
-    if len(bucket.shape) != 2:
-      raise ValueError(
-        f"factorized=True needs matrices, but leaf {bucket.pieces[0].path} of "
-        f"shape {bucket.pieces[0].shape} has {len(bucket.shape)} sides. Merge "
-        "them into two in its DimensionNumbers, or set factorized=False."
-      )
 
 
 def _check(args: dict[str, Any]) -> None:
