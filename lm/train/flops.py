@@ -66,7 +66,8 @@ def train_flops_per_token(
       backward pass: every block with remat "full", attention with "dots",
       the head with a chunked loss. Utilisation is by convention told without
       it ("model FLOPs"); with it one obtains the load of the hardware.
-      What a "names:" policy recomputes depends on the names and is not
+      It is an upper bound, since the compiler drops what it can, e.g. the
+      last product of a block; what a "names:" policy recomputes is not
       counted.
 
   Returns:

@@ -1,8 +1,13 @@
 """FLOPs against counts by hand and by the compiler."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from lm import config as config_lib
+from lm import spec
+from lm.model import Transformer
+from lm.model.loss import loss_sums
 from lm.train import flops
 from ml_collections_configs import base
 
@@ -53,6 +58,38 @@ def test_train_is_three_forwards_and_recomputation_is_counted_on_request():
 def test_peak_by_device_kind(kind, tflops):
   expected = None if tflops is None else pytest.approx(tflops * 1e12)
   assert flops.peak_flops(kind) == expected
+
+
+def _by_xla(cfg):
+  """FLOPs per token of the loss and its gradient, as XLA counts them."""
+  model, specs = Transformer(cfg), spec.param_specs(cfg)
+  tokens = jax.ShapeDtypeStruct((4, cfg.L + 1), jnp.int32)
+  params = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32),
+    specs,
+    is_leaf=lambda s: isinstance(s, spec.ParamSpec),
+  )
+
+  def loss(params, tokens):
+    return loss_sums(model, params, tokens).loss
+
+  compiled = jax.jit(jax.grad(loss)).lower(params, tokens).compile()
+  return compiled.cost_analysis()["flops"] / (4 * cfg.L)
+
+
+@pytest.mark.parametrize("changes", [{"G": 2}, {"G": 1, "mlp": "swiglu"}])
+def test_the_compiler_counts_the_same(changes):
+  # Unrolled, since XLA counts the body of a scan once; the full square, since
+  # plain XLA attention computes it. Norms, softmax and the like are extra.
+  small = {"D": 128, "N": 2, "H": 2, "F": 512, "real_V": 512, "pad_id": 1}
+  small |= {"layers": "unroll", "compute_dtype": "float32"}
+  cfg = _model(**small | changes)
+  formula = flops.train_flops_per_token(cfg, causal_half=False)
+  counted = _by_xla(cfg)
+  assert formula < counted < 1.025 * formula
+  remat = _model(**small | changes | {"remat": "full"})
+  more = flops.train_flops_per_token(remat, causal_half=False, recompute=True)
+  assert counted < _by_xla(remat) < more  # Unneeded products are dropped.
 
 
 def test_mfu():
