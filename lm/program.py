@@ -54,7 +54,7 @@ def run(
       raise
     fail(str(error), BAD_INPUT)
   except OSError as error:
-    fail(f"The disk failed: {error}", DISK)
+    fail(str(error), DISK)
 
 
 def fail(message: str, code: int) -> None:

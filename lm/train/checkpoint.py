@@ -21,7 +21,7 @@ from .state import TrainState
 _FOLDER = "checkpoints"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(OSError):
   """A checkpoint could not be written or read; the message says what to do."""
 
 

@@ -39,6 +39,7 @@ def train(config: configs.Config, folder: str | os.PathLike) -> int:
   path = workdir.prepare(folder)
   data = setup.find_data(config)
   parts = setup.build(setup.resolve(config, data))
+  setup.check_rows(parts.config, parts.mesh)
   with jax.set_mesh(parts.mesh), contextlib.ExitStack() as stack:
     session = open_session(parts, data, path, stack)
     code = _steps(session)
@@ -71,12 +72,11 @@ def _steps(s: Session) -> int:
       s.clock = s.clock.advance(config.data.batch_size, config.data.seq_length)
       s.reporter.push(s.clock, metrics, buffers.wait_seconds)
       s.eval_loss = None
+      s.run_file.note(compiles_in_loop=compiled.count)
       code = _jobs(s)
       if code is not None:
         return code
-  if compiled.count:
-    s.progress.log(f"{compiled.count} programs were compiled within the loop.")
-  s.run_file.write("running", compiles_in_loop=compiled.count)
+  s.progress.log(f"Nothing left to do after step {s.clock.step}.")
   return 0
 
 

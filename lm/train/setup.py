@@ -95,12 +95,10 @@ def build(
     devices: Of the mesh; None for all.
 
   Raises:
-    ValueError: If the mesh does not fit the devices, or rows do not divide
-      over them.
+    ValueError: If the mesh does not fit the devices.
   """
   m = config.mesh
   mesh = meshes.make_mesh((m.data, m.fsdp, m.tensor), devices)
-  _check_rows(config, mesh)
   model, specs = Transformer(config.model), spec.param_specs(config.model)
   learning_rate = schedule.learning_rate(config)
   tx = optimizer.make(config, learning_rate, spec.decay_mask(specs))
@@ -184,7 +182,12 @@ def put_buffer(parts: Parts, rows: np.ndarray) -> jax.Array:
   return meshes.put_rows(parts.batch_sharding, rows, parts.buffer_shape)
 
 
-def _check_rows(config: configs.Config, mesh: Mesh) -> None:
+def check_rows(config: configs.Config, mesh: Mesh) -> None:
+  """Checks that the rows of training and evaluation divide over the mesh.
+
+  Raises:
+    ConfigError: If they do not.
+  """
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   rows, eval_rows = config.microbatch_size, config.eval.batch_size
   if rows % ways:

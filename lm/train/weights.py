@@ -16,7 +16,7 @@ import numpy as np
 from .. import config as configs
 from .. import spec
 from . import setup, workdir
-from .checkpoint import CheckpointError, abstract, list_steps, restore_fields
+from .checkpoint import abstract, list_steps, restore_fields
 from .state import TrainState, averaged_params
 
 _CONFIG = "config"
@@ -33,7 +33,8 @@ def restore(
     step: Which checkpoint; None for the newest.
 
   Raises:
-    CheckpointError: If there is none, or it cannot be read.
+    ConfigError: If there is none.
+    CheckpointError: If it cannot be read.
   """
   step = _pick(folder, step)
   ema = parts.config.optim.ema
@@ -62,8 +63,8 @@ def open_run(
     step: Which checkpoint; None for the newest.
 
   Raises:
-    ConfigError: If the folder holds no run.
-    CheckpointError: If the checkpoint is missing or cannot be read.
+    ConfigError: If the folder holds no run, or no such checkpoint.
+    CheckpointError: If the checkpoint cannot be read.
   """
   config = workdir.read_config(folder)
   one_axis = configs.MeshConfig(data=-1, fsdp=1, tensor=1, rules="logical")
@@ -102,7 +103,7 @@ def export(folder: str | os.PathLike, out: str | os.PathLike) -> int:
   The average of the weights is written if the run keeps one.
 
   Raises:
-    CheckpointError: If the run has no checkpoint.
+    ConfigError: If the run has no checkpoint.
   """
   step = _pick(folder, None)
   config = workdir.read_config(folder)
@@ -153,9 +154,9 @@ def _restore_host(folder: str | os.PathLike, average: bool = False) -> Any:
 def _pick(folder: str | os.PathLike, step: int | None) -> int:
   steps = list_steps(folder)
   if not steps:
-    raise CheckpointError(f"{folder} holds no checkpoint.")
+    raise configs.ConfigError(f"{folder} holds no checkpoint.")
   if step is not None and step not in steps:
-    raise CheckpointError(
+    raise configs.ConfigError(
       f"{folder} holds no checkpoint of step {step}; it has {steps}."
     )
   return steps[-1] if step is None else step

@@ -15,8 +15,8 @@ import jax
 from .. import config as configs
 from .. import spec
 from ..data import layout
+from ..text import human
 from . import flops, setup, sharding
-from .progress import human
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -62,6 +62,10 @@ class RunFile:
     self._path = workdir / "run.json"
     self._facts = facts
 
+  def note(self, **more: Any) -> None:
+    """Remembers further facts for the next `write`."""
+    self._facts |= more
+
   def write(self, status: str, **more: Any) -> None:
     """Writes the facts with a status.
 
@@ -69,7 +73,7 @@ class RunFile:
       status: running | finished | preempted | crashed.
       **more: Further facts, kept from now on.
     """
-    self._facts |= more
+    self.note(**more)
     write_json(self._path, {"status": status} | self._facts)
 
 

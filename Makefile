@@ -1,0 +1,57 @@
+# Everything a person does often; `make help` lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= ml_collections_configs/tiny.py
+RUN ?= runs/tiny
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check lint architecture slow bench notebooks wheel clean
+
+help: ## List the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: $(VENV)/.lm ## Install, prepare the corpus, train, evaluate, sample, draw.
+	$(BIN)/python -m lm.data.prepare --config=$(CONFIG)
+	$(BIN)/python -m lm.main --config=$(CONFIG) --workdir=$(RUN)
+	$(BIN)/python -m lm.report $(RUN)
+
+test: $(VENV)/.dev ## Install and run the default tests.
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: lint architecture ## Lint, format, types, spelling and import rules.
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/pyrefly check
+
+architecture: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+slow: $(VENV)/.dev ## Run the long tests (tens of minutes).
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.lm ## Print the tables of every benchmark.
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+notebooks: $(VENV)/.dev ## Execute the notebooks at their small size.
+	$(BIN)/python -m pytest --nbmake notebooks -p no:cacheprovider
+
+wheel: $(VENV)/.dev ## Build the wheel into dist/.
+	$(BIN)/python -m build --wheel
+
+clean: ## Remove the environment and what builds leave behind.
+	rm -rf $(VENV) build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
+
+# The stamp is renewed when the dependencies may have changed.
+$(VENV)/.lm: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lm]'
+	touch $@
+
+$(VENV)/.dev: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
