@@ -159,7 +159,7 @@ def runs_table(runs: Sequence[Run]) -> str:
   """One line a run: size, length, time and train loss."""
   rows = []
   for run in runs:
-    params = run.info.get("counts", {}).get("total")
+    params = run.info.get("parameters", {}).get("total")
     tokens, seconds = run.columns["tokens"], run.columns["seconds"]
     rows.append(
       [

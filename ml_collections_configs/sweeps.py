@@ -55,7 +55,7 @@ def product(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def smoke() -> list[Run]:
-  """Two seeds of a 100k-parameter model for 20 steps: seconds on a CPU."""
+  """Two seeds of a 148k-parameter model for 20 steps: seconds on a CPU."""
   small = {
     "model.D": 32, "model.N": 2, "model.H": 2, "model.G": 2, "model.F": 64,
     "train.num_tokens": 0, "train.num_steps": 20, "eval.final_batches": 2,

@@ -28,7 +28,7 @@ def _make_run(folder, *, steps=100, offset=0.0, info=True, sets=("sotu",)):
   writer.close()
   if info:
     floors = {"unigram": 6.5, "trigram": 5.25, "bits_per_byte": 2.0}
-    info = {"status": "finished", "counts": {"total": 4_200_000}}
+    info = {"status": "finished", "parameters": {"total": 4_200_000}}
     info["floors"] = {name: floors for name in sets}
     (folder / "run.json").write_text(json.dumps(info))
   return folder
