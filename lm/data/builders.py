@@ -14,6 +14,7 @@ import io
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,8 +139,11 @@ def open_documents(
     shutil.rmtree(folder)  # The corpus changed since; this is but a copy.
     builder = _builder(corpus, pathlib.Path(root))
   tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress.
-    builder.download_and_prepare(download_dir=folder.parent)
+  with (
+    contextlib.redirect_stdout(io.StringIO()),  # TFDS prints its progress.
+    tempfile.TemporaryDirectory() as downloads,  # None, but TFDS wants a place.
+  ):
+    builder.download_and_prepare(download_dir=downloads)
   found = (builder.info.metadata or {}).get("content_hash")
   if found != content_hash:
     shutil.rmtree(folder)

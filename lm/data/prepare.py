@@ -15,13 +15,13 @@ import fcntl
 import functools
 import itertools
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
+from .. import program
+from ..text import format_table
 from . import builders, corpora, layout, ngram, packing
 from . import tokenizer as tokenizers
 from .errors import DataError
@@ -249,50 +249,43 @@ def _progress(name: str, log: Log) -> Callable[[int, int], None]:
 
 
 def table(prepared: dict[str, layout.Prepared]) -> str:
-  """Sizes and floors of prepared corpora, one line each."""
+  """Sizes of both splits and floors of prepared corpora, one line each."""
   header = (
     "corpus", "documents", "MB", "tokens", "rows", "bytes/token", "1-gram",
     "2-gram", "3-gram", "bits/byte",
   )  # fmt: skip
-  lines: list[tuple[str, ...]] = [header]
+  lines = []
   for spec, item in prepared.items():
     meta = item.meta
-    splits = [meta.splits[split] for split in builders.SPLITS]
-    lines.append((
+    train, held_out = (meta.splits[split] for split in builders.SPLITS)
+    lines.append([
       spec,
-      " + ".join(str(s.documents) for s in splits),
-      " + ".join(f"{s.utf8_bytes / 1e6:.2f}" for s in splits),
-      " + ".join(str(s.tokens) for s in splits),
-      " + ".join(str(s.rows) for s in splits),
-      f"{splits[0].utf8_bytes / splits[0].tokens:.2f}",
+      f"{train.documents} + {held_out.documents}",
+      f"{train.utf8_bytes / 1e6:.2f} + {held_out.utf8_bytes / 1e6:.2f}",
+      f"{train.tokens} + {held_out.tokens}",
+      f"{train.rows} + {held_out.rows}",
+      f"{train.utf8_bytes / train.tokens:.2f}",
       *(f"{meta.floors[order]:.3f}" for order in ngram.ORDERS),
       f"{meta.floors['bits_per_byte']:.3f}",
-    ))  # fmt: skip
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return "\n".join(
-    "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-    for line in lines
-  )
+    ])  # fmt: skip
+  return format_table(header, lines)
 
 
-def main(config) -> int:
-  """The program: prepares, prints a table, returns the exit code."""
+def main(config) -> None:
+  """The program: prepares and prints a table."""
   started = time.monotonic()
-  try:
-    prepared = prepare(config.data, config.eval.sets)
-  except DataError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  prepared = prepare(config.data, config.eval.sets)
   print(table(prepared))
-  print("train + validation; n-grams in nats per token of the validation split")
+  print(
+    "Train + validation. n-grams: nats/token of the validation split, and "
+    "bits/byte of the 3-gram."
+  )
   for item in prepared.values():
     print(item.path)
-  print(f"ready after {time.monotonic() - started:.1f} s")
-  return 0
+  print(f"Ready after {time.monotonic() - started:.1f} s.")
 
 
 if __name__ == "__main__":
-  _CONFIG = config_flags.DEFINE_config_file("config")
+  _CONFIG = program.define_config()
   flags.mark_flag_as_required("config")
-  logging.set_verbosity(logging.WARNING)  # TFDS reports each file it writes.
-  app.run(lambda _: main(_CONFIG.value))
+  program.run(lambda: main(_CONFIG.value))

@@ -114,9 +114,7 @@ class SentencePiece:
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text; eos and pad are nothing, broken UTF-8 is U+FFFD."""
-    special = (self.eos_id, self.pad_id)
-    kept = [int(i) for i in ids if i < self._size and i not in special]
-    return self._model.decode(kept)
+    return self._model.decode([int(i) for i in ids if i < self._size])
 
   def _encode_batch(self, texts: list[str]) -> Iterator[np.ndarray]:
     """Encodes all lines of all texts in one parallel call."""

@@ -133,8 +133,12 @@ def test_folder_reads_text_markdown_and_json_lines(tmp_path):
 @pytest.mark.parametrize(
   ("name", "data", "where"),
   [
-    ("a.txt", b"caf\xe9 noir", "byte 3 is 0xe9"),
-    ("a.jsonl", b'{"text": "ok"}\n{"text": "caf\xe9"}\n', "byte 28 is 0xe9"),
+    ("a.txt", b"abc\xe9 def", "byte 3 is 0xe9"),
+    (
+      "a.jsonl",
+      b'{"text": "\xc3\xa4"}\n{"text": "abc\xe9"}\n',
+      "byte 28 is 0xe9",
+    ),
     ("a.jsonl", b'{"text": "ok"}\n{"text": \n', "line 2: not JSON"),
     ("a.jsonl", b'{"text": 3}\n', 'line 1: expected .* "text"'),
     ("a.jsonl", b"[1]\n", "line 1: expected"),

@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -117,6 +116,17 @@ def test_corpora_share_a_tokenizer_trained_on_the_mixture(
   assert meta["corpora"] == {folder_spec: a.meta.content_hash}
 
 
+def test_prepared_tfds_directory_is_a_corpus(
+  tmp_path, make_section, folder_spec
+):
+  first = _prepare(make_section(tmp_path, folder_spec))
+  directory = next(tmp_path.glob("text/dir-words-*/1.0.0"))
+  again = _prepare(make_section(tmp_path, f"tfds:{directory}"))
+  assert again.path != first.path
+  for split, counts in first.meta.splits.items():
+    assert again.meta.splits[split].rows_hash == counts.rows_hash
+
+
 def test_failure_leaves_nothing_half_written(
   tmp_path, make_section, folder_spec, monkeypatch
 ):
@@ -158,8 +168,18 @@ def test_changed_documents_are_noticed(
   assert _files(layout.find(cfg, spec).path) == before
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "meta"])
-def test_damaged_files_are_noticed(tmp_path, make_section, folder_spec, damage):
+@pytest.mark.parametrize(
+  ("damage", "reason"),
+  [
+    ("truncate", "bytes instead of"),
+    ("flip", "other contents"),
+    ("remove", "is missing"),
+    ("meta", "cannot be read"),
+  ],
+)
+def test_damaged_files_are_noticed(
+  tmp_path, make_section, folder_spec, damage, reason
+):
   cfg = make_section(tmp_path, folder_spec)
   path = _prepare(cfg).path
   file = path / (
@@ -173,10 +193,10 @@ def test_damaged_files_are_noticed(tmp_path, make_section, folder_spec, damage):
     file.unlink()
   else:
     file.write_bytes(data[: len(data) // 2])
-  with pytest.raises(DataError, match="is damaged: .*Delete"):
+  with pytest.raises(DataError, match=f"is damaged: .*{reason}.*Delete"):
     _prepare(cfg)
   if damage != "flip":  # Found by sizes; contents are checked when read.
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match=reason):
       rows.open_split(cfg, folder_spec, "train")
 
 
@@ -253,17 +273,14 @@ def _empty(tmp_path, spec):
     (_empty, "no document in its train split"),
   ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(
-  tmp_path, make_section, folder_spec, capsys, change, message
+def test_bad_input_is_said_in_one_line(
+  tmp_path, make_section, folder_spec, change, message
 ):
-  data = make_section(tmp_path, folder_spec, **change(tmp_path, folder_spec))
-  config = types.SimpleNamespace(data=data)
-  config.eval = types.SimpleNamespace(sets=())
-  assert prepare.main(config) == 2
-  error = capsys.readouterr().err
-  assert error.startswith("error: ")
-  assert message in error
-  assert error.count("\n") == 1
+  cfg = make_section(tmp_path, folder_spec, **change(tmp_path, folder_spec))
+  with pytest.raises(DataError) as caught:
+    _prepare(cfg)
+  assert message in str(caught.value)
+  assert "\n" not in str(caught.value)
   assert not list(tmp_path.rglob("*.array_record"))
 
 
