@@ -99,7 +99,8 @@ class Documents:
     """Every text of the split, in stored order."""
     for index, example in self._examples(self.sources[split]):
       if self.hashed:
-        key = example["id"].decode() if "id" in example else str(index)
+        key = example.get("id", index)
+        key = key.decode() if isinstance(key, bytes) else str(key)
         if corpora.is_validation(key) != (split == "validation"):
           continue
       text = example["text"].decode()

@@ -91,6 +91,12 @@ class Corpus:
           "split is decided by the id, so make ids unique."
         )
       seen.add(key)
+      try:
+        (key + text).encode()
+      except UnicodeEncodeError as error:  # E.g. "\ud800" in JSON.
+        raise DataError(
+          f"Corpus {self.spec}, document {key!r}: not Unicode text ({error})."
+        ) from None
       if text.strip():
         yield key, text
 
@@ -228,7 +234,8 @@ def _json_lines(path: pathlib.Path, key: str) -> Iterator[Document]:
         raise DataError(
           f'{path}, line {number}: expected an object with a string "text".'
         )
-      yield str(record.get("id", f"{key}:{number}")), record["text"]
+      id_ = record.get("id")
+      yield f"{key}:{number}" if id_ is None else str(id_), record["text"]
 
 
 def _decode(data: bytes, path: pathlib.Path, offset: int) -> str:

@@ -43,7 +43,7 @@ class WittenBell:
     if vocab_size ** len(ORDERS) >= 2**63:
       raise ValueError(f"vocab_size={vocab_size} exceeds 2**21 - 1.")
     self._vocab_size = vocab_size
-    history, targets = windows(tokens)
+    history, targets = _windows(_pad(tokens))
     self._counts = [
       _count(codes, vocab_size) for codes in self._codes(history, targets)
     ]
@@ -73,13 +73,12 @@ class WittenBell:
 
   def nats_per_token(self, tokens: np.ndarray) -> dict[str, float]:
     """Mean -log p of all tokens after the first, by order."""
-    history, targets = windows(tokens)
-    total = np.zeros(len(ORDERS))
-    for start in range(0, len(targets), _CHUNK):
-      chunk = slice(start, start + _CHUNK)
-      p = self.probabilities(history[chunk], targets[chunk])
+    total, padded = np.zeros(len(ORDERS)), _pad(tokens)
+    for start in range(0, len(tokens) - 1, _CHUNK):
+      p = self.probabilities(*_windows(padded[start : start + _CHUNK + 2]))
       total -= np.log(p).sum(axis=1)
-    return dict(zip(ORDERS, (total / len(targets)).tolist(), strict=True))
+    mean = total / (len(tokens) - 1)
+    return dict(zip(ORDERS, mean.tolist(), strict=True))
 
   def _codes(self, history: np.ndarray, targets: np.ndarray):
     """Codes of h w for h of 0, 1 and 2 tokens, oldest token first."""
@@ -92,14 +91,14 @@ class WittenBell:
       yield codes
 
 
-def windows(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """History [T, 2] and target [T] of all tokens but the first.
+def _pad(tokens: np.ndarray) -> np.ndarray:
+  """Puts a copy of the first token in front, so the second has a history."""
+  return np.concatenate([tokens[:1], tokens])
 
-  The first target's missing token is a copy of the stream's first.
-  """
-  padded = np.concatenate([tokens[:1], tokens])
-  history = np.stack([padded[:-2], padded[1:-1]], axis=1)
-  return history, padded[2:]
+
+def _windows(padded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """History [T, 2] and target [T] of all tokens but the first two."""
+  return np.stack([padded[:-2], padded[1:-1]], axis=1), padded[2:]
 
 
 def _count(codes: np.ndarray, vocab_size: int) -> _Counts:

@@ -15,6 +15,7 @@ import fcntl
 import functools
 import itertools
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -196,7 +197,7 @@ def _prepare_corpus(
         documents.texts(split),
         tokenizer,
         seq_length=data_cfg.seq_length,
-        keep_tokens=_FLOOR_TOKENS,
+        keep_tokens=_FLOOR_TOKENS if split == "train" else sys.maxsize,
         progress=_progress(f"{spec}/{split}", log),
       )
       if not splits[split].documents:

@@ -22,13 +22,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from grain.experimental import index_shuffle
 
 from . import rows as rows_lib
 from .errors import DataError
+
+T = TypeVar("T")
 
 BLOCK = 1000  # Rows after which the shares of a mixture are exact.
 _ROUNDS = 4  # Of the shuffle's cipher, as in grain.
@@ -210,7 +212,7 @@ def eval_batches(
     yield EvalBatch(np.pad(real, fill, constant_values=pad_id), len(real))
 
 
-class Prefetcher:
+class Prefetcher(Generic[T]):
   """Iterator over `read(start, size)` for a schedule, made ahead by a thread.
 
   The batches are those of a plain loop. An exception of `read` is raised where
@@ -222,7 +224,7 @@ class Prefetcher:
 
   def __init__(
     self,
-    read: Callable[[int, int], np.ndarray],
+    read: Callable[[int, int], T],
     schedule: Iterable[tuple[int, int]],
     depth: int,
   ):
@@ -239,11 +241,11 @@ class Prefetcher:
     self._thread = futures.ThreadPoolExecutor(1, "prefetch") if depth else None
     self._fill()
 
-  def __iter__(self) -> Iterator[np.ndarray]:
+  def __iter__(self) -> Iterator[T]:
     """Itself."""
     return self
 
-  def __next__(self) -> np.ndarray:
+  def __next__(self) -> T:
     """The next batch."""
     started = time.perf_counter()
     try:
@@ -257,7 +259,7 @@ class Prefetcher:
     finally:
       self.wait_seconds += time.perf_counter() - started
 
-  def __enter__(self) -> "Prefetcher":
+  def __enter__(self) -> "Prefetcher[T]":
     """Itself."""
     return self
 
@@ -281,9 +283,9 @@ class Prefetcher:
 
 
 def prefetch(
-  read: Callable[[int, int], np.ndarray],
+  read: Callable[[int, int], T],
   schedule: Iterable[tuple[int, int]],
   depth: int,
-) -> Prefetcher:
+) -> Prefetcher[T]:
   """See `Prefetcher`."""
   return Prefetcher(read, schedule, depth)

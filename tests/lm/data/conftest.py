@@ -6,6 +6,8 @@ import types
 
 import pytest
 
+from lm.data import layout, prepare
+
 _WORDS = (
   "the of and to in that a is was he for it with as his on be at by had not "
   "are but from or have an they which one you were all her she there would"
@@ -57,3 +59,11 @@ def make_section():
 def folder_spec(tmp_path_factory) -> str:
   """A folder of 60 documents, some of them held out; never changed."""
   return write_folder(tmp_path_factory.mktemp("text") / "words", 60)
+
+
+@pytest.fixture(scope="session")
+def sotu(tmp_path_factory) -> tuple[types.SimpleNamespace, layout.Prepared]:
+  """The default corpus at the default settings; never changed."""
+  root = tmp_path_factory.mktemp("sotu")
+  cfg = section(root, "sotu", tokenizer="bpe", vocab_size=4096, seq_length=256)
+  return cfg, prepare.prepare(cfg, (), log=lambda _: None)["sotu"]

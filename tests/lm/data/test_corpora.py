@@ -150,6 +150,12 @@ def test_bad_file_is_named_with_the_place(tmp_path, name, data, where):
     list(corpora.find(f"dir:{tmp_path}", "").read())
 
 
+def test_text_without_a_utf8_form_is_an_error(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"id": null, "text": "\\ud800"}\n')
+  with pytest.raises(DataError, match=r"'a\.jsonl:1': not Unicode"):
+    list(corpora.find(f"dir:{tmp_path}", "").read())
+
+
 def test_repeated_id_is_an_error(tmp_path):
   line = '{"id": "x", "text": "one"}\n'
   (tmp_path / "a.jsonl").write_text(line + line)
