@@ -28,8 +28,7 @@ class AdamState(NamedTuple):
 
 def bias_scale(count: jax.Array, b1: Any, b2: Any) -> jax.Array:
   """sqrt(1 - b2^t) / (1 - b1^t), both of Adam's corrections in one."""
-  t = count.astype(jnp.float32)
-  return jnp.sqrt(1 - b2**t) / (1 - b1**t)
+  return jnp.sqrt(1 - b2**count) / (1 - b1**count)
 
 
 def scale_by_split_adam(
@@ -79,9 +78,8 @@ def scale_by_split_adam(
     del params
     count = state.count + 1
     scale = bias_scale(count, b1, b2) if bias_correction else 1.0
-    t = count.astype(jnp.float32)
     # eps inside the square root's correction: m / (sqrt(v) + eps') below.
-    small = eps * jnp.sqrt(1 - b2**t) if bias_correction else eps
+    small = eps * jnp.sqrt(1 - b2**count) if bias_correction else eps
 
     def average(old, new, decay):
       work = old.astype(_work_dtype(new)) * decay + (1 - decay) * new

@@ -206,7 +206,6 @@ def scale_by_shampoo(
     if plan.empty:
       return updates, state
     count: Any = optax.safe_increment(state.count)
-    t = count.astype(jnp.float32)
     grads, factors = kronecker.observe(
       plan, updates, state.kronecker, beta, precision, stack_axes
     )
@@ -214,7 +213,7 @@ def scale_by_shampoo(
     def root(factor, old):
       del old
       return linear_algebra.inverse_root(
-        factor / (1 - beta**t), exponent, matrix_eps
+        factor / (1 - beta**count), exponent, matrix_eps
       )
 
     schedule = kronecker.make_schedule(
@@ -228,7 +227,7 @@ def scale_by_shampoo(
     directions, graft_state = grafted
     stacks = {}
     for name, adam_S in directions.stacks.items():
-      momentum = graft_state.mu.stacks[name].astype(adam_S.dtype) / (1 - b1**t)
+      momentum = graft_state.mu.stacks[name].astype(adam_S.dtype) / (1 - b1**count)
       plain = adam_S if grafting == "adam" else momentum
       turned = kronecker.rotate(
         momentum,
@@ -239,7 +238,7 @@ def scale_by_shampoo(
       if grafting == "adam":
         scale = _norm(adam_S) / jnp.maximum(_norm(turned), 1e-30)
       else:
-        scale = _trace_scale(factors[name], exponent, 1 - beta**t)
+        scale = _trace_scale(factors[name], exponent, 1 - beta**count)
       stacks[name] = jnp.where(count >= start, scale * turned, plain)
     directions = directions._replace(stacks=stacks)
     updates = plan.merge(directions, like=updates)
