@@ -23,8 +23,8 @@ _COLORS = (
   "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
 )  # fmt: skip
 _STYLES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LEGEND_COLUMNS = 3
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+_LEGEND_CHARACTERS = 110  # In a line.
 _SMOOTHING = 20  # The running mean spans this part of a curve.
 _UNITS = ("steps", "tokens", "seconds")
 _NORMS = (
@@ -161,7 +161,7 @@ def _grid(
   runs: Sequence[report.Run], rows: int, log_x: bool
 ) -> tuple[mpl_figure.Figure, np.ndarray]:
   """Axes [rows, 3] that share the vertical axis along a row."""
-  height = 2.5 * rows + 0.6 + 0.22 * math.ceil(len(runs) / _LEGEND_COLUMNS)
+  height = 2.5 * rows + 0.6 + 0.22 * math.ceil(len(runs) / _columns(runs))
   figure = mpl_figure.Figure(figsize=(10, height), layout="constrained")
   grid = figure.subplots(rows, 3, sharex="col", sharey="row", squeeze=False)
   for axes in grid.flat:
@@ -195,12 +195,18 @@ def _legend(
   figure.legend(
     handles=handles,
     loc="outside lower center",
-    ncols=min(_LEGEND_COLUMNS, len(runs)),
+    ncols=_columns(runs),
     frameon=False,
     handlelength=3.5,
     title=title,
     title_fontsize=9,
   )
+
+
+def _columns(runs: Sequence[report.Run]) -> int:
+  """Columns of the legend: up to three, as the names allow."""
+  longest = max(len(run.name) for run in runs)
+  return max(1, min(3, len(runs), _LEGEND_CHARACTERS // (longest + 10)))
 
 
 def _time_unit(runs: Sequence[report.Run]) -> tuple[float, str]:
@@ -272,21 +278,21 @@ def _draw_floors(
   row: np.ndarray, runs: Sequence[report.Run], name: str
 ) -> None:
   """A line for each distinct n-gram loss in view, named beside the row."""
-  owners: dict[tuple[float, str], list[str]] = {}
-  for run in runs:
-    for floor, value in run.floors(name).items():
-      owners.setdefault((round(value, 3), floor), []).append(run.name)
+  floors = {
+    (round(value, 3), gram)
+    for run in runs
+    for gram, value in run.floors(name).items()
+  }
   low, high = row[-1].get_ylim()
   at = -math.inf  # Height of the last label.
-  for (value, floor), names in sorted(owners.items()):
+  for value, gram in sorted(floors):
     if not low <= value <= high:
       continue
     for axes in row:
       axes.axhline(value, color="0.45", linewidth=0.9, linestyle=(0, (4, 3)))
     at = max(value, at + (high - low) / 16)  # Else close labels would overlap.
-    whose = "" if len(names) == len(runs) else f"\n({', '.join(names)})"
     row[-1].annotate(
-      f"{floor} {value:.2f}{whose}",
+      f"{gram} {value:.2f}",
       xy=(1, at),
       xycoords=("axes fraction", "data"),
       xytext=(3, 0),

@@ -105,14 +105,14 @@ def load_runs(folders: Sequence[str | pathlib.Path]) -> list[Run]:
 
 
 def final_train_loss(run: Run) -> float:
-  """Mean train/loss over the last twentieth of its lines, or NaN.
+  """Mean train/loss over the last tenth of its lines, or NaN.
 
   One line is the loss of one batch, too noisy to compare runs by.
   """
   column = run.columns.get("train/loss")
   if column is None:
     return float("nan")
-  return float(column.values[-max(1, len(column.values) // 20) :].mean())
+  return float(column.values[-max(1, len(column.values) // 10) :].mean())
 
 
 def steps_to_loss(

@@ -38,8 +38,8 @@ def test_tables_state_the_last_numbers(tmp_path, capsys):
   run = _make_run(tmp_path / "base")
   assert report.main([str(run)]) == 0
   lines = capsys.readouterr().out.splitlines()
-  # The last 5 of 100 lines: steps 96 to 100, mean 8 - 98 / 25.
-  expected = "base finished 4.20M 100 100k 3:20 4.0800"
+  # The last 10 of 100 lines: steps 91 to 100, mean 8 - 95.5 / 25.
+  expected = "base finished 4.20M 100 100k 3:20 4.1800"
   assert lines[2].split() == expected.split()
   expected = "sotu base 100 4.5000 ± 0.0125 1.2500 - 5.2500 (trigram)"
   assert lines[6].split() == expected.split()
