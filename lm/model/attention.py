@@ -23,7 +23,7 @@ class Places(typing.NamedTuple):
 
   index_BL: jax.Array  # In the row: the last key the query may see.
   first_BL: jax.Array | None  # The first key it may see; None: 0.
-  position_BL: jax.Array  # For the embeddings of position.
+  rope: tuple[jax.Array, jax.Array] | None  # From `layers.rope_angles`.
 
 
 def document_starts(tokens_BL: jax.Array, eos_id: int) -> jax.Array:
@@ -74,20 +74,27 @@ def attend(
 
 def _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, cfg):
   b, l, h, k = q_BLHK.shape
-  g = k_BMGK.shape[2]
-  q_BLGRK = (q_BLHK * k**-0.5).reshape(b, l, g, h // g, k)
-  scores_BGRLM = product(
-    "blgrk,bmgk->bgrlm", q_BLGRK, k_BMGK, out_dtype=jnp.float32
+  m, g = k_BMGK.shape[1:3]
+  # Heads first, and the query heads of a group as further rows: all products
+  # are then plain stacks of matrices. Left to the compiler, 1.1 x the step.
+  q_BHLK, k_BGMK, v_BGMK = (
+    x.swapaxes(1, 2) for x in (q_BLHK * k**-0.5, k_BMGK, v_BMGK)
   )
-  scores_BGRLM = layers.soft_cap(scores_BGRLM, cfg.attention_soft_cap)
+  scores = product(
+    "bgqk,bgmk->bgqm",
+    q_BHLK.reshape(b, g, -1, k),
+    k_BGMK,
+    out_dtype=jnp.float32,
+  )
+  scores_BHLM = layers.soft_cap(scores, cfg.attention_soft_cap)
+  scores_BHLM = scores_BHLM.reshape(b, h, l, m)
   if cfg.positions == "alibi":
-    bias_BHLM = _alibi(places, k_BMGK.shape[1], h)
-    scores_BGRLM += bias_BHLM.reshape(-1, g, h // g, *bias_BHLM.shape[2:])
-  mask_BLM = _mask(places, k_BMGK.shape[1])
-  scores_BGRLM = jnp.where(mask_BLM[:, None, None], scores_BGRLM, -jnp.inf)
-  weights_BGRLM = jax.nn.softmax(scores_BGRLM).astype(v_BMGK.dtype)
-  out_BLGRK = product("bgrlm,bmgk->blgrk", weights_BGRLM, v_BMGK)
-  return out_BLGRK.reshape(b, l, h, k)
+    scores_BHLM += _alibi(places, m, h)
+  mask_BLM = _mask(places, m)
+  scores_BHLM = jnp.where(mask_BLM[:, None], scores_BHLM, -jnp.inf)
+  weights_BHLM = jax.nn.softmax(scores_BHLM).astype(v_BMGK.dtype)
+  out = product("bgqm,bgmk->bgqk", weights_BHLM.reshape(b, g, -1, m), v_BGMK)
+  return out.reshape(b, h, l, k).swapaxes(1, 2)
 
 
 def _mask(places, num_keys):

@@ -109,27 +109,41 @@ def norm(
   return (y if bias is None else y + bias).astype(x.dtype)
 
 
+def rope_angles(
+  positions_BL: jax.Array, num_channels: int, base: float
+) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of p base^(-2 i / K), [B, L, 1, K / 2] each.
+
+  Made once for all layers: inside one, XLA would take them for each head.
+
+  Args:
+    positions_BL: p, integers.
+    num_channels: K, of a head.
+    base: Of the wavelengths.
+  """
+  i = jnp.arange(0, num_channels, 2, dtype=jnp.float32)
+  frequencies = base ** (-i / num_channels)
+  angles = positions_BL[..., None, None].astype(jnp.float32) * frequencies
+  return jnp.cos(angles), jnp.sin(angles)
+
+
 def rope(
-  x_BLHK: jax.Array, positions_BL: jax.Array, *, base: float, layout: str
+  x_BLHK: jax.Array, angles: tuple[jax.Array, jax.Array], layout: str
 ) -> jax.Array:
   """Rotates channel pairs of each head by angles proportional to position.
 
-  Pair i turns by p base^(-2 i / K) at position p; the score of a query and a
-  key then depends on the difference of their positions only.
+  The score of a query and a key then depends on the difference of their
+  positions only.
 
   Args:
     x_BLHK: Queries or keys.
-    positions_BL: Positions, integers; B may be 1.
-    base: Of the wavelengths.
+    angles: From `rope_angles`.
     layout: half (channel i pairs with i + K / 2) | interleaved (2 i, 2 i + 1).
 
   References:
     Su et al., "RoFormer", 2021, https://arxiv.org/abs/2104.09864, eq. 34.
   """
-  k = x_BLHK.shape[-1]
-  frequencies = base ** (-jnp.arange(0, k, 2, dtype=jnp.float32) / k)
-  angles = positions_BL[..., None, None].astype(jnp.float32) * frequencies
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  cos, sin = angles
   x = x_BLHK.astype(jnp.float32)
   if layout == "half":
     a, b = jnp.split(x, 2, axis=-1)

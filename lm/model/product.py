@@ -64,11 +64,12 @@ def _gradient(equation, x, y, out_dtype):
     second_first = ends_in_summed(ys)
   if second_first and not (ends_in_summed(xs) and ends_in_summed(ys)):
     x, y, xs, ys = y, x, ys, xs
-  axes = [
-    tuple(tuple(names.index(c) for c in letters) for names in (xs, ys))
-    for letters in (summed, stack)
-  ]
-  z = jax.lax.dot_general(x, y, axes, preferred_element_type=out_dtype)
+
+  def axes(letters):
+    return [xs.index(c) for c in letters], [ys.index(c) for c in letters]
+
+  numbers = axes(summed), axes(stack)
+  z = jax.lax.dot_general(x, y, numbers, preferred_element_type=out_dtype)
   made = [*stack, *(c for c in xs + ys if c not in shared)]
   if made == list(out):
     return z
@@ -95,7 +96,7 @@ def _batch(args, axes, *, equation, out_dtype):
   new = next(c for c in string.ascii_letters if c not in equation)
   operands, names = [], []
   for x, axis, letters in zip(args, axes, _parse(equation)[:2], strict=True):
-    mapped = axis is not batching.not_mapped
+    mapped = axis is not None
     operands.append(jnp.moveaxis(x, axis, 0) if mapped else x)
     names.append(new + letters if mapped else letters)
   equation = f"{names[0]},{names[1]}->{new}{_parse(equation)[2]}"

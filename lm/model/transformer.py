@@ -133,14 +133,17 @@ class Transformer(nn.Module):
 
   def _run(self, tokens_BL, index_BL, starts_BL, caches):
     cfg = self.cfg
-    places = attention.Places(
-      index_BL,
-      starts_BL if cfg.isolate_documents else None,
-      index_BL - starts_BL if cfg.restart_positions else index_BL,
-    )
+    positions_BL = index_BL
+    if cfg.restart_positions:
+      positions_BL = index_BL - starts_BL
     x_BLD = self.embed(tokens_BL)
     if cfg.positions == "learned":
-      x_BLD += self.positions(places.position_BL)
+      x_BLD += self.positions(positions_BL)
+    rope = None
+    if cfg.positions.startswith("rope_"):
+      rope = layers.rope_angles(positions_BL, cfg.K, cfg.rope_base)
+    first_BL = starts_BL if cfg.isolate_documents else None
+    places = attention.Places(index_BL, first_BL, rope)
     x_BLD, caches = self.blocks(x_BLD, caches, places)
     return self.final_norm(x_BLD), caches
 
@@ -214,10 +217,10 @@ class Attention(nn.Module):
     if cfg.qk_norm != "none":
       q_BLHK = self._qk_norm("q_norm", cfg.H, "heads")(q_BLHK)
       k_BLGK = self._qk_norm("k_norm", cfg.G, "kv_heads")(k_BLGK)
-    if cfg.positions.startswith("rope_"):
-      rope = {"base": cfg.rope_base, "layout": cfg.positions[len("rope_") :]}
-      q_BLHK = layers.rope(q_BLHK, places.position_BL, **rope)
-      k_BLGK = layers.rope(k_BLGK, places.position_BL, **rope)
+    if places.rope is not None:
+      layout = cfg.positions.removeprefix("rope_")
+      q_BLHK = layers.rope(q_BLHK, places.rope, layout)
+      k_BLGK = layers.rope(k_BLGK, places.rope, layout)
     q_BLHK = constrain(checkpoint_name(q_BLHK, "q"), _HEADS)
     k_BLGK = constrain(checkpoint_name(k_BLGK, "k"), _HEADS)
     v_BLGK = constrain(checkpoint_name(v_BLGK, "v"), _HEADS)
