@@ -22,7 +22,7 @@ import os
 import pathlib
 import shlex
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -223,11 +223,10 @@ def atomic_dir(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Files and folders reach the disk before the rename, so a crash leaves either
   everything or nothing under the final name.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = pathlib.Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
+  temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:8]}")
+  temporary.mkdir(parents=True)
   try:
     yield temporary
-    temporary.chmod(0o777 & ~_umask())  # mkdtemp made it private.
     for file in temporary.iterdir():
       _sync(file)
     _sync(temporary)
@@ -247,12 +246,6 @@ def remove_leftovers(root: pathlib.Path) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a JSON file for people to read."""
   path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
 
 
 def _sync(path: pathlib.Path) -> None:

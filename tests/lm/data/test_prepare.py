@@ -1,10 +1,13 @@
 """The prepare program: right, idempotent, atomic, and clear when it fails."""
 
+import fcntl
 import json
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
+import threading
 import types
 
 import numpy as np
@@ -181,6 +184,72 @@ def test_leftovers_of_a_killed_run_are_removed(
   (leftover / "train-00000.array_record").write_bytes(b"half")
   _prepare(make_section(tmp_path, folder_spec))
   assert not leftover.exists()
+
+
+def test_folder_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+  target, synced = tmp_path / "target", []
+  fsync = layout.os.fsync
+
+  def record(descriptor):
+    synced.append(target.exists())
+    fsync(descriptor)
+
+  monkeypatch.setattr(layout.os, "fsync", record)
+  with layout.atomic_dir(target) as temporary:
+    (temporary / "a").write_text("a")
+    (temporary / "b").write_text("b")
+  # Two files and the folder before the rename, the parent after it.
+  assert synced == [False, False, False, True]
+  assert sorted(path.name for path in target.iterdir()) == ["a", "b"]
+
+
+def test_second_program_waits_for_the_first(
+  tmp_path, make_section, folder_spec
+):
+  cfg = make_section(tmp_path, folder_spec)
+  with (tmp_path / ".lock").open("w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    thread = threading.Thread(target=_prepare, args=(cfg,))
+    thread.start()
+    thread.join(timeout=0.5)
+    assert thread.is_alive()
+    assert not (tmp_path / "bytes").exists()
+  thread.join(timeout=60)
+  assert layout.find(cfg, folder_spec).path.is_dir()
+
+
+def test_rows_of_another_tokenizer_are_noticed(
+  tmp_path, make_section, folder_spec
+):
+  cfg = make_section(tmp_path, folder_spec, tokenizer="bpe")
+  _prepare(cfg)
+  folder = layout.tokenizer_dir(cfg)
+  trained_on = tokenizers.read_meta(folder)["corpora"]
+  shutil.rmtree(folder)
+  other = tokenizers.train(["something else entirely, else " * 9], 280)
+  tokenizers.write(folder, other, trained_on)
+  with pytest.raises(DataError, match="another tokenizer.*Delete"):
+    _prepare(cfg)
+
+
+def test_tokenizer_of_changed_documents_is_noticed(
+  tmp_path, make_section, make_folder
+):
+  spec = make_folder(tmp_path / "words", 60)
+  cfg = make_section(tmp_path / "root", spec, tokenizer="bpe")
+  shutil.rmtree(_prepare(cfg).path)
+  (tmp_path / "words" / "999.txt").write_text("A new one.")
+  with pytest.raises(DataError, match="changed since .* was prepared"):
+    _prepare(cfg)
+
+
+def test_wrong_number_of_rows_is_noticed(tmp_path, make_section, folder_spec):
+  path = _prepare(make_section(tmp_path, folder_spec)).path
+  meta = json.loads((path / "meta.json").read_text())
+  meta["splits"]["train"]["rows"] += 1
+  (path / "meta.json").write_text(json.dumps(meta))
+  with pytest.raises(DataError, match="train rows instead of"):
+    rows.Rows(layout.Prepared(path, layout.read_meta(path)), "train")
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
