@@ -66,8 +66,10 @@ def init(
   plan: Plan,
   factor_dtype: jnp.dtype | None = None,
   derived_dtype: jnp.dtype | None = None,
-) -> dict[str, Kronecker]:
-  """Zero factors and identities in the place of what is made from them."""
+) -> Any:
+  """{bucket name: Kronecker} of zero factors and, derived, identities."""
+  if plan.empty:  # A placeholder, as in `Plan.split`.
+    return jnp.zeros(())
   state = {}
   for bucket in plan.buckets:
     factors, derived = [], []

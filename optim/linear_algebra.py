@@ -132,6 +132,10 @@ def inverse_root(
 ) -> tuple[jax.Array, jax.Array]:
   """(P + epsilon)^(-exponent) of symmetric positive semi-definite matrices.
 
+  Eigenvalues below I * (machine epsilon) * (the largest) are round-off, and
+  taken as that: of a rank-deficient P the null space gets one large factor
+  rather than arbitrary ones.
+
   Args:
     factor_SII: P.
     exponent: For instance 1/2 or 1/4.
@@ -141,8 +145,9 @@ def inverse_root(
     root_SII, and ok_S: False where it is not finite.
   """
   eigenvalues_SI, vectors_SIJ = jnp.linalg.eigh(factor_SII)
-  # Round-off makes zero eigenvalues slightly negative.
-  scale_SI = (jnp.maximum(eigenvalues_SI, 0) + epsilon) ** -exponent
+  noise = factor_SII.shape[-1] * jnp.finfo(factor_SII.dtype).eps
+  floor_S1 = noise * jnp.maximum(eigenvalues_SI[:, -1:], 0)
+  scale_SI = (jnp.maximum(eigenvalues_SI, floor_S1) + epsilon) ** -exponent
   root_SII = jnp.matmul(
     vectors_SIJ * scale_SI[:, None], vectors_SIJ.mT, precision="highest"
   )

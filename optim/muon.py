@@ -39,7 +39,7 @@ def muon(  # noqa: D417
   num_steps: int = 5,
   consistent_rms: float | None = None,
   mu_dtype: Any | None = None,
-  product_dtype: Any = jnp.float32,
+  product_dtype: Any | None = None,
   stack_axes: Any | None = None,
   stack_shards: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
@@ -107,7 +107,7 @@ def scale_by_muon(
   num_steps: int = 5,
   consistent_rms: float | None = None,
   mu_dtype: Any | None = None,
-  product_dtype: Any = jnp.float32,
+  product_dtype: Any | None = None,
   stack_axes: Any | None = None,
   stack_shards: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
@@ -131,7 +131,8 @@ def scale_by_muon(
     consistent_rms: Scale by this times sqrt(max(I, O)) instead: updates of
       about this root mean square (0.2 is Adam's).
     mu_dtype: Storage of the momentum; None is float32.
-    product_dtype: Of the Newton-Schulz products; bfloat16 on accelerators.
+    product_dtype: Of the Newton-Schulz products; None is float32, and
+      bfloat16 is the authors' choice on accelerators.
     stack_axes: Mesh axis, or tuple of axes, over which each stack is spread
       (under `jax.set_mesh`).
     stack_shards: Number of devices along them.
@@ -196,7 +197,7 @@ def scale_by_muon(
       momentum[name] = m.astype(state.momentum[name].dtype)
       ahead = decay * m + (1 - decay) * g if nesterov else m
       orthogonal = linear_algebra.newton_schulz(
-        ahead, coefficients, num_steps=num_steps, dtype=product_dtype
+        ahead, coefficients, num_steps=num_steps, dtype=product_dtype or g.dtype
       )
       directions[name] = orthogonal * scale(g.shape)
     rest = jax.tree.map(kronecker.screen_leaf, split.rest)

@@ -227,7 +227,9 @@ def scale_by_shampoo(
     directions, graft_state = grafted
     stacks = {}
     for name, adam_S in directions.stacks.items():
-      momentum = graft_state.mu.stacks[name].astype(adam_S.dtype) / (1 - b1**count)
+      momentum = graft_state.mu.stacks[name].astype(adam_S.dtype) / (
+        1 - b1**count
+      )
       plain = adam_S if grafting == "adam" else momentum
       turned = kronecker.rotate(
         momentum,
