@@ -10,6 +10,13 @@ Dimension key: D nodes (eigen-directions), M modes, T steps or times, K stages
 or the size of a method's state, P parts of a risk, B batch, R runs.
 """
 
+from .adaptive import (
+  Adaptive,
+  grad_second_moment,
+  nsgd_scan,
+  rms_scan,
+  sign_scan,
+)
 from .average_closed import (
   average_stages,
   ema_at,
@@ -25,7 +32,37 @@ from .averages import (
   theta_uniform,
   theta_weighted,
 )
+from .blocks import (
+  method_chi,
+  method_eta_max,
+  method_scan,
+  method_stationary,
+)
+from .bounds import Bound, chi_bound, effective_dim, zou_bound
+from .cbs import (
+  StepsFit,
+  critical_batch,
+  data_to_target,
+  eta_grid,
+  noise_scale,
+  risk_table,
+  steps_fit,
+)
 from .closed import risk_at, risk_stages, state_at, stationary
+from .fits import Fit, chinchilla, isoflop_optimum, kaplan
+from .mc import Sampled, simulate
+from .methods import (
+  ademamix,
+  asgd,
+  averaged,
+  decoupled,
+  heavy_ball,
+  nesterov,
+  schedule_free,
+  sgd,
+  weight_decay,
+)
+from .power_fits import cbs_law, kappa_profile, power_law_fit, shifted_power
 from .precision import float64
 from .problems import (
   compress,
@@ -38,6 +75,7 @@ from .problems import (
   sketched,
   with_features,
 )
+from .rates import Exponents, exponents, gamma_star, slope
 from .schedules import (
   anytime,
   constant,
@@ -61,49 +99,90 @@ from .types import Method, Problem, Risk, RiskParts, Schedule, Stages
 from .volterra import fsl_risk, kernel, volterra_risk
 
 __all__ = [
+  "Adaptive",
+  "Bound",
+  "Exponents",
+  "Fit",
   "Method",
   "Problem",
   "Risk",
   "RiskParts",
+  "Sampled",
   "Schedule",
   "Stages",
+  "StepsFit",
+  "ademamix",
   "anytime",
+  "asgd",
   "average_stages",
+  "averaged",
   "avg_scan",
+  "cbs_law",
   "chi",
+  "chi_bound",
+  "chinchilla",
   "compress",
   "constant",
   "cosine",
+  "critical_batch",
+  "data_to_target",
+  "decoupled",
   "discretise",
+  "effective_dim",
   "ema_at",
   "ema_stationary",
+  "eta_grid",
   "eta_max",
+  "exponents",
   "final_risk",
   "float64",
   "from_covariance",
   "from_spectrum",
   "fsl_risk",
+  "gamma_star",
+  "grad_second_moment",
+  "heavy_ball",
   "inv_sqrt",
+  "isoflop_optimum",
   "isotropic",
+  "kaplan",
+  "kappa_profile",
   "kernel",
   "linear",
+  "method_chi",
+  "method_eta_max",
+  "method_scan",
+  "method_stationary",
+  "nesterov",
+  "noise_scale",
+  "nsgd_scan",
   "power",
   "power_law",
+  "power_law_fit",
   "precondition",
   "quarter_cosine",
   "risk_at",
   "risk_scan",
   "risk_stages",
+  "risk_table",
+  "rms_scan",
   "schedule",
+  "schedule_free",
   "seesaw",
   "serial_fraction",
+  "sgd",
+  "shifted_power",
+  "sign_scan",
+  "simulate",
   "sketch_error",
   "sketched",
+  "slope",
   "stages_of_steps",
   "state_at",
   "stationary",
   "step",
   "step_decay",
+  "steps_fit",
   "tail_average_at",
   "theta_ema",
   "theta_halflife_fraction",
@@ -113,6 +192,8 @@ __all__ = [
   "theta_weighted",
   "unroll",
   "volterra_risk",
+  "weight_decay",
   "with_features",
   "wsd",
+  "zou_bound",
 ]

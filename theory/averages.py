@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .precision import on_host
-from .sgd import increment_of, as_risk, start_rows
+from .sgd import as_risk, increment_of, start_rows
 from .stability import all_stable
 from .types import Problem, Schedule
 
@@ -44,13 +44,15 @@ def theta_ema(T: int, beta: float | None = None, *, half_life=None):
   Returns:
     theta [T].
   """
-  if (beta is None) == (half_life is None):
+  if half_life is not None and beta is None:
+    decay = 2 ** (-1 / half_life)
+  elif beta is not None and half_life is None:
+    decay = beta
+  else:
     raise ValueError("theta_ema wants exactly one of beta and half_life.")
-  if half_life is not None:
-    beta = 2 ** (-1 / half_life)
-  if not 0 <= beta < 1:
-    raise ValueError(f"beta={beta} must lie in [0, 1).")
-  return np.full(T, 1.0 - beta)
+  if not 0 <= decay < 1:
+    raise ValueError(f"beta={decay} must lie in [0, 1).")
+  return np.full(T, 1.0 - decay)
 
 
 def theta_poly(T: int, p: float = 3.0) -> np.ndarray:

@@ -1,0 +1,193 @@
+"""Critical batch size: where more samples per step stop paying.
+
+Three definitions: data needed to reach a target risk (`critical_batch`), a
+fit of steps against batch (`steps_fit`), the gradient noise scale.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .average_closed import tail_average_at
+from .precision import on_host
+from .stability import eta_max, is_stable
+from .types import Array, Problem
+
+
+class StepsFit(NamedTuple):
+  """steps = steps_min + samples_min / B, and the batch read from it.
+
+  Attributes:
+    steps_min: a0, serial steps at infinite batch.
+    samples_min: b0, samples at batch 1.
+    critical: Batch at which steps exceed linear scaling by `over`.
+  """
+
+  steps_min: float
+  samples_min: float
+  critical: float
+
+
+def eta_grid(problem: Problem, batches, count=18, lowest=1e-3) -> np.ndarray:
+  """Log-spaced step sizes up to 0.9 eta_max of each batch, [count, batches]."""
+  limits = np.array([eta_max(problem, batch) for batch in batches])
+  return 0.9 * np.logspace(np.log10(lowest), 0, count)[:, None] * limits
+
+
+@on_host()
+def risk_table(problem: Problem, etas, batches, datas):
+  """Risk of the second-half average for every (eta, B, samples). Exact.
+
+  Closed form: each of the E x B pairs costs O(D^2 log T) per data size.
+
+  Args:
+    problem: The problem; a few hundred nodes at most.
+    etas: [E], or [E, B] to give each batch its own, see `eta_grid`.
+    batches: [B].
+    datas: [S] total samples; T = floor(samples / B) steps.
+
+  Returns:
+    risk [E, B, S]; `inf` for unstable steps or fewer than 2 steps.
+  """
+  batches, datas = jnp.asarray(batches), jnp.asarray(datas)
+  etas = jnp.asarray(etas)
+  etas = jnp.broadcast_to(
+    etas[:, None] if etas.ndim == 1 else etas, (etas.shape[0], batches.size)
+  )
+
+  def pair(hyper):
+    eta, batch = hyper
+
+    def one(data):
+      T = jnp.floor(data / batch)
+      half = jnp.ceil(T / 2)
+      safe = jnp.maximum(half, 1)
+      risk = tail_average_at(problem, eta, batch, T - half, safe).total
+      return jnp.where(T >= 2, risk, jnp.inf)
+
+    risk_S = jax.vmap(one)(datas)
+    return jnp.where(is_stable(problem, eta, batch), risk_S, jnp.inf)
+
+  pairs = (etas.reshape(-1), jnp.broadcast_to(batches, etas.shape).reshape(-1))
+  return jax.lax.map(pair, pairs).reshape(*etas.shape, datas.size)
+
+
+def data_to_target(risks, datas, target) -> float:
+  """Samples at which a falling curve first meets `target`.
+
+  Args:
+    risks: [S] risks.
+    datas: [S] samples, increasing.
+    target: A risk.
+
+  Returns:
+    Log-log interpolation; nan if the target lies outside the curve.
+  """
+  risks, datas = np.asarray(risks, float), np.asarray(datas, float)
+  below = np.flatnonzero(risks <= target)
+  if below.size == 0 or (below[0] == 0 and risks[0] < target):
+    return float("nan")
+  k = below[0]
+  if risks[k] == target:
+    return float(datas[k])
+  if not np.isfinite(risks[k - 1]):
+    return float("nan")
+  x, y = np.log(datas[k - 1 : k + 1]), np.log(risks[k - 1 : k + 1])
+  share = (np.log(target) - y[0]) / (y[1] - y[0])
+  return float(np.exp(x[0] + share * (x[1] - x[0])))
+
+
+def critical_batch(table, batches, datas, over=0.2) -> np.ndarray:
+  """B* = sup{B : D(B; eps) <= (1 + over) D(B_ref; eps)} per data size.
+
+  eps is the best risk at (D, B_ref), B_ref the smallest batch, the step size
+  tuned at every (B, D).
+
+  Args:
+    table: [E, B, S] from `risk_table`.
+    batches: [B], increasing.
+    datas: [S], increasing; the largest few only serve as head room.
+    over: Excess data tolerated.
+
+  Returns:
+    B* [S], interpolated linearly in B (data needed is close to b0 + a0 B); nan
+    where the grid does not contain it.
+  """
+  best_BS = np.min(np.asarray(table), axis=0)
+  batches = np.asarray(batches, float)
+  out = np.full(len(datas), np.nan)
+  for j, data in enumerate(datas):
+    need = np.array(
+      [data_to_target(row, datas, best_BS[0, j]) for row in best_BS]
+    )
+    excess = need / data
+    excess[np.isnan(excess)] = np.inf
+    past = np.flatnonzero(excess > 1 + over)
+    if past.size == 0 or past[0] == 0:
+      continue
+    k = past[0]
+    if not np.isfinite(excess[k]):
+      continue
+    x, y = batches[k - 1 : k + 1], excess[k - 1 : k + 1]
+    out[j] = x[0] + (1 + over - y[0]) / (y[1] - y[0]) * (x[1] - x[0])
+  return out
+
+
+@on_host()
+def noise_scale(problem: Problem, z):
+  """Gradient noise scale B_noise of a state. Exact.
+
+      [tr H (tau r + sigma2) + (kappa - 1) sum lam^2 z] / sum lam^2 z
+
+  Args:
+    problem: The problem.
+    z: [D] second moments, e.g. `state_at(...)`.
+
+  Returns:
+    The batch at which noise and mean contribute alike to E |g|^2.
+  """
+  lam_D: Array = jnp.asarray(problem.lam)
+  mean_D = lam_D**2 * z
+  noise = problem.tau * jnp.sum(lam_D * z) + problem.sigma2
+  own = jnp.sum((jnp.asarray(problem.kappa) - 1) * mean_D)
+  total = jnp.sum(problem.mult * lam_D) * noise + own
+  return total / jnp.sum(mean_D)
+
+
+def steps_fit(batches, steps, reference=256.0, over=0.2) -> StepsFit:
+  """Fits steps = a0 + b0 / B to log residuals.
+
+  B* is where steps exceed linear scaling from `reference` by `over`:
+  B* = (1 + over) reference + over b0 / a0.
+
+  Args:
+    batches: [B] batch sizes.
+    steps: [B] steps to a common target.
+    reference: Batch from which scaling is called linear.
+    over: Excess tolerated.
+
+  Returns:
+    The fit.
+  """
+  from scipy import optimize
+
+  batches, steps = np.asarray(batches, float), np.asarray(steps, float)
+  if batches.shape != steps.shape or batches.size < 2:
+    raise ValueError(
+      f"batches {batches.shape} and steps {steps.shape} must be vectors of "
+      "one length >= 2."
+    )
+  design = np.stack([1 / steps, 1 / (batches * steps)], axis=1)
+  start, _ = optimize.nnls(design, np.ones(steps.size))
+  start = np.log(np.maximum(start, 1e-9 * start.max()))
+
+  def residual(theta):
+    return np.logaddexp(theta[0], theta[1] - np.log(batches)) - np.log(steps)
+
+  a0, b0 = np.exp(
+    optimize.least_squares(residual, start, xtol=1e-14, ftol=1e-14).x
+  )
+  critical = (1 + over) * reference + over * b0 / a0
+  return StepsFit(float(a0), float(b0), float(critical))
