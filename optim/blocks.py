@@ -67,7 +67,11 @@ class Bucket:
     factored: Whether each side has a Kronecker factor.
     dtype: Of the arithmetic: float32, or float64 for float64 leaves.
     pieces: The leaves, in tree order.
-    size: S, a multiple of the number of shards.
+    size: S.
+    shard_axis: Axis of [S, I, O] that is spread over devices: 0, the stack, so
+      that factorisations are local; where that would more than double S, a
+      side without a factor (an embedding is cut along its vocabulary), or
+      None, and every device does the same.
   """
 
   name: str
@@ -76,6 +80,7 @@ class Bucket:
   dtype: np.dtype
   pieces: tuple[Piece, ...]
   size: int
+  shard_axis: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +151,8 @@ def make_plan(
     max_precond_dim: Sides longer than this get no factor (identity).
     one_sided: Only the shorter side gets a factor; the second of equal ones.
     block_size: Sides longer than this are cut into equal blocks, padded.
-    stack_shards: Each S is padded up to a multiple of this many devices.
+    stack_shards: Number of devices each bucket is spread over; S is padded up
+      to a multiple of it where it is the stack that is spread.
 
   Returns:
     The plan. A matrix without any factored side is left to the element-wise
@@ -174,19 +180,18 @@ def make_plan(
     dtype = jnp.promote_types(leaf.dtype, jnp.float32)
     piece = Piece(index, path, dims, tuple(leaf.shape), blocks)
     groups.setdefault((shape, factored, dtype), []).append(piece)
-  buckets = tuple(
-    Bucket(
-      _bucket_name(shape, factored, dtype),
-      shape,
-      factored,
-      dtype,
-      tuple(pieces),
-      _round_up(sum(piece.count for piece in pieces), stack_shards),
+  buckets = []
+  for (shape, factored, dtype), pieces in groups.items():
+    size = sum(piece.count for piece in pieces)
+    axis = find_shard_axis(shape, factored, size, stack_shards)
+    if axis == 0:
+      size = _round_up(size, stack_shards)
+    name = bucket_name(shape, factored, dtype)
+    buckets.append(
+      Bucket(name, shape, factored, dtype, tuple(pieces), size, axis)
     )
-    for (shape, factored, dtype), pieces in groups.items()
-  )
   paths = tuple(jax.tree_util.keystr(key_path) for key_path, _ in flat)
-  return Plan(buckets, treedef, paths)
+  return Plan(tuple(buckets), treedef, paths)
 
 
 def check_two_sides(plan: Plan, what: str) -> None:
@@ -199,6 +204,34 @@ def check_two_sides(plan: Plan, what: str) -> None:
         f"has {len(bucket.shape)} sides in {piece.dims}. Merge them into two, "
         "or give the leaf None."
       )
+
+
+def bucket_name(
+  shape: tuple[int, ...], factored: tuple[bool, ...], dtype: Any
+) -> str:
+  """Sides, then which are factored, then the type if it is not float32."""
+  sides = "".join(str(i) for i, has in enumerate(factored) if has)
+  suffix = "" if dtype == jnp.float32 else f"_{jnp.dtype(dtype).name}"
+  return "x".join(map(str, shape)) + f"_{sides}{suffix}"
+
+
+def parse_bucket_name(name: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+  """(shape, factored) of a bucket, from its key in a state."""
+  shape, sides = name.split("_")[:2]
+  lengths = tuple(int(n) for n in shape.split("x"))
+  return lengths, tuple(str(i) in sides for i in range(len(lengths)))
+
+
+def find_shard_axis(
+  shape: tuple[int, ...], factored: tuple[bool, ...], size: int, shards: int
+) -> int | None:
+  """See `Bucket.shard_axis`; `size` is S, before or after padding."""
+  if _round_up(size, shards) <= 2 * size:
+    return 0
+  for side, has in enumerate(factored):
+    if not has and shape[side] % shards == 0:
+      return 1 + side
+  return None
 
 
 def treatment_table(
@@ -248,12 +281,6 @@ def _lengths(shape, dims: DimensionNumbers) -> tuple[int, ...]:
 
 def _round_up(n: int, multiple: int) -> int:
   return -(-n // multiple) * multiple
-
-
-def _bucket_name(shape, factored, dtype) -> str:
-  sides = "".join(str(i) for i, has in enumerate(factored) if has)
-  suffix = "" if dtype == jnp.float32 else f"_{jnp.dtype(dtype).name}"
-  return "x".join(map(str, shape)) + f"_{sides}{suffix}"
 
 
 def _treatment(lengths, dims, max_precond_dim, one_sided, block_size):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import sharding
 from .blocks import Plan, Split
 
 
@@ -184,12 +185,18 @@ def observe(
   stack_axes: Any | None,
 ) -> tuple[Split, dict[str, Kronecker]]:
   """Stacks and screens the gradients, and averages their Gram matrices."""
-  split, stacks, factors = plan.split(updates), {}, {}
-  for name, x in split.stacks.items():
-    x, ok_S = finite_or_zero(constrain(x, stack_axes))
+  split = sharding.constrain_stacks(plan.split(updates), plan, stack_axes)
+  stacks, factors = {}, {}
+  for bucket in plan.buckets:
+    name, kept = bucket.name, state[bucket.name]
+    x, ok_S = finite_or_zero(split.stacks[name])
     stacks[name] = x
-    counted = state[name]._replace(rejections=state[name].rejections + ~ok_S)
-    factors[name] = average_grams(counted, x, decay, precision.statistics)
+    kept = kept._replace(rejections=kept.rejections + ~ok_S)
+    kept = average_grams(kept, x, decay, precision.statistics)
+    axis = 0 if bucket.shard_axis == 0 else None
+    factors[name] = jax.tree.map(
+      lambda array, axis=axis: sharding.constrain(array, axis, stack_axes), kept
+    )
   return Split(stacks, jax.tree.map(screen_leaf, split.rest)), factors
 
 
@@ -215,7 +222,8 @@ def make_schedule(
   load = np.zeros(frequency)
   schedule = {}
   for bucket, side in sides:
-    local = bucket.size // stack_shards
+    shards = stack_shards if bucket.shard_axis == 0 else 1
+    local = bucket.size // shards
     size = -(-local // frequency) if stagger else local
     phases = [-1] * frequency
     for slot in range(-(-local // size)):
@@ -223,7 +231,7 @@ def make_schedule(
       phase = min(free, key=lambda p: load[p]) if stagger else 0
       phases[phase] = slot
       load[phase] += size * float(bucket.shape[side]) ** 3
-    schedule[bucket.name, side] = Refresh(stack_shards, size, tuple(phases))
+    schedule[bucket.name, side] = Refresh(shards, size, tuple(phases))
   return schedule
 
 
@@ -297,11 +305,3 @@ def refresh_side(
   all_derived[side] = derived
   state = state._replace(derived=tuple(all_derived), failures=failures)
   return state, carried
-
-
-def constrain(x: jax.Array, stack_axes: Any) -> jax.Array:
-  """Spreads the stack axis over mesh axes; no mesh set, nothing happens."""
-  if stack_axes is None or jax.sharding.get_abstract_mesh().empty:
-    return x
-  spec = jax.sharding.PartitionSpec(stack_axes)
-  return jax.lax.with_sharding_constraint(x, spec)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import adam, arguments, blocks, kronecker, linear_algebra
+from . import adam, arguments, blocks, kronecker, linear_algebra, sharding
 from .descent import descend
 
 
@@ -42,6 +42,7 @@ def muon(  # noqa: D417
   product_dtype: Any | None = None,
   stack_axes: Any | None = None,
   stack_shards: int = 1,
+  param_specs: Any | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Muon for matrices and Adam for the rest; see `scale_by_muon`.
 
@@ -73,6 +74,7 @@ def muon(  # noqa: D417
     product_dtype=product_dtype,
     stack_axes=stack_axes,
     stack_shards=stack_shards,
+    param_specs=param_specs,
   )
   if adam_learning_rate is None:
     return descend(direction, learning_rate, weight_decay, mask)
@@ -110,6 +112,7 @@ def scale_by_muon(
   product_dtype: Any | None = None,
   stack_axes: Any | None = None,
   stack_shards: int = 1,
+  param_specs: Any | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Replaces the momentum of each matrix by about its nearest orthogonal one.
 
@@ -136,6 +139,9 @@ def scale_by_muon(
     stack_axes: Mesh axis, or tuple of axes, over which each stack is spread
       (under `jax.set_mesh`).
     stack_shards: Number of devices along them.
+    param_specs: Tree of `PartitionSpec`s like params: the updates go there
+      before weight decay is added. None leaves it to the compiler, which may
+      move the parameters instead.
 
   Returns:
     A transform whose updates are a direction of ascent, like gradients.
@@ -189,10 +195,10 @@ def scale_by_muon(
     plan = plan_of(updates)
     if plan.empty:
       return updates, state
-    split = plan.split(updates)
+    split = sharding.constrain_stacks(plan.split(updates), plan, stack_axes)
     momentum, directions = {}, {}
     for name, g in split.stacks.items():
-      g = kronecker.constrain(kronecker.finite_or_zero(g)[0], stack_axes)
+      g, _ = kronecker.finite_or_zero(g)
       m = decay * state.momentum[name].astype(g.dtype) + (1 - decay) * g
       momentum[name] = m.astype(state.momentum[name].dtype)
       ahead = decay * m + (1 - decay) * g if nesterov else m
@@ -203,7 +209,10 @@ def scale_by_muon(
     rest = jax.tree.map(kronecker.screen_leaf, split.rest)
     stepped: Any = adam_rule.update(blocks.Split({}, rest), state.adam)
     rest, adam_state = stepped
-    updates = plan.merge(blocks.Split(directions, rest.rest), like=updates)
+    split = blocks.Split(directions, rest.rest)
+    split = sharding.constrain_stacks(split, plan, stack_axes)
+    updates = plan.merge(split, like=updates)
+    updates = sharding.constrain_leaves(updates, plan, stack_axes, param_specs)
     return updates, MuonState(momentum, adam_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

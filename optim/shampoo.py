@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import adam, arguments, blocks, kronecker, linear_algebra
+from . import adam, arguments, blocks, kronecker, linear_algebra, sharding
 from .descent import descend
 
 
@@ -52,6 +52,7 @@ def shampoo(  # noqa: D417
   precision: tuple[str, str, str] = kronecker.Precision(),
   stack_axes: Any | None = None,
   stack_shards: int = 1,
+  param_specs: Any | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Shampoo with decoupled weight decay; see `scale_by_shampoo` for the rest.
 
@@ -89,6 +90,7 @@ def shampoo(  # noqa: D417
     precision=precision,
     stack_axes=stack_axes,
     stack_shards=stack_shards,
+    param_specs=param_specs,
   )
   return descend(direction, learning_rate, weight_decay, mask)
 
@@ -116,6 +118,7 @@ def scale_by_shampoo(
   precision: tuple[str, str, str] = kronecker.Precision(),
   stack_axes: Any | None = None,
   stack_shards: int = 1,
+  param_specs: Any | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Multiplies the momentum of each matrix by inverse roots of its factors.
 
@@ -162,6 +165,9 @@ def scale_by_shampoo(
     stack_axes: Mesh axis, or tuple of axes, over which each stack is spread
       (under `jax.set_mesh`).
     stack_shards: Number of devices along them.
+    param_specs: Tree of `PartitionSpec`s like params: the updates go there
+      before weight decay is added. None leaves it to the compiler, which may
+      move the parameters instead.
 
   Returns:
     A transform whose updates are a direction of ascent, like gradients.
@@ -243,7 +249,9 @@ def scale_by_shampoo(
         scale = _trace_scale(factors[name], exponent, 1 - beta**count)
       stacks[name] = jnp.where(count >= start, scale * turned, plain)
     directions = directions._replace(stacks=stacks)
+    directions = sharding.constrain_stacks(directions, plan, stack_axes)
     updates = plan.merge(directions, like=updates)
+    updates = sharding.constrain_leaves(updates, plan, stack_axes, param_specs)
     return updates, ShampooState(count, graft_state, factors)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

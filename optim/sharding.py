@@ -1,11 +1,18 @@
-"""Where the state of an optimiser goes on a mesh, from where params go."""
+"""Where an optimiser's state and its stacks go on a mesh.
+
+The plan: a gradient travels once, from where its parameter lives to the device
+that holds its matrix's factors; all the algebra is local there; the update
+travels back once.
+"""
 
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
-# State fields of this package whose arrays have the stack axis first.
+from .blocks import Plan, Split, find_shard_axis, parse_bucket_name
+
+# State fields of this package that hold arrays by bucket, stack axis first.
 _STACKED = ("stacks", "kronecker", "momentum")
 
 
@@ -13,20 +20,23 @@ def state_specs(
   opt_state: Any,
   param_specs: Any,
   stack_axes: Any | None = None,
+  stack_shards: int = 1,
 ) -> Any:
   """Partition specs of every leaf of an optimiser state.
 
   Stacked leaves (factors, bases, roots and the moments of matrices) are spread
   along their stack axis over `stack_axes`, so that a refresh needs no
-  communication. A leaf whose path ends with a parameter's path, in this
-  package's states and in optax's (chained, masked, accumulating), goes where
-  the parameter goes. Anything else, the counts, is replicated.
+  communication; a matrix too lonely for that, along a side without a factor
+  (`Bucket.shard_axis`). A leaf whose path ends with a parameter's path, in
+  this package's states and in optax's (chained, masked, accumulating), goes
+  where the parameter goes. Anything else, the counts, is replicated.
 
   Args:
     opt_state: The state, or its `jax.eval_shape`.
     param_specs: Tree of `PartitionSpec`s like params.
-    stack_axes: Mesh axis or tuple of axes, as given to the transform; its
-      `stack_shards` makes every stack divide evenly. None replicates stacks.
+    stack_axes: Mesh axis or tuple of axes, as given to the transform. None
+      replicates stacks.
+    stack_shards: As given to the transform: the devices along these axes.
 
   Returns:
     A tree of `PartitionSpec`s like `opt_state`, for
@@ -48,9 +58,10 @@ def state_specs(
     specs[tuple(map(str, path))] = spec
 
   def spec_of(path, leaf):
-    names = [getattr(key, "name", None) for key in path]
-    if any(name in _STACKED for name in names):
-      return PartitionSpec(stack_axes)
+    names = [getattr(key, "name", getattr(key, "key", None)) for key in path]
+    for field, bucket in zip(names, names[1:], strict=False):
+      if field in _STACKED and stack_axes is not None:
+        return _stack_spec(str(bucket), leaf, stack_axes, stack_shards)
     keys = tuple(map(str, path))
     for start in range(len(keys) + 1):  # The longest ending first.
       spec = specs.get(keys[start:])
@@ -59,3 +70,88 @@ def state_specs(
     return PartitionSpec()
 
   return jax.tree_util.tree_map_with_path(spec_of, opt_state)
+
+
+def _stack_spec(bucket: str, leaf, stack_axes, stack_shards) -> PartitionSpec:
+  shape, factored = parse_bucket_name(bucket)
+  axis = find_shard_axis(shape, factored, leaf.shape[0], stack_shards)
+  # Cut along a side, only whole matrices are; their factors are replicated.
+  if axis is None or (axis > 0 and leaf.shape[1:] != shape):
+    return PartitionSpec()
+  return PartitionSpec(*[None] * axis, stack_axes)
+
+
+def constrain(x: jax.Array, axis: int | None, mesh_axes: Any) -> jax.Array:
+  """Spreads an axis over mesh axes (None: no axis); without a mesh, nothing."""
+  if mesh_axes is None or jax.sharding.get_abstract_mesh().empty:
+    return x
+  names = () if axis is None else (*[None] * axis, mesh_axes)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*names))
+
+
+def constrain_stacks(split: Split, plan: Plan, mesh_axes: Any) -> Split:
+  """`constrain` for every bucket, so that nothing else decides in between."""
+  stacks = {
+    bucket.name: constrain(
+      split.stacks[bucket.name], bucket.shard_axis, mesh_axes
+    )
+    for bucket in plan.buckets
+  }
+  return split._replace(stacks=stacks)
+
+
+def constrain_leaves(
+  tree: Any, plan: Plan, mesh_axes: Any, specs: Any | None
+) -> Any:
+  """Brings merged leaves from their stack's place to their parameter's.
+
+  In two steps: first only the mesh axes that the parameter uses are moved
+  (all-to-all), then what it is replicated over is gathered. In one, the
+  compiler would gather everything everywhere.
+
+  Args:
+    tree: Like params, as `Plan.merge` makes it.
+    plan: Which made it.
+    mesh_axes: Over which the stacks are spread.
+    specs: Tree of `PartitionSpec`s like params, found by path; None or no
+      mesh: nothing is done.
+
+  Returns:
+    The tree.
+  """
+  if specs is None or jax.sharding.get_abstract_mesh().empty:
+    return tree
+  known = {
+    jax.tree_util.keystr(path): spec
+    for path, spec in jax.tree_util.tree_flatten_with_path(
+      specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )[0]
+  }
+  leaves = plan.treedef.flatten_up_to(tree)
+  wait = jax.lax.with_sharding_constraint
+  for bucket in plan.buckets:
+    for piece in bucket.pieces:
+      axes = piece.dims.stack_axes
+      if bucket.shard_axis:
+        axes = piece.dims.side_axes[bucket.shard_axis - 1]
+      if axes and bucket.shard_axis is not None and mesh_axes is not None:
+        spec = _halfway(known[piece.path], axes[0], mesh_axes)
+        leaves[piece.index] = wait(leaves[piece.index], spec)
+  placed = [
+    wait(leaf, known[path])
+    for leaf, path in zip(leaves, plan.paths, strict=True)
+  ]
+  return jax.tree.unflatten(plan.treedef, placed)
+
+
+def _halfway(spec: PartitionSpec, axis: int, mesh_axes: Any) -> PartitionSpec:
+  """`spec`, with `axis` spread over those mesh axes that `spec` leaves free."""
+  entries = list(spec) + [None] * (axis + 1 - len(spec))
+  used = set()
+  for entry in entries:
+    used |= set(entry if isinstance(entry, tuple) else (entry,))
+  mesh_axes = mesh_axes if isinstance(mesh_axes, tuple) else (mesh_axes,)
+  free = tuple(name for name in mesh_axes if name not in used)
+  if entries[axis] is None and free:
+    entries[axis] = free
+  return PartitionSpec(*entries)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import adam, arguments, bases, blocks, kronecker
+from . import adam, arguments, bases, blocks, kronecker, sharding
 from .descent import descend
 
 Refresh = Literal["qr", "cholesky", "eigh"]
@@ -62,6 +62,7 @@ def soap(  # noqa: D417
   precision: tuple[str, str, str] = kronecker.Precision(),
   stack_axes: Any | None = None,
   stack_shards: int = 1,
+  param_specs: Any | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """SOAP with decoupled weight decay; see `scale_by_soap` for all arguments.
 
@@ -105,6 +106,7 @@ def soap(  # noqa: D417
     precision=precision,
     stack_axes=stack_axes,
     stack_shards=stack_shards,
+    param_specs=param_specs,
   )
   return descend(
     direction,
@@ -142,6 +144,7 @@ def scale_by_soap(
   precision: tuple[str, str, str] = kronecker.Precision(),
   stack_axes: Any | None = None,
   stack_shards: int = 1,
+  param_specs: Any | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Runs Adam, or another element-wise rule, in a slowly turning eigenbasis.
 
@@ -197,6 +200,9 @@ def scale_by_soap(
       (under `jax.set_mesh`); None leaves it to the compiler.
     stack_shards: Number of devices along them: stacks are padded to a multiple
       of it, and a refresh takes equally many matrices of each.
+    param_specs: Tree of `PartitionSpec`s like params: the updates go there
+      before weight decay is added. None leaves it to the compiler, which may
+      move the parameters instead.
 
   Returns:
     A transform whose updates are a direction of ascent, like gradients.
@@ -281,7 +287,9 @@ def scale_by_soap(
       momentum_fields,
       precision,
     )
+    directions = sharding.constrain_stacks(directions, plan, stack_axes)
     updates = plan.merge(directions, like=updates)
+    updates = sharding.constrain_leaves(updates, plan, stack_axes, param_specs)
     count: Any = optax.safe_increment(state.count)
     return updates, SoapState(count, inner_state, factors)
 

@@ -1,0 +1,190 @@
+"""Eight fake devices: the same numbers, and no more traffic than needed."""
+
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optim
+
+AXES, SHARDS = ("data", "fsdp"), 8
+STACK = optim.DimensionNumbers(sides=(1, 2), stack=0)
+# Six layers on eight devices: two zero matrices pad each stack.
+SHAPES = dict(wq=(6, 16, 12), wo=(6, 12, 16), embed=(64, 16), gain=(16,))
+EVEN = SHAPES | dict(wq=(8, 16, 12), wo=(8, 12, 16))
+SPECS = dict(
+  wq=P(None, "fsdp"), wo=P(None, None, "fsdp"), embed=P(None, "fsdp"), gain=P()
+)
+DIMENSIONS = dict(
+  wq=STACK,
+  wo=STACK,
+  embed=optim.DimensionNumbers(),
+  gain=None,
+)
+COLLECTIVE = re.compile(
+  r"(all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)"
+  r"(?:-start)?\("
+)
+TRANSFORMS = {
+  "soap": dict(precondition_frequency=3, max_precond_dim=32),
+  "shampoo": dict(
+    precondition_frequency=3, max_precond_dim=32, matrix_eps=1e-2
+  ),
+  "muon": {},
+}
+
+
+def _mesh():
+  if len(jax.devices()) < SHARDS:
+    pytest.fail("Run with 8 CPU devices; tests/conftest.py asks for them.")
+  auto = jax.sharding.AxisType.Auto
+  return jax.make_mesh((2, 4), AXES, axis_types=(auto,) * 2)
+
+
+def _build(name, axes):
+  dims = DIMENSIONS if name != "muon" else DIMENSIONS | dict(embed=None)
+  return getattr(optim, name)(
+    1e-2,
+    dimension_numbers=dims,
+    stack_axes=axes,
+    stack_shards=SHARDS,
+    param_specs=None if axes is None else SPECS,
+    weight_decay=0.1,
+    **TRANSFORMS[name],
+  )
+
+
+def _grads(seed, shapes=SHAPES):
+  rng = np.random.default_rng(seed)
+  return {
+    k: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    for k, shape in shapes.items()
+  }
+
+
+def _shardings(mesh, specs):
+  return jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec),
+    specs,
+    is_leaf=lambda x: isinstance(x, P),
+  )
+
+
+def _sharded_update(mesh, tx, shapes=SHAPES):
+  params = jax.eval_shape(lambda: _grads(0, shapes))
+  state = jax.eval_shape(tx.init, params)
+  specs = optim.state_specs(state, SPECS, AXES, SHARDS)
+  place = _shardings(mesh, SPECS), _shardings(mesh, specs)
+  init = jax.jit(tx.init, out_shardings=place[1])
+  update = jax.jit(
+    tx.update, in_shardings=(*place, place[0]), out_shardings=place
+  )
+  return init, update, place, (params, state, params)
+
+
+@pytest.mark.parametrize("name", sorted(TRANSFORMS))
+def test_eight_devices_are_one_device(name):
+  mesh, params = _mesh(), _grads(0)
+  plain = _build(name, None)
+  state, update = plain.init(params), jax.jit(plain.update)
+  with jax.set_mesh(mesh):
+    init, sharded, (param_place, state_place), _ = _sharded_update(
+      mesh, _build(name, AXES)
+    )
+    spread = init(params)
+    for step in range(5):
+      grads = _grads(step + 1)
+      wanted, state = update(grads, state, params)
+      actual, spread = sharded(
+        jax.device_put(grads, param_place), spread, params
+      )
+      for k in SHAPES:
+        np.testing.assert_allclose(actual[k], wanted[k], atol=2e-4, rtol=1e-2)
+  places = jax.tree.map(lambda x: x.sharding, spread)
+  jax.tree.map(
+    lambda x, place, want: (
+      x.sharding.is_equivalent_to(want, x.ndim)
+      or pytest.fail(f"{place} is not {want}")
+    ),
+    spread,
+    places,
+    state_place,
+  )
+
+
+def _traffic(text):
+  """Collectives, and those within a branch, where a refresh would be."""
+  total, inside = collections.Counter(), collections.Counter()
+  for line in text.splitlines():
+    found = COLLECTIVE.search(line)
+    if found and " = " in line:
+      total[found.group(1)] += 1
+      if "cond/branch" in line or "while/body" in line:
+        inside[found.group(1)] += 1
+  return total, inside
+
+
+@pytest.mark.parametrize(
+  ("name", "wanted"),
+  [
+    # Each matrix's gradient goes to its device (all-to-all), and its update
+    # comes back (another along fsdp, then all-gather along data, over which
+    # parameters are replicated). Of the embedding, cut along its vocabulary,
+    # the [16, 16] Gram matrix and its norms are summed.
+    ("soap", {"all-to-all": 6, "all-gather": 3, "all-reduce": 2}),
+    ("shampoo", {"all-to-all": 6, "all-gather": 3, "all-reduce": 3}),
+    ("muon", {"all-to-all": 4, "all-gather": 2, "all-reduce": 1}),
+  ],
+)
+def test_factorisations_are_local(name, wanted):
+  mesh = _mesh()
+  with jax.set_mesh(mesh):
+    _, update, _, arguments = _sharded_update(mesh, _build(name, AXES), EVEN)
+    text = update.lower(*arguments).compile().as_text()
+  total, inside = _traffic(text)
+  assert not inside
+  assert dict(total) == wanted
+  stack = r"= \(?f32\[(\d+),\d+,\d+\][^=]*custom-call\(.*lapack"
+  calls = re.findall(stack, text)
+  assert set(calls) == (set() if name == "muon" else {"1"})
+
+
+def test_without_constraints_there_is_more_traffic():
+  # Guards the test above: the counts do depend on the constraints.
+  mesh = _mesh()
+  with jax.set_mesh(mesh):
+    _, update, _, arguments = _sharded_update(mesh, _build("soap", None), EVEN)
+    total, _ = _traffic(update.lower(*arguments).compile().as_text())
+  assert sum(total.values()) > 11
+
+
+def test_specs_of_stacks_and_of_optax_states():
+  tx = optax.MultiSteps(
+    optax.chain(optax.clip_by_global_norm(1.0), _build("soap", AXES)), 2
+  )
+  params = jax.eval_shape(lambda: _grads(0))
+  state = jax.eval_shape(tx.init, params)
+  specs = optim.state_specs(state, SPECS, AXES, SHARDS)
+  assert jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, P)) == (
+    jax.tree.structure(state)
+  )
+  assert specs.acc_grads == SPECS
+  assert specs.gradient_step == P()
+  inner = specs.inner_opt_state[1][0]
+  assert inner.inner.mu.stacks["16x12_01"] == P(AXES)
+  assert inner.inner.mu.stacks["64x16_1"] == P(None, AXES)
+  assert inner.inner.mu.rest["gain"] == SPECS["gain"]
+  assert inner.kronecker["16x12_01"].derived == (P(AXES), P(AXES))
+  assert inner.kronecker["64x16_1"].factors == (None, P())
+  assert state.inner_opt_state[1][0].inner.mu.stacks["16x12_01"].shape[0] == 8
+
+
+def test_specs_want_partition_specs():
+  with pytest.raises(ValueError, match=r"\['w'\].*PartitionSpec"):
+    optim.state_specs(jnp.zeros(2), dict(w="fsdp"))
