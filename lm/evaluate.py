@@ -22,6 +22,7 @@ if __name__ == "__main__":
   program.quiet()
   program.use_compilation_cache()
 
+import jax
 import numpy as np
 
 from . import text
@@ -133,6 +134,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--sets", help="corpora, by default config.eval.sets")
   parser.add_argument("--step", type=int, help="checkpoint; default the newest")
   parser.add_argument(
+    "--distributed",
+    default="none",
+    choices=("none", "auto"),
+    help="auto: started by every process of a TPU pod, SLURM or MPI job",
+  )
+  parser.add_argument(
     "--batches", type=int, default=0, help="per set; default whole splits"
   )
   parser.add_argument(
@@ -140,18 +147,20 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   args = parser.parse_args(argv)
   try:
-    print(_evaluate_run(args))
+    lines = _evaluate_run(args)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return program.BAD_INPUT
+  if jax.process_index() == 0:
+    print(lines)
   return 0
 
 
 def _evaluate_run(args: argparse.Namespace) -> str:
-  import jax  # Here, since the trainer imports this module.
+  # Here, since the trainer imports this module.
+  from .train import distributed, evaluation, weights
 
-  from .train import evaluation, weights
-
+  distributed.initialize(args.distributed)
   parts, params, average = weights.open_run(args.workdir, args.step)
   if args.ema and average is None:
     raise program.InputError(

@@ -274,6 +274,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--step", type=int, help="checkpoint; default the newest")
   parser.add_argument(
+    "--distributed",
+    default="none",
+    choices=("none", "auto"),
+    help="auto: started by every process of a TPU pod, SLURM or MPI job",
+  )
+  parser.add_argument(
     "--ema", action="store_true", help="use the averaged weights"
   )
   args = parser.parse_args(argv)
@@ -282,14 +288,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return program.BAD_INPUT
-  for i, text in enumerate(texts, 1):
-    print(f"--- {i} ---\n{text}" if len(texts) > 1 else text)
+  if jax.process_index() == 0:
+    for i, text in enumerate(texts, 1):
+      print(f"--- {i} ---\n{text}" if len(texts) > 1 else text)
   return 0
 
 
 def _generate_from_run(args: argparse.Namespace) -> list[str]:
-  from .train import weights
+  from .train import distributed, weights
 
+  distributed.initialize(args.distributed)
   parts, params, average = weights.open_run(args.workdir, args.step)
   if args.ema and average is None:
     raise program.InputError(

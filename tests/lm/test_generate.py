@@ -32,7 +32,7 @@ def _model(**changes):
 @pytest.fixture(scope="module")
 def small():
   """A model of random weights, and its parameters."""
-  return _model()
+  return _model(N=1)
 
 
 def _greedy_by_definition(forward, prompt, num_tokens):

@@ -135,7 +135,8 @@ def test_sweeps_from_files(tmp_path):
 
 
 # Stands for lm.main. By its seed it: 0 finishes, 1 fails with code 3,
-# 2 waits for SIGTERM and then says that it saved, 3 waits and heeds nothing.
+# 2 waits for SIGTERM and then says that it saved, 3 heeds nothing; both give
+# up after 30 seconds.
 _PROGRAM = """
 import json, pathlib, signal, sys, time
 folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
@@ -149,8 +150,9 @@ if seed == 0:
   (folder / "run.json").write_text(json.dumps({"status": "finished"}))
 if seed == 1:
   sys.exit(3)
-while seed > 1:
-  time.sleep(0.01)
+if seed > 1:
+  time.sleep(30)
+  sys.exit(9)
 """
 
 
@@ -256,7 +258,7 @@ def test_signals_reach_the_runs(tmp_path, seeds, signals, code, outcomes):
     for number in signals:
       process.send_signal(number)
       time.sleep(0.3)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
   assert process.returncode == code
   rows = out.strip().splitlines()[-len(seeds) :]
   assert [o in row for o, row in zip(outcomes, rows, strict=True)] == [True] * 2

@@ -62,10 +62,10 @@ def test_the_last_step_is_shown_once_even_if_not_due():
   shown = progress.PlainProgress(3, 0, stream, interval=10.0, clock=clock)
   for step in (1, 2, 3):
     shown.update(step, step)
+  text = stream.getvalue()
+  assert [line.split()[1] for line in text.splitlines()] == ["1/3", "3/3"]
   shown.close()
-  assert [line.split()[1] for line in stream.getvalue().splitlines()] == [
-    "1/3", "3/3",
-  ]  # fmt: skip
+  assert stream.getvalue() == text
 
 
 def test_closing_early_shows_where_the_run_stopped():
