@@ -1,7 +1,8 @@
 """Decoder-only transformer: layers, attention, the model and its loss."""
 
+from .cache import Cache, init_cache
 from .loss import LossSums, loss_sums, row_losses, token_sums
-from .transformer import Cache, Transformer, init_cache
+from .transformer import Transformer
 
 __all__ = [
   "Cache",

@@ -37,9 +37,15 @@ def product(
   return product_p.bind(x, y, equation=equation, out_dtype=out_dtype)
 
 
-def is_product(primitive, *_, **__) -> bool:
-  """A rematerialisation policy that saves the results of `product`."""
-  return primitive is product_p
+def is_weight_product(primitive, *_, **params) -> bool:
+  """A rematerialisation policy: save the products that are not batched.
+
+  The like of `dots_with_no_batch_dims_saveable`, which knows only JAX's own.
+  """
+  if primitive is not product_p:
+    return False
+  xs, ys, out = _parse(params["equation"])
+  return not set(xs) & set(ys) & set(out)
 
 
 def _einsum(x, y, *, equation, out_dtype):

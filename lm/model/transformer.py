@@ -26,38 +26,14 @@ from jax.ad_checkpoint import checkpoint_name
 from .. import spec
 from ..mesh import axis_size, constrain
 from . import attention, layers
-from .product import is_product
+from .cache import Cache, LayerCache, append
+from .product import is_weight_product
 
 if typing.TYPE_CHECKING:
   from ..config import ModelConfig
 
-# Keys and values of one layer, [B, M, G, K] each; None outside decoding.
-LayerCache = tuple[jax.Array, jax.Array] | None
-
 _RESIDUAL = ("batch", "seq", "act_embed")
 _HEADS = ("batch", "seq", "act_heads", "kv")
-
-
-class Cache(typing.NamedTuple):
-  """What `Transformer.decode` remembers of the tokens before.
-
-  Rows may have different lengths. To give them different prompts, decode the
-  prompts padded at the end, then set `length_B` to the true lengths: what was
-  written beyond them is overwritten before it is read.
-  """
-
-  keys_NBMGK: jax.Array
-  values_NBMGK: jax.Array
-  length_B: jax.Array  # Tokens seen.
-  start_B: jax.Array  # Index of the current document's first token.
-
-
-def init_cache(cfg: "ModelConfig", batch_size: int, size: int) -> Cache:
-  """An empty cache for `batch_size` rows of at most `size` tokens."""
-  shape = (cfg.N, batch_size, size, cfg.G, cfg.K)
-  keys = jnp.zeros(shape, cfg.compute_dtype)
-  zeros = jnp.zeros(batch_size, jnp.int32)
-  return Cache(keys, keys, zeros, zeros)
 
 
 class Transformer(nn.Module):
@@ -225,7 +201,7 @@ class Attention(nn.Module):
     k_BLGK = constrain(checkpoint_name(k_BLGK, "k"), _HEADS)
     v_BLGK = constrain(checkpoint_name(v_BLGK, "v"), _HEADS)
     if cache is not None:
-      cache = _append(cache, (k_BLGK, v_BLGK), places.index_BL[:, 0])
+      cache = append(cache, (k_BLGK, v_BLGK), places.index_BL[:, 0])
       k_BLGK, v_BLGK = cache
     out_BLHK = attention.attend(q_BLHK, k_BLGK, v_BLGK, places, cfg)
     out_BLHK = checkpoint_name(out_BLHK, "attention")
@@ -375,7 +351,7 @@ def _remat(block, policy_name, *, prevent_cse):
     policy = policies.nothing_saveable
   elif policy_name == "dots":
     policy = policies.save_from_both_policies(
-      is_product, policies.dots_with_no_batch_dims_saveable
+      is_weight_product, policies.dots_with_no_batch_dims_saveable
     )
   elif policy_name.startswith("names:"):
     names = policy_name.removeprefix("names:").split(",")
@@ -387,15 +363,3 @@ def _remat(block, policy_name, *, prevent_cse):
       "mlp_gate."
     )
   return nn.remat(block, policy=policy, prevent_cse=prevent_cse)
-
-
-def _append(cache, new, length_B):
-  """Writes `new` [B, T, G, K] into `cache` from `length_B` on."""
-
-  def write(old_MGK, new_TGK, length):
-    zero = jnp.zeros_like(length)
-    return jax.lax.dynamic_update_slice(old_MGK, new_TGK, (length, zero, zero))
-
-  return jax.tree.map(
-    lambda old, x: jax.vmap(write)(old, x, length_B), cache, new
-  )
