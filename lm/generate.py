@@ -30,7 +30,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from .data import tokenizer as tokenizers
-from .model.transformer import Transformer, init_cache
+from .model import Transformer, init_cache
 from .train import setup
 
 
