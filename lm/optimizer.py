@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 import optax.contrib
 
@@ -81,11 +82,32 @@ def make(
   try:
     tx = factory(learning_rate=learning_rate, **kwargs)
   except (TypeError, ValueError) as error:
-    raise ValueError(
-      f"config.optim.kwargs={dict(config.optim.kwargs)} was refused by "
-      f"{config.optim.name}: {error}"
-    ) from error
+    raise ValueError(_refused(config, error)) from error
   return optax.with_extra_args_support(tx)
+
+
+def check(
+  config: Config, tx: optax.GradientTransformationExtraArgs, params: Any
+) -> None:
+  """Traces an update without computing it, so that a bad value shows now.
+
+  Args:
+    config: What `tx` was made from.
+    tx: The transform.
+    params: Shapes of the parameters.
+
+  Raises:
+    ValueError: If the transform cannot update them.
+  """
+
+  def update(params):
+    loss = jax.numpy.zeros(())
+    return tx.update(params, tx.init(params), params, value=loss)
+
+  try:
+    jax.eval_shape(update, params)
+  except (TypeError, ValueError, AttributeError) as error:
+    raise ValueError(_refused(config, error)) from error
 
 
 def find(name: str) -> Callable[..., optax.GradientTransformation]:
@@ -115,11 +137,18 @@ def names() -> list[str]:
   for module in (optim, optax, optax.contrib):
     for name in dir(module):
       factory = getattr(module, name)
-      if name.startswith("_") or not inspect.isfunction(factory):
+      if name.startswith(("_", "scale_by_")) or not inspect.isfunction(factory):
         continue
       if "learning_rate" in inspect.signature(factory).parameters:
         found.add(name)
   return sorted(found)
+
+
+def _refused(config: Config, error: Exception) -> str:
+  return (
+    f"config.optim.kwargs={dict(config.optim.kwargs)} was refused by "
+    f"{config.optim.name}: {str(error).splitlines()[0]}"
+  )
 
 
 def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:

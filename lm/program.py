@@ -72,12 +72,16 @@ def parse(argv: Sequence[str]) -> None:
   known = [a for a in argv[1:] if a.startswith("--config.")]
   try:
     rest = flags.FLAGS(argv)
+    if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+      # A file that could not be loaded says so at its first use only.
+      flags.FLAGS["config"].value.keys()
   except flags.Error as error:
     raise InputError(f"{error} (--help lists the flags.)") from error
   except (AttributeError, KeyError) as error:
     raise InputError(_unknown_key(known, str(error))) from error
   except (OSError, ImportError, SyntaxError, TypeError) as error:
-    raise InputError(f"--config could not be read: {error}") from error
+    reason = " ".join(str(error).split())
+    raise InputError(f"--config could not be read: {reason}") from error
   if len(rest) > 1:
     raise InputError(
       f"Unexpected argument {rest[1]!r}; flags are written --name=value."

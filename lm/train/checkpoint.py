@@ -74,7 +74,8 @@ class Checkpointer:
     self._options = ocp.CheckpointManagerOptions(
       enable_async_checkpointing=async_save,
       preservation_policy=policy.AnyPreservationPolicy(kept),
-      cleanup_tmp_directories=True,
+      cleanup_tmp_directories=True,  # Left by a killed process.
+      save_root_metadata=False,  # A thread that an early exit would trip over.
     )
     self._manager = ocp.CheckpointManager(self._folder, options=self._options)
 

@@ -18,7 +18,7 @@ import numpy as np
 from .. import config as configs
 from .. import mesh as meshes
 from ..data.stream import Prefetcher, prefetch
-from . import compiles, jobs, samples, setup, workdir
+from . import compiles, jobs, samples, setup, weights, workdir
 from .session import Session, open_session
 
 
@@ -36,6 +36,7 @@ def train(config: configs.Config, folder: str | os.PathLike) -> int:
     ValueError: If data, devices or the folder do not fit the configuration.
     CheckpointError: If a checkpoint cannot be written.
   """
+  weights.check_source(config.train.init_from)
   path = workdir.prepare(folder)
   data = setup.find_data(config)
   parts = setup.build(setup.resolve(config, data))

@@ -59,6 +59,8 @@ def open_session(
   """
   config, options = parts.config, parts.config.checkpoint
   signals = stack.enter_context(StopSignals())
+  stream = open_stream(config.data, config.seed)
+  evaluator = evaluation.Evaluator(parts, data)
   checkpointer = Checkpointer(
     path,
     keep=options.keep,
@@ -67,7 +69,6 @@ def open_session(
     async_save=options.async_save,
   )
   stack.enter_context(checkpointer)
-  stream = open_stream(config.data, config.seed)
   train_state, clock = resume.start(parts, checkpointer, stream.fingerprint)
   workdir.write_json(path / "config.json", configs.to_dict(config))
   run_file = workdir.RunFile(path, workdir.facts(parts, data))
@@ -92,7 +93,7 @@ def open_session(
     parts=parts,
     path=path,
     stream=stream,
-    evaluator=evaluation.Evaluator(parts, data),
+    evaluator=evaluator,
     checkpointer=checkpointer,
     reporter=Reporter(parts, writer, progress, stopwatch, clock),
     progress=progress,

@@ -103,11 +103,13 @@ def build(
   learning_rate = schedule.learning_rate(config)
   tx = optimizer.make(config, learning_rate, spec.decay_mask(specs))
 
-  def init(key):
-    params = spec.init_params(config.model, key)
-    return state.init_state(params, tx, config.optim.ema)
-
-  abstract = jax.eval_shape(init, jax.random.key(0))
+  params = jax.eval_shape(
+    lambda key: spec.init_params(config.model, key), jax.random.key(0)
+  )
+  optimizer.check(config, tx, params)
+  abstract = jax.eval_shape(
+    lambda params: state.init_state(params, tx, config.optim.ema), params
+  )
   shardings = sharding.state_shardings(mesh, specs, tx, abstract, m.rules)
   return Parts(
     config=config,

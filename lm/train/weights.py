@@ -72,6 +72,21 @@ def open_run(
   return parts, *restore(parts, folder, step)
 
 
+def check_source(source: str) -> None:
+  """Checks that there is something to read at `config.train.init_from`.
+
+  Raises:
+    ConfigError: If there is not.
+  """
+  if source and not pathlib.Path(source).exists():
+    raise configs.ConfigError(
+      f"config.train.init_from={source!r} does not exist; give the folder of a "
+      "run or an export (.npz)."
+    )
+  if source and pathlib.Path(source).is_dir():
+    _pick(source, None)
+
+
 def load(parts: setup.Parts, source: str) -> Any:
   """Weights to start from, laid out for `parts`.
 
@@ -83,11 +98,6 @@ def load(parts: setup.Parts, source: str) -> Any:
   Raises:
     ConfigError: If the weights are missing or of another shape.
   """
-  if not pathlib.Path(source).exists():
-    raise configs.ConfigError(
-      f"config.train.init_from={source!r} does not exist; give the folder of a "
-      "run or an export (.npz)."
-    )
   if source.endswith(".npz"):
     values = read_export(source)[1]
   else:

@@ -1,0 +1,226 @@
+"""Whatever is wrong with the input: one clear message, exit code 2, at once."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lm import config as configs
+from lm import program
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Overrides of the tiny run -> words that the message must hold.
+_CASES = {
+  # Keys.
+  "model.DD=3": ["config.model.DD", "model.D"],
+  "modle.D=3": ["config.modle.D", "model.D"],
+  "learning_rate=1": ["config.learning_rate", "optim.learning_rate"],
+  "optim.lr=1": ["config.optim.lr"],
+  "data.batchsize=1": ["config.data.batchsize", "data.batch_size"],
+  "train.steps=5": ["config.train.steps"],
+  "optim.kwargs.beta1=0.9": ["optim.kwargs.beta1"],
+  # Types.
+  "model.D=wide": ["model.D", "wide"],
+  "model.D=1.5": ["model.D", "1.5"],
+  "model.tied=perhaps": ["model.tied", "perhaps"],
+  "optim.learning_rate=fast": ["learning_rate", "fast"],
+  "data.mixture=sotu": ["mixture"],
+  "train.num_steps=many": ["num_steps", "many"],
+  # Choices.
+  "model.norm=layernrom": ["config.model.norm", "layernorm"],
+  "model.norm_position=post": ["config.model.norm_position", "after"],
+  "model.positions=rope": ["config.model.positions", "rope_half"],
+  "model.qk_norm=heads": ["config.model.qk_norm", "'head'"],
+  "model.mlp=geglu": ["config.model.mlp", "gelu"],
+  "model.attention=flash": ["config.model.attention", "splash"],
+  "model.init=xavier": ["config.model.init", "mitchell"],
+  "model.layers=loop": ["config.model.layers", "unroll"],
+  "model.remat=some": ["config.model.remat", "none"],
+  "model.compute_dtype=float16": ["config.model.compute_dtype", "bfloat16"],
+  "schedule.name=cosin": ["config.schedule.name", "cosine"],
+  "schedule.unit=epochs": ["config.schedule.unit", "steps"],
+  "optim.decay=none": ["config.optim.decay", "matrices"],
+  "mesh.rules=auto": ["config.mesh.rules", "logical"],
+  "log.progress=fancy": ["config.log.progress", "plain"],
+  # Ranges.
+  "model.N=0": ["config.model.N=0", ">= 1"],
+  "model.D=-8": ["config.model.D=-8", ">= 1"],
+  "model.norm_eps=0": ["config.model.norm_eps", "> 0"],
+  "model.z_loss=-1": ["config.model.z_loss"],
+  "model.loss_chunk=-2": ["config.model.loss_chunk"],
+  "data.seq_length=0": ["config.data.seq_length"],
+  "data.batch_size=0": ["config.data.batch_size"],
+  "data.prefetch=-1": ["config.data.prefetch"],
+  "optim.learning_rate=-1": ["config.optim.learning_rate"],
+  "optim.learning_rate=nan": ["config.optim.learning_rate"],
+  "optim.learning_rate=inf": ["config.optim.learning_rate", "finite"],
+  "optim.ema=1.0": ["config.optim.ema", "[0, 1)"],
+  "optim.clip_norm=-1": ["config.optim.clip_norm"],
+  "schedule.warmup=-0.1": ["config.schedule.warmup"],
+  "schedule.warmup=2.0": ["config.schedule.warmup", "unit"],
+  "schedule.end_factor=2": ["config.schedule.end_factor", "[0, 1]"],
+  "log.every=0": ["config.log.every=0"],
+  "checkpoint.keep=0": ["config.checkpoint.keep=0"],
+  "seed=-1": ["config.seed=-1"],
+  # Sizes that do not fit each other.
+  "model.D=33": ["config.model.D=33", "config.model.H=2", "34"],
+  "model.D=34": ["rotary", "even"],
+  "model.G=3": ["config.model.G=3", "config.model.H=2"],
+  "model.norm=rmsnorm model.norm_bias=True": ["config.model.norm_bias"],
+  "train.microbatch_size=3": ["config.train.microbatch_size=3", "=2"],
+  "train.num_tokens=9": ["num_steps", "num_tokens", "exactly one"],
+  "train.num_steps=0": ["num_steps", "num_tokens", "exactly one"],
+  "mesh.data=3 mesh.fsdp=1 mesh.tensor=1": ["8 rows", "mesh.data"],
+  "mesh.data=-1 mesh.fsdp=-1": ["at most one is -1"],
+  "mesh.data=0": ["config.mesh"],
+  "mesh.data=2": ["config.mesh.data=2", "1."],
+  "train.stop_at_loss=2.0": ["stop_at_loss", "eval.every"],
+  "checkpoint.keep_best=True": ["keep_best", "eval.every"],
+  "schedule.name=inverse_sqrt schedule.warmup=0": ["inverse_sqrt", "warmup"],
+  "model.V=100": ["config.model.V=100", "model.V=0"],
+  # The optimiser.
+  "optim.name=adamv": ["config.optim.name='adamv'", "adamw"],
+  "optim.name=scale_by_adam": ["scale_by_adam", "learning_rate"],
+  "optim.name=lion": ["config.optim.kwargs.eps", "lion", "b1=0.9"],
+  'optim.kwargs={"b3":0.9}': ["config.optim.kwargs.b3", "b1=0.9"],
+  'optim.kwargs={"learning_rate":1}': ["kwargs.learning_rate", "trainer"],
+  'optim.kwargs={"b1":"x"}': ["config.optim.kwargs", "b1"],
+  "optim.kwargs=[1]": ["optim.kwargs"],
+  # Data.
+  'data.mixture=(("sotuu",1.0),)': ["sotuu", "sotu"],
+  'data.mixture=(("sotu",0.0),)': ["sotu", "> 0"],
+  'data.mixture=(("sotu",1.0),("sotu",1.0))': ["sotu", "twice"],
+  'data.mixture=("sotu",)': ["config.data.mixture", "pairs"],
+  'eval.sets=("nowhere",)': ["config.eval.sets", "nowhere"],
+  "data.tokenizer=word": ["config.data.tokenizer", "bytes"],
+  "data.tokenizer=sp:/no/such.model": ["/no/such.model"],
+  "data.tokenizer=bpe data.vocab_size=300": ["vocab_size=300", ">= 512"],
+  "data.seq_length=64": ["not prepared", "32", "lm.data.prepare"],
+  "data.root=/nowhere": ["not prepared", "lm.data.prepare"],
+  "train.init_from=/no/run": ["config.train.init_from", "/no/run"],
+}
+
+
+def _fails(flags, words, cwd=_ROOT):
+  """Runs the program; checks code, message and time."""
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  started = time.monotonic()
+  done = subprocess.run(
+    [sys.executable, "-m", "lm.main", *flags],
+    check=False,
+    cwd=cwd,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  seconds = time.monotonic() - started
+  assert done.returncode == program.BAD_INPUT, done.stdout + done.stderr
+  assert "Traceback" not in done.stderr
+  assert "error: " in done.stderr
+  for word in words:
+    assert word in done.stderr
+  return seconds
+
+
+@pytest.mark.parametrize("overrides", _CASES)
+def test_a_wrong_configuration_never_starts_a_run(tiny, tmp_path, overrides):
+  flags = tiny.flags(tmp_path / "run")
+  flags += [f"--config.{override}" for override in overrides.split(" ")]
+  _fails(flags, _CASES[overrides])
+  assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_empty_mixture(tiny):
+  """Not among the flags: ml_collections reads () there as no override."""
+  with pytest.raises(configs.ConfigError, match="mixture is empty"):
+    tiny.config(data__mixture=())
+
+
+def test_there_are_at_least_sixty_cases():
+  assert len(_CASES) >= 60
+
+
+def test_several_problems_are_listed_at_once(tiny, tmp_path):
+  flags = [*tiny.flags(tmp_path), "--config.model.G=3", "--config.optim.ema=2"]
+  _fails(flags, ["config.model.G=3", "config.optim.ema=2"])
+
+
+def test_an_error_comes_within_five_seconds(tiny, tmp_path):
+  """The slowest kind: it needs jax and the optimiser's signature."""
+  flags = [*tiny.flags(tmp_path), "--config.optim.name=adamv"]
+  assert min(_fails(flags, ["adamv"]) for _ in range(2)) < 5
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    ([], ["--config", "--workdir"]),
+    (["--config=/no/such/file.py", "--workdir=x"], ["/no/such/file.py"]),
+    (["--confg=x"], ["confg"]),
+    (["--workdir=x", "extra"], ["extra"]),
+  ],
+)
+def test_wrong_flags(flags, words):
+  _fails(flags, words)
+
+
+def test_a_config_file_that_does_not_parse(tmp_path):
+  file = tmp_path / "broken.py"
+  file.write_text("def get_config(:\n")
+  _fails([f"--config={file}", "--workdir=x"], ["broken.py"])
+
+
+def test_flags_of_several_processes(tiny, tmp_path):
+  flags = tiny.flags(tmp_path)
+  _fails([*flags, "--process_id=0"], ["--process_id", "explicit"])
+  _fails([*flags, "--distributed=explicit"], ["--coordinator"])
+
+
+def test_a_folder_that_cannot_be_written(tiny, tmp_path):
+  (tmp_path / "file").write_text("")
+  _fails(tiny.flags(tmp_path / "file"), ["--workdir", "cannot be written"])
+
+
+def test_damaged_prepared_data(tiny, tmp_path):
+  data = tmp_path / "data"
+  shutil.copytree(tiny.overrides["data.root"], data)
+  flags = tiny.flags(tmp_path / "run", data__root=str(data))
+  record = next(data.glob("bytes/*/train*.array_record*"))
+  record.write_bytes(record.read_bytes()[:100])
+  _fails(flags, ["damaged", "prepare it again"])
+  for meta in data.glob("bytes/*-L32/meta.json"):
+    meta.write_text("{")
+  _fails(flags, ["damaged", "meta.json"])
+
+
+def test_prepare_needs_text_in_utf8(tmp_path):
+  text = tmp_path / "text"
+  text.mkdir()
+  for i in range(30):
+    (text / f"{i}.txt").write_text("some words\n")
+  (text / "bad.txt").write_bytes(b"abc\xff\xfe")
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "lm.data.prepare",
+      "--config=ml_collections_configs/base.py",
+      f"--config.data.mixture=(('dir:{text}',1.0),)",
+      f"--config.eval.sets=('dir:{text}',)",
+      "--config.data.tokenizer=bytes",
+      f"--config.data.root={tmp_path / 'data'}",
+    ],
+    check=False,
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == program.BAD_INPUT
+  assert "bad.txt" in done.stderr
+  assert "Traceback" not in done.stderr
