@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import ml_collections
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from . import rules
@@ -44,10 +45,10 @@ def run(
     main: The program; errors of the user's making are `ValueError`s.
     argv: Arguments, the program's name first; None takes the process's.
   """
-  quiet()
   argv = list(sys.argv if argv is None else argv)
   try:
     parse(argv)
+    quiet()
     sys.exit(main() or 0)
   except (ValueError, FileNotFoundError, PermissionError) as error:
     if os.environ.get("GOLDENPATH_TRACEBACK"):
@@ -89,8 +90,9 @@ def parse(argv: Sequence[str]) -> None:
 
 
 def quiet() -> None:
-  """Keeps the libraries' own informational lines out of the output."""
-  for name in ("absl", "orbax", "jax", "grain"):
+  """Keeps the libraries' own lines out of the output; errors are ours to say."""
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  for name in ("orbax", "jax", "grain"):
     logging.getLogger(name).setLevel(logging.ERROR)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

@@ -65,6 +65,7 @@ def _steps(s: Session) -> int:
     _buffers(s) as buffers,
     contextlib.closing(_profile(s)) as profile,
   ):
+    s.reporter.start(s.clock)
     for buffer in buffers:
       next(profile)
       due = _due(s.clock.step + 1, leaves_every)

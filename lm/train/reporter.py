@@ -85,8 +85,14 @@ class Reporter:
   def paused(self, clock: Clock) -> Iterator[None]:
     """Leaves the time of the block out of the step times."""
     self.flush()
+    self._stopwatch.stop()
     yield
+    self.start(clock)
+
+  def start(self, clock: Clock) -> None:
+    """Begins to time the steps after `clock`."""
     self._restart(clock)
+    self._stopwatch.run()
 
   def _restart(self, clock: Clock) -> None:
     self._timed, self._since = clock, time.monotonic()

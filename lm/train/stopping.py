@@ -3,11 +3,15 @@
 import signal
 import types
 
+import jax
+
 
 class StopSignals:
   """Remembers SIGTERM and SIGINT instead of dying; a context manager.
 
-  A second SIGINT interrupts at once, as usual.
+  A second SIGINT interrupts at once, as usual. With several processes SIGTERM
+  is left to `jax.distributed`, which makes all of them stop at one step
+  (`Checkpointer.reached_preemption`).
   """
 
   def __init__(self):
@@ -16,7 +20,8 @@ class StopSignals:
     self._before: dict[int, object] = {}
 
   def __enter__(self) -> "StopSignals":
-    for number in (signal.SIGTERM, signal.SIGINT):
+    alone = jax.process_count() == 1
+    for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
       self._before[number] = signal.signal(number, self._remember)
     return self
 

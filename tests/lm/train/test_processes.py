@@ -47,8 +47,20 @@ def _start(tiny, folder, processes, devices, **changes):
 
 
 def _join(running):
-  outputs = [p.communicate(timeout=240)[0] for p in running]
+  try:
+    outputs = [p.communicate(timeout=120)[0] for p in running]
+  except subprocess.TimeoutExpired:
+    [p.kill() for p in running]
+    raise
   return [p.returncode for p in running], "\n".join(outputs)
+
+
+def _wait_for_a_checkpoint(folder, running):
+  while not checkpoint.list_steps(folder):
+    if any(p.poll() is not None for p in running):
+      [p.kill() for p in running]
+      pytest.fail(_join(running)[1])
+    time.sleep(0.1)
 
 
 def _losses(folder):
@@ -91,9 +103,7 @@ def test_one_of_two_is_told_to_stop_and_one_process_goes_on(
   long = {"train__num_steps": 4000, "schedule__unit": "steps"}
   long |= {"schedule__name": "constant", "schedule__warmup": 1.0}
   running = _start(tiny, tmp_path, 2, 2, **long)
-  while not checkpoint.list_steps(tmp_path):
-    assert all(p.poll() is None for p in running), _join(running)[1]
-    time.sleep(0.1)
+  _wait_for_a_checkpoint(tmp_path, running)
   running[1].send_signal(signal.SIGTERM)
   codes, output = _join(running)
   assert codes == [program.PREEMPTED] * 2, output
@@ -104,11 +114,10 @@ def test_one_of_two_is_told_to_stop_and_one_process_goes_on(
   assert checkpoint.list_steps(tmp_path)[-1] == stopped + 3
 
 
+@pytest.mark.slow  # The others notice by a missing heartbeat, after 100 s.
 def test_the_survivor_of_a_killed_process_ends_too(tiny, tmp_path):
   running = _start(tiny, tmp_path, 2, 2, train__num_steps=100_000)
-  while not checkpoint.list_steps(tmp_path):
-    assert all(p.poll() is None for p in running), _join(running)[1]
-    time.sleep(0.1)
+  _wait_for_a_checkpoint(tmp_path, running)
   running[1].kill()
   try:
     running[0].wait(timeout=180)
