@@ -58,11 +58,11 @@ def power_step(
   image_SIJ = jnp.matmul(factor_SII, basis_SIJ, precision=precision)
   eigenvalues_SJ = jnp.sum(basis_SIJ * image_SIJ, axis=-2)
   order_SJ = jnp.argsort(-eigenvalues_SJ, axis=-1)
-  sorted_SIJ = jnp.take_along_axis(image_SIJ, order_SJ[:, None], axis=-1)
+  sorted_SIJ = _take_columns(image_SIJ, order_SJ)
   orthonormalize = {"qr": householder, "cholesky": cholesky_or_householder}
   new_SIJ, ok_S = orthonormalize[method](sorted_SIJ, precision=precision)
   back_SJ = jnp.argsort(order_SJ, axis=-1)
-  return jnp.take_along_axis(new_SIJ, back_SJ[:, None], axis=-1), ok_S
+  return _take_columns(new_SIJ, back_SJ), ok_S
 
 
 def householder(
@@ -190,6 +190,12 @@ def newton_schulz(
     return a * x + (x @ polynomial if tall else polynomial @ x)
 
   return jax.lax.fori_loop(0, num_steps, step, x).astype(x_SIO.dtype)
+
+
+def _take_columns(x_SIJ, order_SJ):
+  return jnp.take_along_axis(
+    x_SIJ, order_SJ[:, None], axis=-1, mode="promise_in_bounds"
+  )
 
 
 def _repair(x_SIJ, q_SIJ, ok_S):

@@ -320,3 +320,22 @@ def test_descends_a_quadratic(row):
     loss, params, state = step(params, state)
     losses.append(float(loss))
   assert losses[-1] < 0.1 * losses[0]
+
+
+def test_state_sizes_are_the_documented_ones():
+  # Float32 words a parameter, for the matrices of a transformer block.
+  d = 64
+  block = {k: (d, d) for k in "qkvo"} | dict(w1=(d, 4 * d), w2=(4 * d, d))
+  params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in block.items()}
+  size = sum(p.size for p in params.values())
+  for tx, wanted in (
+    (optim.scale_by_soap(), 9),
+    (optim.scale_by_soap(one_sided=True), 3),
+    (optim.scale_by_soap(factorized=True), 8),
+    (optim.scale_by_soap(one_sided=True, factorized=True), 2),
+    (optim.scale_by_shampoo(), 9),
+    (optim.scale_by_muon(), 1),
+  ):
+    leaves = jax.tree.leaves(jax.eval_shape(tx.init, params))
+    words = sum(x.size for x in leaves if x.dtype == jnp.float32)
+    assert wanted <= words / size < wanted + 0.03

@@ -359,6 +359,18 @@ def test_inverse_root():
   np.testing.assert_allclose(root[0], wanted, rtol=2e-3, atol=2e-3)
 
 
+def test_inverse_root_of_a_singular_matrix_is_finite_and_bounded():
+  # Rank 2: the null space gets the largest factor that float32 can justify.
+  x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+  factor = jnp.asarray(x @ x.T)[None]
+  root, ok = linear_algebra.inverse_root(factor, 0.5, 0.0)
+  assert ok[0]
+  largest = np.linalg.eigvalsh(np.asarray(factor[0]))[-1]
+  bound = (5 * np.finfo(np.float32).eps * largest) ** -0.5
+  values = np.linalg.eigvalsh(np.asarray(root[0]))
+  np.testing.assert_allclose(values[-3:], bound, rtol=1e-3)
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
 def test_newton_schulz_flattens_the_spectrum(shape):
   x = jnp.asarray(
