@@ -117,7 +117,8 @@ class Transformer(nn.Module):
       x_BLD += self.positions(positions_BL)
     rope = None
     if cfg.positions.startswith("rope_"):
-      rope = layers.rope_angles(positions_BL, cfg.K, cfg.rope_base)
+      layout = cfg.positions.removeprefix("rope_")
+      rope = layers.rope_angles(positions_BL, cfg.K, cfg.rope_base, layout)
     first_BL = starts_BL if cfg.isolate_documents else None
     places = attention.Places(index_BL, first_BL, rope)
     x_BLD, caches = self.blocks(x_BLD, caches, places)

@@ -59,11 +59,12 @@ def test_standardize_has_the_derivatives_of_its_definition(centre):
 def test_rotated_scores_depend_on_distance_only(layout):
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 2, 8))
 
+  def turn(x, p):
+    angles = layers.rope_angles(jnp.array([[p]]), 8, 100.0, layout)
+    return layers.rope(x, angles, layout)
+
   def score(i, j):
-    turned = [
-      layers.rope(x, layers.rope_angles(jnp.array([[p]]), 8, 100.0), layout)
-      for x, p in ((q, i), (k, j))
-    ]
+    turned = [turn(x, p) for x, p in ((q, i), (k, j))]
     return float(jnp.sum(turned[0] * turned[1]))
 
   assert score(7, 3) == pytest.approx(score(24, 20), rel=1e-5)
@@ -73,10 +74,14 @@ def test_rotated_scores_depend_on_distance_only(layout):
 
 def test_rotary_layouts_differ_by_a_permutation_of_channels():
   x = jax.random.normal(jax.random.key(0), (2, 5, 3, 8))
-  angles = layers.rope_angles(jnp.arange(5)[None], 8, 10.0)
   order = np.array([0, 2, 4, 6, 1, 3, 5, 7])  # From interleaved to half.
-  half = layers.rope(x[..., order], angles, "half")
-  interleaved = layers.rope(x, angles, "interleaved")
+
+  def turn(x, layout):
+    angles = layers.rope_angles(jnp.arange(5)[None], 8, 10.0, layout)
+    return layers.rope(x, angles, layout)
+
+  half = turn(x[..., order], "half")
+  interleaved = turn(x, "interleaved")
   np.testing.assert_allclose(half, interleaved[..., order], rtol=1e-6)
 
 
