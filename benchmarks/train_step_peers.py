@@ -104,6 +104,39 @@ def torch_step(size, weights, *, compiled, dtype):
     dtype: float32 | bfloat16 (autocast).
   """
   import torch
+
+  model = _torch_model(size)
+  _load_torch(model, weights)
+  matrices = [p for p in model.parameters() if p.ndim > 1]
+  vectors = [p for p in model.parameters() if p.ndim == 1]
+  optimizer = torch.optim.AdamW(
+    [
+      {"params": matrices, "weight_decay": DECAY},
+      {"params": vectors, "weight_decay": 0.0},
+    ],
+    lr=LEARNING_RATE,
+    betas=(B1, B2),
+    eps=EPS,
+    fused=True,
+  )
+  forward = torch.compile(model) if compiled else model
+
+  def step(rows):
+    with torch.autocast(
+      "cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"
+    ):
+      loss = forward(torch.from_numpy(rows))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+  return step
+
+
+def _torch_model(size):
+  """The decoder; called with rows [B, L + 1], it returns their mean loss."""
   from torch import nn
   from torch.nn import functional as F
 
@@ -148,34 +181,7 @@ def torch_step(size, weights, *, compiled, dtype):
         logits.float().reshape(-1, size["V"]), targets.reshape(-1).long()
       )
 
-  model = Model()
-  _load_torch(model, weights)
-  matrices = [p for p in model.parameters() if p.ndim > 1]
-  vectors = [p for p in model.parameters() if p.ndim == 1]
-  optimizer = torch.optim.AdamW(
-    [
-      {"params": matrices, "weight_decay": DECAY},
-      {"params": vectors, "weight_decay": 0.0},
-    ],
-    lr=LEARNING_RATE,
-    betas=(B1, B2),
-    eps=EPS,
-    fused=True,
-  )
-  forward = torch.compile(model) if compiled else model
-
-  def step(rows):
-    with torch.autocast(
-      "cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"
-    ):
-      loss = forward(torch.from_numpy(rows))
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return float(loss.detach())
-
-  return step
+  return Model()
 
 
 def _load_torch(model, weights):
