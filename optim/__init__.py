@@ -5,7 +5,7 @@ Importing needs jax, optax and numpy only.
 
 from .blocks import make_plan, treatment_table
 from .dimensions import DimensionNumbers
-from .kronecker import Precision
+from .kronecker import Precision, refresh_counts
 from .muon import muon, scale_by_muon
 from .shampoo import scale_by_shampoo, shampoo
 from .shampoo_analysis import (
@@ -26,6 +26,7 @@ __all__ = [
   "make_plan",
   "muon",
   "operator_cosine",
+  "refresh_counts",
   "scale_by_muon",
   "scale_by_shampoo",
   "scale_by_soap",

@@ -51,6 +51,13 @@ class Kronecker(NamedTuple):
   rejections: jax.Array  # [S] int32: gradients not finite, taken as zero.
 
 
+class RefreshCounts(NamedTuple):
+  """Sums over all matrices of a state; see `refresh_counts`."""
+
+  failures: jax.Array  # int32 []: refreshes refused so far.
+  rejections: jax.Array  # int32 []: gradients that were not finite so far.
+
+
 class Refresh(NamedTuple):
   """When the matrices of one side of one bucket are refreshed; static.
 
@@ -85,6 +92,26 @@ def init(
     counts = (jnp.zeros(bucket.size, jnp.int32) for _ in range(2))
     state[bucket.name] = Kronecker(tuple(factors), tuple(derived), *counts)
   return state
+
+
+def refresh_counts(opt_state: Any) -> RefreshCounts:
+  """What went wrong so far, to be logged; cheap, and works under jit.
+
+  Args:
+    opt_state: Of SOAP or Shampoo, chained or wrapped in any way.
+
+  Returns:
+    Sums over all matrices; both 0 in a healthy run.
+  """
+  nodes = jax.tree.leaves(
+    opt_state, is_leaf=lambda node: isinstance(node, Kronecker)
+  )
+  found = [node for node in nodes if isinstance(node, Kronecker)]
+  zero = jnp.zeros((), jnp.int32)
+  return RefreshCounts(
+    sum((jnp.sum(node.failures) for node in found), zero),
+    sum((jnp.sum(node.rejections) for node in found), zero),
+  )
 
 
 def mode_product(

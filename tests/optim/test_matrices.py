@@ -86,7 +86,7 @@ def test_merge_undoes_split(data):
     block_size=data.draw(st.sampled_from([None, 2, 3])),
     stack_shards=data.draw(st.sampled_from([1, 4])),
   )
-  back = plan.merge(plan.split(leaf), like=leaf)
+  back = jax.jit(lambda x: plan.merge(plan.split(x), like=x))(leaf)
   np.testing.assert_array_equal(back, leaf)
 
 
@@ -260,6 +260,7 @@ def test_failed_refresh_keeps_the_old_basis_and_is_counted():
   np.testing.assert_array_equal(after.derived[0][1], bucket.derived[0][1])
   assert not np.allclose(after.derived[0][0], bucket.derived[0][0])
   np.testing.assert_array_equal(after.failures, [0, 1])
+  assert optim.refresh_counts((state, 0)) == (1, 0)
   assert np.all(np.isfinite(updates))
 
 
@@ -283,6 +284,7 @@ def test_a_bad_gradient_poisons_nothing(name, bad):
   if name != "muon":
     bucket = next(iter(state.kronecker.values()))
     np.testing.assert_array_equal(bucket.rejections, [0, 2])
+    assert optim.refresh_counts(state) == (0, 2)
 
 
 def test_a_bad_gradient_counts_as_zero_for_its_matrix_only():

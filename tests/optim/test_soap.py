@@ -203,12 +203,6 @@ def test_factorized_is_full_for_a_rank_one_square():
   _close(factorized, [np.asarray(u) for u in full], 1e-5)
 
 
-def test_factorized_state_is_smaller():
-  shape = (16, 24)
-  state = optim.scale_by_soap(factorized=True).init(jnp.zeros(shape))
-  assert sum(x.size for x in jax.tree.leaves(state.inner.nu)) == 16 + 24
-
-
 def test_one_sided_takes_the_shorter_side():
   state = optim.scale_by_soap(one_sided=True).init(
     dict(wide=jnp.zeros((4, 6)), tall=jnp.zeros((6, 4)), even=jnp.zeros((5, 5)))
@@ -367,3 +361,38 @@ def test_schedule_counts_calls():
   plain = _run(optim.scale_by_soap(), grads)[0]
   for t, (a, b) in enumerate(zip(scaled, plain, strict=True)):
     np.testing.assert_allclose(a, -(10.0**-t) * b, rtol=1e-5)
+
+
+def test_types_of_storage_are_those_asked_for():
+  grads = _grads((6, 6), steps=12)
+  types = dict(
+    mu_dtype="bfloat16",
+    nu_dtype="float16",
+    factor_dtype="float16",
+    basis_dtype="bfloat16",
+  )
+  tx = optim.scale_by_soap(precondition_frequency=2, **types)
+  stored, state = _run(tx, grads)
+  bucket = state.kronecker["6x6_01"]
+  assert state.inner.mu.stacks["6x6_01"].dtype == jnp.bfloat16
+  assert state.inner.nu.stacks["6x6_01"].dtype == jnp.float16
+  assert {f.dtype for f in bucket.factors} == {jnp.dtype("float16")}
+  assert {q.dtype for q in bucket.derived} == {jnp.dtype("bfloat16")}
+  exact, _ = _run(optim.scale_by_soap(precondition_frequency=2), grads)
+  gap = np.linalg.norm(np.asarray(stored) - np.asarray(exact))
+  assert 0 < gap < 0.3 * np.linalg.norm(exact)
+
+
+def test_precision_is_that_of_each_kind_of_product():
+  grads = jnp.zeros((6, 4))
+
+  def products(*precision):
+    tx = optim.scale_by_soap(precision=precision)
+    text = jax.jit(tx.update).lower(grads, tx.init(grads)).as_text()
+    dots = [line for line in text.splitlines() if "dot_general" in line]
+    return [sum(f"[{p}" in d for d in dots) for p in ("HIGHEST", "HIGH,")]
+
+  # Two Gram matrices; two products in and two back; at each side's refresh
+  # P Q, and the momentum out and in again.
+  assert products("highest", "high", "default") == [2, 4]
+  assert products("default", "highest", "high") == [4, 6]
