@@ -46,16 +46,22 @@ def run(
     argv: Arguments, the program's name first; None takes the process's.
   """
   argv = list(sys.argv if argv is None else argv)
+  if {"--help", "-h", "--helpfull", "--helpshort"} & set(argv):
+    print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help())
+    sys.exit(0)
   try:
     parse(argv)
     quiet()
-    sys.exit(main() or 0)
+    code = main() or 0
+    sys.exit(code)
   except (ValueError, FileNotFoundError, PermissionError) as error:
     if os.environ.get("GOLDENPATH_TRACEBACK"):
       raise
     fail(str(error), BAD_INPUT)
   except OSError as error:
-    fail(str(error), DISK)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    # At once: the threads of a failed save would trip over a slow end.
+    os._exit(DISK)
 
 
 def fail(message: str, code: int) -> None:
@@ -90,10 +96,10 @@ def parse(argv: Sequence[str]) -> None:
 
 
 def quiet() -> None:
-  """Keeps the libraries' own lines out of the output; errors are ours to say."""
+  """Silences the libraries' own lines; what went wrong is ours to say."""
   absl_logging.set_verbosity(absl_logging.FATAL)
-  for name in ("orbax", "jax", "grain"):
-    logging.getLogger(name).setLevel(logging.ERROR)
+  for name in ("asyncio", "orbax", "jax", "grain"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 

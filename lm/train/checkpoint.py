@@ -252,4 +252,6 @@ def restore_fields(
 
 
 def _first_line(error: Exception) -> str:
+  if "No space left" in str(error):  # At the end of a long chain of paths.
+    return "No space left on the disk."
   return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,65 @@
+"""Optimisers by name: found, checked by signature, and masked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import config as configs
+from lm import optimizer
+from ml_collections_configs import base
+
+_PARAMS = {"kernel": jnp.ones((4, 4)), "gain": jnp.ones(4)}
+_MASK = {"kernel": True, "gain": False}
+
+
+def _config(name, decay="matrices", **kwargs):
+  c = base.get_config()
+  c.optim.name, c.optim.decay = name, decay
+  c.optim.kwargs = kwargs
+  return configs.from_config_dict(c)
+
+
+# Factories that need more than a learning rate, or refuse a schedule.
+_NEED_MORE = {"dpsgd", "schedule_free"}
+_REFUSE = {"optimistic_adam", "rprop", "sm3"}
+
+
+@pytest.mark.filterwarnings("ignore:Specifying a key:UserWarning")
+@pytest.mark.parametrize(
+  "name", sorted(set(optimizer.names()) - _NEED_MORE - _REFUSE)
+)
+def test_every_optimiser_of_optax_and_optim_makes_an_update(name):
+  config = _config(name)
+  assert optimizer.problems(config) == []
+  tx = optimizer.make(config, lambda count: 0.1, _MASK)
+  if name in ("lbfgs", "sophia"):  # They want the loss function itself.
+    return
+  optimizer.check(config, tx, _PARAMS)
+  loss = jnp.float32(1.0)
+  updates, _ = tx.update(_PARAMS, tx.init(_PARAMS), _PARAMS, value=loss)
+  assert jax.tree.structure(updates) == jax.tree.structure(_PARAMS)
+
+
+@pytest.mark.parametrize("name", sorted(_NEED_MORE))
+def test_a_missing_argument_is_named(name):
+  assert any("is missing" in p for p in optimizer.problems(_config(name)))
+
+
+@pytest.mark.parametrize("name", sorted(_REFUSE))
+def test_a_refused_value_is_an_error_of_ours(name):
+  config = _config(name)
+  with pytest.raises(ValueError, match="config.optim.kwargs"):
+    optimizer.check(
+      config, optimizer.make(config, lambda count: 0.1, _MASK), _PARAMS
+    )
+
+
+@pytest.mark.parametrize(("decay", "expected"), [("matrices", 0), ("all", 1)])
+def test_only_matrices_decay_unless_told(decay, expected):
+  config = _config("adamw", decay, weight_decay=1.0)
+  tx = optimizer.make(config, lambda count: 0.1, _MASK)
+  zeros = jax.tree.map(jnp.zeros_like, _PARAMS)
+  updates, _ = tx.update(zeros, tx.init(_PARAMS), _PARAMS)
+  np.testing.assert_allclose(updates["kernel"], -0.1)
+  np.testing.assert_allclose(updates["gain"], -0.1 * expected)
