@@ -50,6 +50,7 @@ from .cbs import (
 )
 from .closed import risk_at, risk_stages, state_at, stationary
 from .fits import Fit, chinchilla, isoflop_optimum, kaplan
+from .logistic import LogisticPath, logistic_moments, logistic_path
 from .mc import Sampled, simulate
 from .methods import (
   ademamix,
@@ -103,6 +104,7 @@ __all__ = [
   "Bound",
   "Exponents",
   "Fit",
+  "LogisticPath",
   "Method",
   "Problem",
   "Risk",
@@ -149,6 +151,8 @@ __all__ = [
   "kappa_profile",
   "kernel",
   "linear",
+  "logistic_moments",
+  "logistic_path",
   "method_chi",
   "method_eta_max",
   "method_scan",

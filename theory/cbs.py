@@ -37,7 +37,7 @@ def eta_grid(problem: Problem, batches, count=18, lowest=1e-3) -> np.ndarray:
 
 
 @on_host()
-def risk_table(problem: Problem, etas, batches, datas):
+def risk_table(problem: Problem, etas, batches, samples):
   """Risk of the second-half average for every (eta, B, samples). Exact.
 
   Closed form: each of the E x B pairs costs O(D^2 log T) per data size.
@@ -46,12 +46,12 @@ def risk_table(problem: Problem, etas, batches, datas):
     problem: The problem; a few hundred nodes at most.
     etas: [E], or [E, B] to give each batch its own, see `eta_grid`.
     batches: [B].
-    datas: [S] total samples; T = floor(samples / B) steps.
+    samples: [S] total samples; T = floor(samples / B) steps.
 
   Returns:
     risk [E, B, S]; `inf` for unstable steps or fewer than 2 steps.
   """
-  batches, datas = jnp.asarray(batches), jnp.asarray(datas)
+  batches, samples = jnp.asarray(batches), jnp.asarray(samples)
   etas = jnp.asarray(etas)
   etas = jnp.broadcast_to(
     etas[:, None] if etas.ndim == 1 else etas, (etas.shape[0], batches.size)
@@ -67,39 +67,39 @@ def risk_table(problem: Problem, etas, batches, datas):
       risk = tail_average_at(problem, eta, batch, T - half, safe).total
       return jnp.where(T >= 2, risk, jnp.inf)
 
-    risk_S = jax.vmap(one)(datas)
+    risk_S = jax.vmap(one)(samples)
     return jnp.where(is_stable(problem, eta, batch), risk_S, jnp.inf)
 
   pairs = (etas.reshape(-1), jnp.broadcast_to(batches, etas.shape).reshape(-1))
-  return jax.lax.map(pair, pairs).reshape(*etas.shape, datas.size)
+  return jax.lax.map(pair, pairs).reshape(*etas.shape, samples.size)
 
 
-def data_to_target(risks, datas, target) -> float:
+def data_to_target(risks, samples, target) -> float:
   """Samples at which a falling curve first meets `target`.
 
   Args:
     risks: [S] risks.
-    datas: [S] samples, increasing.
+    samples: [S] samples, increasing.
     target: A risk.
 
   Returns:
     Log-log interpolation; nan if the target lies outside the curve.
   """
-  risks, datas = np.asarray(risks, float), np.asarray(datas, float)
+  risks, samples = np.asarray(risks, float), np.asarray(samples, float)
   below = np.flatnonzero(risks <= target)
   if below.size == 0 or (below[0] == 0 and risks[0] < target):
     return float("nan")
   k = below[0]
   if risks[k] == target:
-    return float(datas[k])
+    return float(samples[k])
   if not np.isfinite(risks[k - 1]):
     return float("nan")
-  x, y = np.log(datas[k - 1 : k + 1]), np.log(risks[k - 1 : k + 1])
+  x, y = np.log(samples[k - 1 : k + 1]), np.log(risks[k - 1 : k + 1])
   share = (np.log(target) - y[0]) / (y[1] - y[0])
   return float(np.exp(x[0] + share * (x[1] - x[0])))
 
 
-def critical_batch(table, batches, datas, over=0.2) -> np.ndarray:
+def critical_batch(table, batches, samples, over=0.2) -> np.ndarray:
   """B* = sup{B : D(B; eps) <= (1 + over) D(B_ref; eps)} per data size.
 
   eps is the best risk at (D, B_ref), B_ref the smallest batch, the step size
@@ -108,7 +108,7 @@ def critical_batch(table, batches, datas, over=0.2) -> np.ndarray:
   Args:
     table: [E, B, S] from `risk_table`.
     batches: [B], increasing.
-    datas: [S], increasing; the largest few only serve as head room.
+    samples: [S], increasing; the largest few only serve as head room.
     over: Excess data tolerated.
 
   Returns:
@@ -117,11 +117,12 @@ def critical_batch(table, batches, datas, over=0.2) -> np.ndarray:
   """
   best_BS = np.min(np.asarray(table), axis=0)
   batches = np.asarray(batches, float)
-  out = np.full(len(datas), np.nan)
-  for j, data in enumerate(datas):
-    need = np.array(
-      [data_to_target(row, datas, best_BS[0, j]) for row in best_BS]
-    )
+  out = np.full(len(samples), np.nan)
+  for j, data in enumerate(samples):
+    target = best_BS[0, j]
+    need = np.array([data_to_target(row, samples, target) for row in best_BS])
+    # A row below the target from its first point on needs no more than that.
+    need = np.where(best_BS[:, 0] <= target, samples[0], need)
     excess = need / data
     excess[np.isnan(excess)] = np.inf
     past = np.flatnonzero(excess > 1 + over)

@@ -13,12 +13,14 @@ keeps its rate s_j and carries r = lam_j / g(s_j). Exact for real t >= 0 and
 for unstable step sizes too. Setup O(D^2), each further t O(D).
 """
 
+import warnings
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from . import secular
+from .checks import MANY_NODES
 from .precision import on_host, require_float64
 from .stability import all_stable, chi, fourth_moment, is_stable
 from .types import Problem, Risk, Stages
@@ -55,6 +57,13 @@ class Modes(NamedTuple):
 
 def modes_of(problem: Problem, eta, batch) -> Modes:
   """Solves the secular equation; see `Modes`."""
+  nodes = problem.lam.shape[0]
+  if nodes > MANY_NODES:
+    warnings.warn(
+      f"closed forms of {nodes} nodes cost O(nodes^2); compress(problem) "
+      "keeps every risk to about 1e-12 with a few hundred.",
+      stacklevel=2,
+    )
   poles, weight_D, order = secular.poles_of(problem, eta, batch)
   require_float64(weight_D, "a closed form")
   roots = secular.solve(eta, poles, weight_D)
@@ -207,6 +216,9 @@ def risk_at(problem: Problem, eta, batch, t) -> Risk:
 @on_host()
 def state_at(problem: Problem, eta, batch, t):
   """Second moments z after t updates at constant (eta, B). Exact, O(D^2).
+
+  About 12 digits in every node; a signal node of `compress` that happens to
+  lie beside a noise node keeps about 8 (risks are not affected).
 
   Args:
     problem: The problem.

@@ -185,12 +185,15 @@ def test_quarter_cosine_saves_36_percent_of_the_serial_steps():
 
 def test_critical_batch_on_a_known_table():
   batches = np.array([1.0, 2, 4, 8, 16, 32])
-  datas = np.logspace(3, 5, 21)
+  samples = np.logspace(3, 5, 21)
   # Data needed grows as 1 + B / 20: 1.2 times that of B = 1 at B = 5.2.
-  table = 1e3 / datas * (1 + batches[:, None] / 20) / (1 + 1 / 20)
-  found = theory.critical_batch(table[None], batches, datas)
+  table = 1e3 / samples * (1 + batches[:, None] / 20) / (1 + 1 / 20)
+  found = theory.critical_batch(table[None], batches, samples)
   assert found[0] == pytest.approx(5.2, rel=1e-6)
   assert np.isnan(found[-1])  # No head room in the grid.
+  table[1] *= 0.99  # A batch that is better than the reference is not past.
+  again = theory.critical_batch(table[None], batches, samples)
+  assert again[0] == pytest.approx(5.2, rel=1e-6)
   assert theory.data_to_target([4.0, 2.0, 1.0], [1, 2, 4], 2.0) == 2
   assert np.isnan(theory.data_to_target([4.0, 2.0], [1, 2], 1.0))
 

@@ -49,6 +49,56 @@ def test_method_follows_dense_block_moments(name):
   np.testing.assert_allclose(curve.total, risks, rtol=1e-12)
 
 
+def _literal(name, g, w0, steps):
+  """The read-out of each method written as its paper does, full batch."""
+  w, v, out = w0.copy(), 0 * w0, [w0.copy()]
+  x, z, m1, m3, a = w0.copy(), w0.copy(), 0 * w0, 0 * w0, w0.copy()
+  for t in range(steps):
+    if name == "heavy_ball":
+      v = 0.8 * v + g(w)
+      w = w - 0.05 * v
+    elif name == "nesterov":
+      v = 0.8 * v + g(w)
+      w = w - 0.05 * (g(w) + 0.8 * v)
+    elif name == "decoupled":
+      grad = g(w)
+      v = 0.8 * v + grad
+      w = w - 0.05 * (v + 2.0 * grad)
+    elif name == "ademamix":
+      m1, m3 = 0.8 * m1 + 0.2 * g(w), 0.95 * m3 + 0.05 * g(w)
+      w = w - 0.1 * (m1 + 2.0 * m3)
+    elif name == "asgd":
+      y = 0.6 * x + 0.4 * z
+      grad = g(y)
+      x, z = y - 0.1 * grad, 0.2 * y + 0.8 * z - 0.3 * grad
+      w = x
+    elif name == "schedule_free":
+      grad = g(0.1 * z + 0.9 * x)
+      z = z - 0.2 * grad
+      x = x + (z - x) / (t + 1)
+      w = x
+    elif name == "averaged nesterov":
+      grad = g(z)
+      v = 0.8 * v + grad
+      z = z - ETAS[t] * (grad + 0.8 * v)
+      a = 0.9 * a + 0.1 * z
+      w = a
+    out.append(w.copy())
+  return np.array(out)
+
+
+@pytest.mark.parametrize("name", [
+  "heavy_ball", "nesterov", "decoupled", "ademamix", "asgd", "schedule_free",
+  "averaged nesterov",
+])  # fmt: skip
+def test_method_is_the_algorithm_of_its_name(name):
+  path = _literal(name, lambda w: H @ w, DELTA, T)
+  risks = np.einsum("ti,ij,tj->t", path, H, path) / 2
+  quiet = PROBLEM._replace(sigma2=0.0)
+  curve = theory.method_scan(quiet, METHODS[name], np.inf, T)
+  np.testing.assert_allclose(curve.total, risks, rtol=1e-11)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_sampled_runs_agree(name):
   rng = np.random.default_rng(5)
