@@ -89,11 +89,12 @@ def scale_by_split_adam(
       return average(m, g.astype(_work_dtype(g)), b1)
 
     def second(g, v):
-      square = jnp.square(g.astype(_work_dtype(g)))
+      g = g.astype(_work_dtype(g))
       if not isinstance(v, Sums):
-        return average(v, square, b2)
-      rows = average(v.rows, jnp.sum(square, axis=2), b2)
-      return Sums(rows, average(v.columns, jnp.sum(square, axis=1), b2))
+        return average(v, jnp.square(g), b2)
+      rows = jnp.einsum("sio,sio->si", g, g, precision="highest")
+      columns = jnp.einsum("sio,sio->so", g, g, precision="highest")
+      return Sums(average(v.rows, rows, b2), average(v.columns, columns, b2))
 
     def direction(g, m, v):
       v = _dense(v)

@@ -295,6 +295,7 @@ def refresh_side(
   # The last slot of a stack that does not divide evenly overlaps the one
   # before; what that one did already is left alone.
   start = jnp.minimum(first, local - refresh.size)
+  overlaps = local % refresh.size > 0
 
   def take(x):
     x = x.reshape(refresh.shards, local, *x.shape[1:])
@@ -313,11 +314,14 @@ def refresh_side(
     work = jnp.promote_types(factor.dtype, jnp.float32)
     old = take(derived).astype(work)
     made, ok_S = make(take(factor).astype(work), old)
-    turn_S = jnp.tile(jnp.arange(refresh.size) + start >= first, refresh.shards)
-    accept_S11 = (ok_S & turn_S)[:, None, None]
-    new = jnp.where(accept_S11, made, old)
+    bad_S, accept_S = ~ok_S, ok_S
+    if overlaps:
+      turn = jnp.arange(refresh.size) + start >= first
+      turn_S = jnp.tile(turn, refresh.shards)
+      bad_S, accept_S = turn_S & ~ok_S, turn_S & ok_S
+    new = jnp.where(accept_S[:, None, None], made, old)
     moved = tuple(put(x, carry(take(x), old, new)) for x in carried)
-    failed_S = take(failures) + (turn_S & ~ok_S)
+    failed_S = take(failures) + bad_S
     return put(derived, new), put(failures, failed_S), moved
 
   def keep(factor, derived, failures, carried):

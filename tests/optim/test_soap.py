@@ -393,6 +393,6 @@ def test_precision_is_that_of_each_kind_of_product():
     return [sum(f"[{p}" in d for d in dots) for p in ("HIGHEST", "HIGH,")]
 
   # Two Gram matrices; two products in and two back; at each side's refresh
-  # P Q, and the momentum out and in again.
+  # P Q, diag(Q^T P Q), and the momentum out and in again.
   assert products("highest", "high", "default") == [2, 4]
-  assert products("default", "highest", "high") == [4, 6]
+  assert products("default", "highest", "high") == [4, 8]
