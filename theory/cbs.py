@@ -67,7 +67,7 @@ def risk_table(problem: Problem, etas, batches, samples):
       risk = tail_average_at(problem, eta, batch, T - half, safe).total
       return jnp.where(T >= 2, risk, jnp.inf)
 
-    risk_S = jax.vmap(one)(samples)
+    risk_S = jax.lax.map(one, samples)
     return jnp.where(is_stable(problem, eta, batch), risk_S, jnp.inf)
 
   pairs = (etas.reshape(-1), jnp.broadcast_to(batches, etas.shape).reshape(-1))

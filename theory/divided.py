@@ -32,7 +32,7 @@ def differences(n, rates) -> dict:
   logs = [log_power(rate) for rate in rates]
   pairs = list(itertools.combinations(range(len(points)), 2))
 
-  def round_(carry, bit):
+  def double(carry, bit):
     m, a = carry
     power = [_whole_power(*log, m) for log in logs]
     # X^{2m} = X^m X^m.
@@ -46,7 +46,11 @@ def differences(n, rates) -> dict:
       (i, j): jnp.where(odd, points[i] * b[i, j] + b[i + 1, j], b[i, j])
       for i, j in pairs
     }
-    return (2 * m + odd, a), None
+    return 2 * m + odd, a
+
+  def round_(carry, bit):  # Leading zero bits of n cost nothing.
+    skip = bit > n
+    return jax.lax.cond(skip, lambda c, _: c, double, carry, bit), None
 
   def zeros(i, j):
     shapes = [jnp.shape(rate) for rate in rates[i : j + 1]]
