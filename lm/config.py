@@ -153,7 +153,7 @@ class LogConfig:
   """Section `log`."""
 
   every: int
-  leaves_every: int
+  details_every: int
   progress: str
   tensorboard: bool
   wandb: bool

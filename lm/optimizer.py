@@ -15,11 +15,15 @@ import optax.contrib
 
 import optim
 
+from . import spec
 from .config import Config
 from .rules import nearest
 
-# The names under which factories take the tree of leaves that decay.
+# The names under which factories take what the parameter table knows: which
+# leaves decay, and which axes of a leaf are stacked, inputs and outputs.
 _MASKS = ("mask", "weight_decay_mask")
+_DIMENSIONS = ("dimension_numbers", "muon_weight_dimension_numbers")
+_OURS = ("learning_rate", *_MASKS, *_DIMENSIONS)
 
 
 def problems(config: Config) -> list[str]:
@@ -30,13 +34,12 @@ def problems(config: Config) -> list[str]:
   except ValueError as error:
     return [str(error)]
   parameters = _parameters(factory)
-  own = {"learning_rate", *_MASKS}
   found = [
     f"config.optim.kwargs.{key} is set by the trainer; remove it."
     for key in kwargs
-    if key in own
+    if key in _OURS
   ]
-  unknown = [k for k in kwargs if k not in parameters and k not in own]
+  unknown = [k for k in kwargs if k not in parameters and k not in _OURS]
   for key in unknown:
     found.append(
       f"config.optim.kwargs.{key} is not an argument of {name}."
@@ -49,7 +52,7 @@ def problems(config: Config) -> list[str]:
     for key, p in parameters.items()
     if p.default is inspect.Parameter.empty
     and key not in kwargs
-    and key not in own
+    and key not in _OURS
   ]
   found += [
     f"config.optim.kwargs.{key} is missing: {name} has no default for it."
@@ -59,15 +62,16 @@ def problems(config: Config) -> list[str]:
 
 
 def make(
-  config: Config, learning_rate: optax.Schedule, decay_mask: Any
+  config: Config, learning_rate: optax.Schedule, specs: Any
 ) -> optax.GradientTransformationExtraArgs:
   """The transform of a configuration; clipping is the train step's.
 
   Args:
     config: Its `optim` section must have no `problems`.
     learning_rate: Schedule of the update count.
-    decay_mask: Tree of booleans like the parameters, True where
-      `weight_decay` acts; used if `config.optim.decay` is "matrices".
+    specs: Table of the parameters (`lm/spec.py`). With `config.optim.decay`
+      "matrices" it says what `weight_decay` acts on; matrix methods are told
+      the axes of the matrices, embeddings and head being none.
 
   Returns:
     A transform that ignores extra arguments it does not know.
@@ -76,9 +80,13 @@ def make(
     ValueError: If the factory refuses a value.
   """
   factory, kwargs = find(config.optim.name), dict(config.optim.kwargs)
+  parameters = inspect.signature(factory).parameters
   if config.optim.decay == "matrices":
-    parameters = inspect.signature(factory).parameters
-    kwargs |= {key: decay_mask for key in _MASKS if key in parameters}
+    mask = spec.decay_mask(specs)
+    kwargs |= {key: mask for key in _MASKS if key in parameters}
+  for key, make_numbers in zip(_DIMENSIONS, (_ours, _optax), strict=True):
+    if key in parameters:
+      kwargs[key] = _dimension_numbers(specs, make_numbers)
   try:
     tx = factory(learning_rate=learning_rate, **kwargs)
   except (TypeError, ValueError) as error:
@@ -108,6 +116,11 @@ def check(
     jax.eval_shape(update, params)
   except (TypeError, ValueError, AttributeError) as error:
     raise ValueError(_refused(config, error)) from error
+
+
+def state_specs(opt_state: Any, param_specs: Any) -> Any:
+  """`PartitionSpec`s of an optimiser's state; see `optim.state_specs`."""
+  return optim.state_specs(opt_state, param_specs)
 
 
 def find(name: str) -> Callable[..., optax.GradientTransformation]:
@@ -151,6 +164,28 @@ def _refused(config: Config, error: Exception) -> str:
   )
 
 
+def _dimension_numbers(specs: Any, make_numbers: Callable[..., Any]) -> Any:
+  """Numbers of each matrix inside the blocks; None for all other leaves."""
+
+  def numbers(leaf, layout):
+    if leaf.role != "hidden":
+      return None
+    return make_numbers(layout)
+
+  is_spec = lambda x: isinstance(x, spec.ParamSpec)  # noqa: E731
+  layouts = spec.matrix_layouts(specs)
+  return jax.tree.map(numbers, specs, layouts, is_leaf=is_spec)
+
+
+def _ours(layout: spec.MatrixLayout) -> optim.DimensionNumbers:
+  sides = (layout.inputs, layout.outputs)
+  return optim.DimensionNumbers(sides=sides, stack=layout.stack)
+
+
+def _optax(layout: spec.MatrixLayout) -> Any:
+  return optax.contrib.MuonDimensionNumbers(layout.inputs, layout.outputs)
+
+
 def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
   """Parameters that a configuration may set by name."""
   variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -158,7 +193,7 @@ def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
   return {
     k: p
     for k, p in parameters.items()
-    if p.kind not in variadic and k not in ("learning_rate", *_MASKS)
+    if p.kind not in variadic and k not in _OURS
   }
 
 

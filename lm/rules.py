@@ -74,7 +74,7 @@ _AT_LEAST = {
   "checkpoint.keep": 1,
   "checkpoint.keep_period": 0,
   "log.every": 1,
-  "log.leaves_every": 0,
+  "log.details_every": 0,
   "log.profile_start": 0,
   "log.profile_steps": 0,
   "log.samples": 0,

@@ -54,10 +54,8 @@ def _steps(s: Session) -> int:
   """Makes the updates that are left; returns the exit code."""
   config = s.parts.config
   step = setup.compile_step(s.parts)
-  leaves_every = config.log.leaves_every
-  step_with_leaves = (
-    setup.compile_step(s.parts, leaves=True) if leaves_every else step
-  )
+  every = config.log.details_every
+  detailed_step = setup.compile_step(s.parts, details=True) if every else step
   s.evaluator.compile()
   count = np.int32(s.parts.buffer_shape[0])
   with (
@@ -68,8 +66,7 @@ def _steps(s: Session) -> int:
     s.reporter.start(s.clock)
     for buffer in buffers:
       next(profile)
-      due = _due(s.clock.step + 1, leaves_every)
-      update = step_with_leaves if due else step
+      update = detailed_step if _due(s.clock.step + 1, every) else step
       s.state, metrics = update(s.state, buffer, count)
       s.clock = s.clock.advance(config.data.batch_size, config.data.seq_length)
       s.reporter.push(s.clock, metrics, buffers.wait_seconds)

@@ -58,7 +58,10 @@ class Reporter:
     """
     self._waited = waited
     self.flush()
-    if clock.step % self._parts.config.log.every == 0:
+    log = self._parts.config.log
+    if clock.step % log.every == 0 or (
+      log.details_every and clock.step % log.details_every == 0
+    ):
       self._pending = (clock, metrics)
     self._progress.update(clock.step, clock.tokens, self.last.get("train/loss"))
 

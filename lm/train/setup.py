@@ -101,7 +101,7 @@ def build(
   mesh = meshes.make_mesh((m.data, m.fsdp, m.tensor), devices)
   model, specs = Transformer(config.model), spec.param_specs(config.model)
   learning_rate = schedule.learning_rate(config)
-  tx = optimizer.make(config, learning_rate, spec.decay_mask(specs))
+  tx = optimizer.make(config, learning_rate, specs)
 
   params = jax.eval_shape(
     lambda key: spec.init_params(config.model, key), jax.random.key(0)
@@ -110,7 +110,7 @@ def build(
   abstract = jax.eval_shape(
     lambda params: state.init_state(params, tx, config.optim.ema), params
   )
-  shardings = sharding.state_shardings(mesh, specs, tx, abstract, m.rules)
+  shardings = sharding.state_shardings(mesh, specs, abstract, m.rules)
   return Parts(
     config=config,
     mesh=mesh,
@@ -136,13 +136,14 @@ def init_state(parts: Parts) -> state.TrainState:
 
 
 def compile_step(
-  parts: Parts, *, leaves: bool = False
+  parts: Parts, *, details: bool = False
 ) -> Callable[..., tuple[state.TrainState, step.Metrics]]:
   """Compiles `train_step(state, buffer, n)`; the state is donated.
 
   Args:
     parts: From `build`; the mesh must be entered (`jax.set_mesh`).
-    leaves: Whether the metrics hold statistics of each leaf.
+    details: Whether the metrics hold the update's norm and statistics of
+      each leaf.
   """
   config = parts.config
 
@@ -158,7 +159,7 @@ def compile_step(
       ema=config.optim.ema,
       z_loss=config.model.z_loss,
       pad_id=config.model.pad_id,
-      leaves=leaves,
+      details=details,
     ),
     constrain if parts.mesh.size > 1 else lambda tree: tree,
   )

@@ -1,18 +1,18 @@
 """How the training state lies on the mesh.
 
-Parameters follow their logical axes (`lm/spec.py`, `lm/mesh.py`). A leaf of
-the optimiser's state that belongs to a parameter and has its shape lies as the
-parameter does; everything else of the state is replicated. With
+Parameters follow their logical axes (`lm/spec.py`, `lm/mesh.py`); the leaves
+of the optimiser's state that belong to a parameter lie as it does, and what
+else there is is replicated (`optim.state_specs`). With
 `config.mesh.rules = "fsdp_shape"` every leaf is placed by its shape alone.
 """
 
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .. import mesh as meshes
+from .. import optimizer
 from ..spec import ParamSpec
 from .state import TrainState
 
@@ -39,41 +39,34 @@ def param_shardings(mesh: Mesh, specs: Any, rules: str = "logical") -> Any:
 
 
 def state_shardings(
-  mesh: Mesh,
-  specs: Any,
-  tx: optax.GradientTransformation,
-  abstract_state: TrainState,
-  rules: str = "logical",
+  mesh: Mesh, specs: Any, abstract_state: TrainState, rules: str = "logical"
 ) -> TrainState:
   """Sharding of each leaf of a training state.
 
   Args:
     mesh: The mesh.
     specs: Tree of `ParamSpec`, like the parameters.
-    tx: The optimiser that made `abstract_state.opt_state`.
     abstract_state: The state's shapes.
     rules: logical | fsdp_shape.
   """
   params = param_shardings(mesh, specs, rules)
   replicated = NamedSharding(mesh, PartitionSpec())
-
-  def by_shape(leaf: Any) -> NamedSharding:
-    if rules == "fsdp_shape":
-      return NamedSharding(mesh, meshes.shape_spec(leaf.shape, mesh.shape))
-    return replicated
-
-  def like_param(leaf: Any, sharding: NamedSharding, spec: ParamSpec) -> Any:
-    return sharding if leaf.shape == spec.shape else by_shape(leaf)
-
-  opt_state = optax.tree_map_params(
-    tx,
-    like_param,
-    abstract_state.opt_state,
-    params,
-    specs,
-    transform_non_params=by_shape,
-    is_leaf=lambda x: isinstance(x, ParamSpec),
-  )
+  if rules == "fsdp_shape":
+    opt_state = jax.tree.map(
+      lambda leaf: NamedSharding(
+        mesh, meshes.shape_spec(leaf.shape, mesh.shape)
+      ),
+      abstract_state.opt_state,
+    )
+  else:
+    entries = optimizer.state_specs(
+      abstract_state.opt_state, jax.tree.map(lambda s: s.spec, params)
+    )
+    opt_state = jax.tree.map(
+      lambda entry: NamedSharding(mesh, entry),
+      entries,
+      is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
   return TrainState(
     step=replicated,
     params=params,

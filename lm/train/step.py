@@ -31,14 +31,15 @@ class StepConfig(NamedTuple):
     ema: Decay of the weight average; 0 for none.
     z_loss: Coefficient of the squared log-normaliser.
     pad_id: Targets that weigh nothing.
-    leaves: Whether to return statistics of each leaf as well.
+    details: Whether to return the norm of the update and statistics of each
+      leaf as well: they read arrays that are not kept otherwise.
   """
 
   clip_norm: float
   ema: float
   z_loss: float
   pad_id: int
-  leaves: bool = False
+  details: bool = False
 
 
 def make_train_step(
@@ -97,16 +98,28 @@ def make_train_step(
       scale = jnp.minimum(1.0, config.clip_norm / (grad_norm + 1e-12))
       grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
     loss = sums.loss / total
-    updates, opt_state = tx.update(
-      grads, state.opt_state, state.params, value=loss
-    )
-    params = optax.apply_updates(state.params, updates)
-    ema = _average(state.ema, params, config.ema)
     good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~state.halted
-    new = TrainState(state.step + 1, params, opt_state, ema, ~good)
-    # Only arithmetic on scalars: XLA folds the choice into the update's loops.
-    new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
-    new = new._replace(halted=~good)
+
+    def apply(state):
+      updates, opt_state = tx.update(
+        grads, state.opt_state, state.params, value=loss
+      )
+      params = optax.apply_updates(state.params, updates)
+      ema = _average(state.ema, params, config.ema)
+      new = TrainState(state.step + 1, params, opt_state, ema, state.halted)
+      details = {}
+      if config.details:
+        details["train/update_norm"] = optax.tree.norm(updates)
+        details |= leaf_statistics(grads=grads, params=params, updates=updates)
+      return new, details
+
+    def keep(state):
+      _, details = jax.eval_shape(apply, state)
+      nan = lambda a: jnp.full(a.shape, jnp.nan, a.dtype)  # noqa: E731
+      return state._replace(halted=~good), jax.tree.map(nan, details)
+
+    # Only the branch that is taken runs, in the donated buffers.
+    new, details = jax.lax.cond(good, apply, keep, state)
     metrics = {
       "train/loss": loss,
       "train/z_loss": sums.z_loss / total,
@@ -115,13 +128,10 @@ def make_train_step(
       "train/grad_norm": grad_norm,
       "train/clip_fraction": (scale < 1).astype(jnp.float32),
       "train/param_norm": optax.tree.norm(new.params),
-      "train/update_norm": optax.tree.norm(updates),
       "halted": new.halted,
       "step": new.step,
     }
-    if config.leaves:
-      metrics |= leaf_statistics(grads=grads, params=params, updates=updates)
-    return new, metrics
+    return new, metrics | details
 
   return train_step
 

@@ -58,7 +58,7 @@ def test_preset_has_the_published_size(name):
   )
   counts = spec.count_params(config.model)
   body, rest = _PRESETS[name]
-  assert counts.body / 1e6 == pytest.approx(body, rel=1e-3)
+  assert counts.body / 1e6 == pytest.approx(body, rel=2e-3)
   positions = config.model.L * config.model.D
   learned = positions if config.model.positions == "learned" else 0
   found = counts.embedding + counts.head - learned

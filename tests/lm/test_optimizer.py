@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from lm import config as configs
-from lm import optimizer
+from lm import optimizer, spec
+from lm.train import setup
 from ml_collections_configs import base
 
 _PARAMS = {"kernel": jnp.ones((4, 4)), "gain": jnp.ones(4)}
-_MASK = {"kernel": True, "gain": False}
+_SPECS = {
+  "kernel": spec.ParamSpec((4, 4), ("embed", "mlp"), "hidden", (0,)),
+  "gain": spec.ParamSpec((4,), ("gain",), "gain"),
+}
 
 
 def _config(name, decay="matrices", **kwargs):
@@ -32,7 +36,7 @@ _REFUSE = {"optimistic_adam", "rprop", "sm3"}
 def test_every_optimiser_of_optax_and_optim_makes_an_update(name):
   config = _config(name)
   assert optimizer.problems(config) == []
-  tx = optimizer.make(config, lambda count: 0.1, _MASK)
+  tx = optimizer.make(config, lambda count: 0.1, _SPECS)
   if name in ("lbfgs", "sophia"):  # They want the loss function itself.
     return
   optimizer.check(config, tx, _PARAMS)
@@ -51,15 +55,34 @@ def test_a_refused_value_is_an_error_of_ours(name):
   config = _config(name)
   with pytest.raises(ValueError, match="config.optim.kwargs"):
     optimizer.check(
-      config, optimizer.make(config, lambda count: 0.1, _MASK), _PARAMS
+      config, optimizer.make(config, lambda count: 0.1, _SPECS), _PARAMS
     )
 
 
 @pytest.mark.parametrize(("decay", "expected"), [("matrices", 0), ("all", 1)])
 def test_only_matrices_decay_unless_told(decay, expected):
   config = _config("adamw", decay, weight_decay=1.0)
-  tx = optimizer.make(config, lambda count: 0.1, _MASK)
+  tx = optimizer.make(config, lambda count: 0.1, _SPECS)
   zeros = jax.tree.map(jnp.zeros_like, _PARAMS)
   updates, _ = tx.update(zeros, tx.init(_PARAMS), _PARAMS)
   np.testing.assert_allclose(updates["kernel"], -0.1)
   np.testing.assert_allclose(updates["gain"], -0.1 * expected)
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+@pytest.mark.parametrize("name", ["soap", "shampoo", "muon"])
+def test_matrix_methods_are_told_the_axes(tiny, name, layers):
+  """Their leaves [layers, embed, heads, channels] would be refused else."""
+  config = tiny.config(optim__name=name, optim__kwargs={}, model__layers=layers)
+  parts = setup.build(
+    setup.resolve(config, setup.find_data(config)), jax.devices()[:1]
+  )
+  table = optimizer._dimension_numbers(parts.specs, optimizer._ours)
+  blocks = table["blocks"] if layers == "scan" else table["blocks"]["0"]
+  first = 1 if layers == "scan" else 0
+  assert blocks["attention"]["out"].side_axes == (
+    (first, first + 1),
+    (first + 2,),
+  )
+  assert blocks["norm1"]["gain"] is None
+  assert table["embed"]["table"] is None

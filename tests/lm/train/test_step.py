@@ -88,7 +88,7 @@ def test_clipping_bounds_the_gradient_and_reports_it():
   rows = _rows((1, 4, 6))
   grads = jax.grad(_objective)(_PARAMS, rows[0])
   norm = optax.tree.norm(grads)
-  train_step, begin = _make(clip_norm=float(norm) / 4)
+  train_step, begin = _make(clip_norm=float(norm) / 4, details=True)
   after, metrics = train_step(begin, rows, np.int32(1))
   np.testing.assert_allclose(metrics["train/update_norm"], 0.01 * norm / 4)
   assert metrics["train/clip_fraction"] == 1

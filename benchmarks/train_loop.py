@@ -1,0 +1,199 @@
+"""What surrounds the step: the loop, starting up, compiling. Three tables.
+
+    python benchmarks/train_loop.py [--rounds=5] [--steps=60]
+
+1. The whole loop (data, metrics, logging) against the bare compiled step on
+   buffers that already lie on the device, size S, in processes that take
+   turns; the ratio of their median step times, round by round.
+2. Seconds from the start of the process to the first line of metrics, which
+   is written while the second update runs: with an empty and a filled
+   compilation cache.
+3. Seconds to compile the step against depth, scanned and unrolled.
+
+The corpus is the help text that Python ships, so nothing is downloaded.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import pydoc_data.topics
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BASE = ROOT / "ml_collections_configs" / "base.py"
+
+
+def prepare(folder: pathlib.Path) -> list[str]:
+  """Writes and prepares the corpus; returns the flags of a run on it."""
+  text = folder / "text"
+  text.mkdir()
+  for name, topic in sorted(pydoc_data.topics.topics.items()):
+    (text / f"{name.replace(' ', '_')}.txt").write_text(topic)
+  flags = [
+    f"--config={BASE}",
+    f"--config.data.root={folder / 'data'}",
+    f"--config.data.mixture=(('dir:{text}',1.0),)",
+    f"--config.eval.sets=('dir:{text}',)",
+    "--config.data.tokenizer=bytes",
+    "--config.model.V=4096",  # Size S, whatever the tokenizer.
+  ]
+  run = [sys.executable, "-m", "lm.data.prepare", *flags]
+  subprocess.run(run, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+  return [
+    *flags,
+    "--config.eval.every=0",
+    "--config.eval.final_batches=1",
+    "--config.checkpoint.every=0",
+    "--config.train.num_tokens=0",
+    "--config.log.samples=0",
+    "--config.log.progress=none",
+  ]
+
+
+def environment(**more: str) -> dict[str, str]:
+  """The environment without settings that slow BLAS down."""
+  skip = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "XLA_FLAGS")
+  return {k: v for k, v in os.environ.items() if k not in skip} | more
+
+
+def loop_ms(flags: list[str], steps: int) -> float:
+  """Median step time that a run of the program reports."""
+  with tempfile.TemporaryDirectory() as workdir:
+    run = [sys.executable, "-m", "lm.main", *flags, f"--workdir={workdir}"]
+    run += [f"--config.train.num_steps={steps}"]
+    subprocess.run(run, check=True, cwd=ROOT, env=environment())
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    values = [json.loads(line) for line in lines]
+    waits = [v["perf/data_wait_ms"] for v in values if "perf/step_ms" in v]
+    times = [v["perf/step_ms"] for v in values if "perf/step_ms" in v]
+    print(f"  data wait {statistics.median(waits):.2f} ms a step")
+    return statistics.median(times[1:])  # The first holds the start.
+
+
+def bare_ms(flags: list[str], steps: int) -> float:
+  """Median over tens of the same compiled step, called alone."""
+  run = [sys.executable, __file__, "--bare", f"--steps={steps}", *flags]
+  out = subprocess.run(
+    run, check=True, cwd=ROOT, env=environment(), stdout=subprocess.PIPE
+  )
+  return float(out.stdout.split()[-1])
+
+
+def bare(flags: list[str], steps: int) -> None:
+  """The worker of `bare_ms`."""
+  from lm import allocator, program
+
+  allocator.settle()
+  program.use_compilation_cache()
+  holder = program.define_config()
+  program.parse(["bare", *flags])
+  import jax
+  import numpy as np
+
+  from lm import config as configs
+  from lm.train import setup
+
+  config = configs.from_config_dict(holder.value)
+  parts = setup.build(setup.resolve(config, setup.find_data(config)))
+  with jax.set_mesh(parts.mesh):
+    step, state = setup.compile_step(parts), setup.init_state(parts)
+    rows = np.random.default_rng(0).integers(2, 250, parts.buffer_shape)
+    buffer = setup.put_buffer(parts, rows.astype(np.int32))
+    times = []
+    for _ in range(steps // 10):
+      start = time.perf_counter()
+      for _ in range(10):
+        state, metrics = step(state, buffer, np.int32(1))
+      jax.block_until_ready(metrics)
+      times.append(100 * (time.perf_counter() - start))
+  print(statistics.median(times[1:]))
+
+
+def first_line_seconds(flags: list[str], cache: str) -> float:
+  """From the start of the process to the first line of metrics."""
+  with tempfile.TemporaryDirectory() as workdir:
+    run = [sys.executable, "-m", "lm.main", *flags, f"--workdir={workdir}"]
+    run += ["--config.train.num_steps=3", "--config.log.every=1"]
+    metrics = pathlib.Path(workdir) / "metrics.jsonl"
+    start = time.perf_counter()
+    env = environment(JAX_COMPILATION_CACHE_DIR=cache)
+    process = subprocess.Popen(run, cwd=ROOT, env=env)
+    while not metrics.exists() or not metrics.stat().st_size:
+      if process.poll() not in (None, 0):
+        raise RuntimeError("the run failed")
+      time.sleep(0.01)
+    seconds = time.perf_counter() - start
+    process.wait()
+    return seconds
+
+
+def compile_seconds(layers: str, depth: int) -> float:
+  """Of the training step at width 64, in a process of its own."""
+  code = f"""
+import time, jax
+from lm import config as configs
+from lm.train import setup
+from ml_collections_configs import base
+c = base.get_config()
+c.model.D, c.model.F, c.model.N, c.model.layers = 64, 256, {depth}, {layers!r}
+c.data.seq_length = 64
+config = configs.resolve(configs.from_config_dict(c), vocab_size=512, eos_id=1,
+                         pad_id=0, platform="cpu")
+parts = setup.build(config)
+with jax.set_mesh(parts.mesh):
+  start = time.perf_counter()
+  setup.compile_step(parts)
+  print(time.perf_counter() - start)
+"""
+  env = environment(JAX_ENABLE_COMPILATION_CACHE="false")
+  out = subprocess.run(
+    [sys.executable, "-c", code], check=True, cwd=ROOT, env=env,
+    stdout=subprocess.PIPE,
+  )  # fmt: skip
+  return float(out.stdout.split()[-1])
+
+
+def main() -> None:
+  """Prints the tables."""
+  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--steps", type=int, default=60, help="per round")
+  parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+  options, flags = parser.parse_known_args()
+  if options.bare:
+    bare(flags, options.steps)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    flags = prepare(pathlib.Path(folder))
+    ratios = []
+    for _ in range(options.rounds):
+      whole, alone = (
+        loop_ms(flags, options.steps),
+        bare_ms(flags, options.steps),
+      )
+      ratios.append(whole / alone)
+      print(f"  loop {whole:.1f} ms, bare {alone:.1f} ms, {ratios[-1]:.3f}")
+    print(f"whole loop / bare step, median: {statistics.median(ratios):.3f}\n")
+    cold, cached = [], []
+    for _ in range(options.rounds):
+      with tempfile.TemporaryDirectory() as cache:
+        cold.append(first_line_seconds(flags, cache))
+        cached.append(first_line_seconds(flags, cache))
+    print(f"start to first step, empty cache: {statistics.median(cold):.2f} s")
+    print(
+      f"start to first step, filled:      {statistics.median(cached):.2f} s"
+    )
+  print("\nlayers  scanned  unrolled   (seconds to compile the step)")
+  for depth in (4, 16, 48):
+    scanned = compile_seconds("scan", depth)
+    unrolled = compile_seconds("unroll", depth)
+    print(f"{depth:6d}  {scanned:7.2f}  {unrolled:8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+  main()
