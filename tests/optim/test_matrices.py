@@ -352,6 +352,17 @@ def test_scaled_cholesky_qr_is_qr_up_to_signs_and_knows_its_limits():
   np.testing.assert_allclose(q[0].T @ q[0], np.eye(4), atol=1e-5)
 
 
+def test_scaled_cholesky_qr_vouches_for_orthonormal_columns_only():
+  rng = np.random.default_rng(0)
+  spread = np.logspace(-4, 0, 30)[:, None, None]  # From parallel columns on.
+  x = jnp.asarray(1 + spread * rng.normal(size=(30, 8, 8)), jnp.float32)
+  q, ok = (np.asarray(y) for y in linear_algebra.scaled_cholesky_qr(x))
+  error = np.abs(np.swapaxes(q, 1, 2) @ q - np.eye(8)).max(axis=(1, 2))
+  assert np.all(error[ok] < linear_algebra.ORTHOGONALITY_TOLERANCE)
+  assert np.any(np.isfinite(error[~ok]))
+  assert np.any(error[~ok & np.isfinite(error)] > 1e-3)
+
+
 def test_inverse_root():
   factor, vectors = _factor(5)
   root, ok = linear_algebra.inverse_root(jnp.asarray(factor[None]), 0.5, 1e-4)
