@@ -210,9 +210,7 @@ def scale_by_muon(
     stepped: Any = adam_rule.update(blocks.Split({}, rest), state.adam)
     rest, adam_state = stepped
     split = blocks.Split(directions, rest.rest)
-    split = sharding.constrain_stacks(split, plan, stack_axes)
-    updates = plan.merge(split, like=updates)
-    updates = sharding.constrain_leaves(updates, plan, stack_axes, param_specs)
+    updates = sharding.merge(split, plan, updates, stack_axes, param_specs)
     return updates, MuonState(momentum, adam_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

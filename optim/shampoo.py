@@ -8,6 +8,7 @@ Dimension key: see `optim/blocks.py`.
 """
 
 import functools
+import types
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -182,26 +183,34 @@ def scale_by_shampoo(
     Morwani et al., "A New Perspective on Shampoo's Preconditioner", 2024,
     https://arxiv.org/abs/2406.17748 (exponent and trace)
   """
-  _check(locals())
-  beta = b2 if shampoo_beta is None else shampoo_beta
-  precision = kronecker.Precision(*precision)
-  start = start_preconditioning_step or precondition_frequency
+  options = types.SimpleNamespace(**locals())
+  _check(options)
+  return _transform(options)
+
+
+def _transform(
+  o: types.SimpleNamespace,
+) -> optax.GradientTransformationExtraArgs:
+  """`scale_by_shampoo` of checked arguments, o."""
+  beta = o.b2 if o.shampoo_beta is None else o.shampoo_beta
+  precision = kronecker.Precision(*o.precision)
+  start = o.start_preconditioning_step or o.precondition_frequency
   adam_rule = adam.scale_by_split_adam(
-    b1, b2, eps, mu_dtype=mu_dtype, nu_dtype=nu_dtype
+    o.b1, o.b2, o.eps, mu_dtype=o.mu_dtype, nu_dtype=o.nu_dtype
   )
 
   plan_of = functools.partial(
     blocks.make_plan,
-    dimension_numbers=dimension_numbers,
-    max_precond_dim=max_precond_dim,
-    one_sided=one_sided,
-    block_size=block_size,
-    stack_shards=stack_shards,
+    dimension_numbers=o.dimension_numbers,
+    max_precond_dim=o.max_precond_dim,
+    one_sided=o.one_sided,
+    block_size=o.block_size,
+    stack_shards=o.stack_shards,
   )
 
   def init_fn(params):
     plan = plan_of(params)
-    state = kronecker.init(plan, factor_dtype, root_dtype)
+    state = kronecker.init(plan, o.factor_dtype, o.root_dtype)
     count = jnp.zeros((), jnp.int32)
     graft_state: Any = adam_rule.init(plan.split(params))
     return ShampooState(count, graft_state, state)
@@ -213,17 +222,20 @@ def scale_by_shampoo(
       return updates, state
     count: Any = optax.safe_increment(state.count)
     grads, factors = kronecker.observe(
-      plan, updates, state.kronecker, beta, precision, stack_axes
+      plan, updates, state.kronecker, beta, precision, o.stack_axes
     )
 
     def root(factor, old):
       del old
       return linear_algebra.inverse_root(
-        factor / (1 - beta**count), exponent, matrix_eps
+        factor / (1 - beta**count), o.exponent, o.matrix_eps
       )
 
     schedule = kronecker.make_schedule(
-      plan, precondition_frequency, stagger=stagger, stack_shards=stack_shards
+      plan,
+      o.precondition_frequency,
+      stagger=o.stagger,
+      stack_shards=o.stack_shards,
     )
     for (name, side), refresh in schedule.items():
       factors[name], _ = kronecker.refresh_side(
@@ -234,24 +246,24 @@ def scale_by_shampoo(
     stacks = {}
     for name, adam_S in directions.stacks.items():
       momentum = graft_state.mu.stacks[name].astype(adam_S.dtype) / (
-        1 - b1**count
+        1 - o.b1**count
       )
-      plain = adam_S if grafting == "adam" else momentum
+      plain = adam_S if o.grafting == "adam" else momentum
       turned = kronecker.rotate(
         momentum,
         factors[name].derived,
         transpose=False,
         precision=precision.rotation,
       )
-      if grafting == "adam":
+      if o.grafting == "adam":
         scale = _norm(adam_S) / jnp.maximum(_norm(turned), 1e-30)
       else:
-        scale = _trace_scale(factors[name], exponent, 1 - beta**count)
+        scale = _trace_scale(factors[name], o.exponent, 1 - beta**count)
       stacks[name] = jnp.where(count >= start, scale * turned, plain)
     directions = directions._replace(stacks=stacks)
-    directions = sharding.constrain_stacks(directions, plan, stack_axes)
-    updates = plan.merge(directions, like=updates)
-    updates = sharding.constrain_leaves(updates, plan, stack_axes, param_specs)
+    updates = sharding.merge(
+      directions, plan, updates, o.stack_axes, o.param_specs
+    )
     return updates, ShampooState(count, graft_state, factors)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -274,18 +286,18 @@ def _trace_scale(state: kronecker.Kronecker, exponent, correction):
   )
 
 
-def _check(args: dict[str, Any]) -> None:
+def _check(o: types.SimpleNamespace) -> None:
   """Raises for any argument of `scale_by_shampoo` that is out of range."""
   for name in ("b1", "b2", "shampoo_beta"):
-    if args[name] is not None:
-      arguments.check_decay(name, args[name])
-  arguments.check_positive("eps", args["eps"], zero_too=True)
-  arguments.check_positive("matrix_eps", args["matrix_eps"], zero_too=True)
-  arguments.check_positive("exponent", args["exponent"])
+    if getattr(o, name) is not None:
+      arguments.check_decay(name, getattr(o, name))
+  arguments.check_positive("eps", o.eps, zero_too=True)
+  arguments.check_positive("matrix_eps", o.matrix_eps, zero_too=True)
+  arguments.check_positive("exponent", o.exponent)
   for name in ("start_preconditioning_step", "block_size"):
-    if args[name] is not None:
-      arguments.check_count(name, args[name])
+    if getattr(o, name) is not None:
+      arguments.check_count(name, getattr(o, name))
   for name in ("precondition_frequency", "max_precond_dim", "stack_shards"):
-    arguments.check_count(name, args[name])
-  arguments.check_choice("grafting", args["grafting"], ("adam", "none"))
-  kronecker.check_precision(args["precision"])
+    arguments.check_count(name, getattr(o, name))
+  arguments.check_choice("grafting", o.grafting, ("adam", "none"))
+  kronecker.check_precision(o.precision)

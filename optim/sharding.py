@@ -144,6 +144,15 @@ def constrain_leaves(
   return jax.tree.unflatten(plan.treedef, placed)
 
 
+def merge(
+  split: Split, plan: Plan, like: Any, mesh_axes: Any, specs: Any | None
+) -> Any:
+  """`Plan.merge`, with both its ends in their places."""
+  split = constrain_stacks(split, plan, mesh_axes)
+  tree = plan.merge(split, like=like)
+  return constrain_leaves(tree, plan, mesh_axes, specs)
+
+
 def _halfway(spec: PartitionSpec, axis: int, mesh_axes: Any) -> PartitionSpec:
   """`spec`, with `axis` spread over those mesh axes that `spec` leaves free."""
   entries = list(spec) + [None] * (axis + 1 - len(spec))

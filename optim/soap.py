@@ -11,6 +11,7 @@ Dimension key: see `optim/blocks.py`.
 """
 
 import functools
+import types
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -215,33 +216,32 @@ def scale_by_soap(
     Vyas et al., "SOAP: Improving and stabilizing Shampoo using Adam", 2024,
     https://arxiv.org/abs/2409.11321
   """
-  _check(locals())
-  beta = b2 if shampoo_beta is None else shampoo_beta
-  precision = kronecker.Precision(*precision)
-  rule = inner or adam.scale_by_split_adam(
-    b1,
-    b2,
-    eps,
-    bias_correction=bias_correction,
-    factorized=factorized,
-    mu_dtype=mu_dtype,
-    nu_dtype=nu_dtype,
-  )
-  rule = optax.with_extra_args_support(rule)
+  options = types.SimpleNamespace(**locals())
+  _check(options)
+  return _transform(options)
+
+
+def _transform(
+  o: types.SimpleNamespace,
+) -> optax.GradientTransformationExtraArgs:
+  """`scale_by_soap` of checked arguments, o."""
+  beta = o.b2 if o.shampoo_beta is None else o.shampoo_beta
+  precision = kronecker.Precision(*o.precision)
+  rule = optax.with_extra_args_support(o.inner or _adam(o))
   plan_of = functools.partial(
     blocks.make_plan,
-    dimension_numbers=dimension_numbers,
-    max_precond_dim=max_precond_dim,
-    one_sided=one_sided,
-    block_size=block_size,
-    stack_shards=stack_shards,
+    dimension_numbers=o.dimension_numbers,
+    max_precond_dim=o.max_precond_dim,
+    one_sided=o.one_sided,
+    block_size=o.block_size,
+    stack_shards=o.stack_shards,
   )
 
   def init_fn(params):
     plan = plan_of(params)
-    if factorized:
+    if o.factorized:
       blocks.check_two_sides(plan, "factorized=True")
-    state = kronecker.init(plan, factor_dtype, basis_dtype)
+    state = kronecker.init(plan, o.factor_dtype, o.basis_dtype)
     return SoapState(
       jnp.zeros((), jnp.int32), rule.init(plan.split(params)), state
     )
@@ -253,30 +253,31 @@ def scale_by_soap(
       return updates, state
     first = state.count == 0
     grads, factors = kronecker.observe(
-      plan, updates, state.kronecker, beta, precision, stack_axes
+      plan, updates, state.kronecker, beta, precision, o.stack_axes
     )
-    if first_step != "identity":
+    if o.first_step != "identity":
       factors = bases.first_bases(factors, first)
     rotated = bases.rotate(grads, factors, precision, transpose=True)
     stepped: Any = rule.update(rotated, state.inner, None, **extra_args)
     directions, inner_state = stepped
     directions = bases.rotate(directions, factors, precision, transpose=False)
-    if normalize:
-      corrected = inner is None and bias_correction
-      directions = _normalize(
-        directions,
-        adam.bias_scale(inner_state.count, b1, b2) if corrected else 1.0,
-      )
-    if first_step == "skip":
-      directions = jax.tree.map(lambda u: jnp.where(first, 0, u), directions)
-      inner_state = jax.tree.map(
-        lambda old, new: jnp.where(first, old, new), state.inner, inner_state
-      )
+    if o.normalize:
+      scale = 1.0
+      if o.inner is None and o.bias_correction:
+        scale = adam.bias_scale(inner_state.count, o.b1, o.b2)
+      directions = _normalize(directions, scale)
+    if o.first_step == "skip":
+      nothing = jax.tree.map(jnp.zeros_like, directions)
+      directions = _choose(first, nothing, directions)
+      inner_state = _choose(first, state.inner, inner_state)
     schedule = kronecker.make_schedule(
-      plan, precondition_frequency, stagger=stagger, stack_shards=stack_shards
+      plan,
+      o.precondition_frequency,
+      stagger=o.stagger,
+      stack_shards=o.stack_shards,
     )
     make = bases.make_basis(
-      refresh, first_step, state.count, precision, precondition_frequency
+      o.refresh, o.first_step, state.count, precision, o.precondition_frequency
     )
     inner_state, factors = bases.refresh(
       schedule,
@@ -284,16 +285,32 @@ def scale_by_soap(
       inner_state,
       factors,
       make,
-      momentum_fields,
+      o.momentum_fields,
       precision,
     )
-    directions = sharding.constrain_stacks(directions, plan, stack_axes)
-    updates = plan.merge(directions, like=updates)
-    updates = sharding.constrain_leaves(updates, plan, stack_axes, param_specs)
+    updates = sharding.merge(
+      directions, plan, updates, o.stack_axes, o.param_specs
+    )
     count: Any = optax.safe_increment(state.count)
     return updates, SoapState(count, inner_state, factors)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _adam(o: types.SimpleNamespace) -> optax.GradientTransformation:
+  return adam.scale_by_split_adam(
+    o.b1,
+    o.b2,
+    o.eps,
+    bias_correction=o.bias_correction,
+    factorized=o.factorized,
+    mu_dtype=o.mu_dtype,
+    nu_dtype=o.nu_dtype,
+  )
+
+
+def _choose(condition, a, b):
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _normalize(split, scale):
@@ -309,19 +326,19 @@ def _normalize(split, scale):
   return blocks.Split(stacks, jax.tree.map(lambda x: unit(x, None), split.rest))
 
 
-def _check(args: dict[str, Any]) -> None:
+def _check(o: types.SimpleNamespace) -> None:
   """Raises for any argument of `scale_by_soap` that is out of range."""
   for name in ("b1", "b2", "shampoo_beta"):
-    if args[name] is not None:
-      arguments.check_decay(name, args[name])
-  arguments.check_positive("eps", args["eps"], zero_too=True)
+    if getattr(o, name) is not None:
+      arguments.check_decay(name, getattr(o, name))
+  arguments.check_positive("eps", o.eps, zero_too=True)
   counts = ["precondition_frequency", "max_precond_dim", "stack_shards"]
-  if args["block_size"] is not None:
+  if o.block_size is not None:
     counts.append("block_size")
   for name in counts:
-    arguments.check_count(name, args[name])
-  arguments.check_choice("refresh", args["refresh"], ("qr", "cholesky", "eigh"))
+    arguments.check_count(name, getattr(o, name))
+  arguments.check_choice("refresh", o.refresh, ("qr", "cholesky", "eigh"))
   arguments.check_choice(
-    "first_step", args["first_step"], ("skip", "identity", "use_current")
+    "first_step", o.first_step, ("skip", "identity", "use_current")
   )
-  kronecker.check_precision(args["precision"])
+  kronecker.check_precision(o.precision)
