@@ -109,7 +109,7 @@ def test_isotropic_limits(batch):
 REPEATED = theory.Problem(
   np.array([1.0, 0.5, 0.5, 0.5, 0.1]), np.arange(1.0, 6), np.ones(5), 0.3
 )
-MIRRORED = theory.from_spectrum([1.5, 0.5, 0.2], np.ones(3), 0.3)
+MIRRORED = theory.from_spectrum([1.5, 0.5, 0.2, 0.1, 0.01], np.ones(5), 0.3)
 
 
 @pytest.mark.parametrize(
@@ -143,13 +143,12 @@ def test_compressed_power_law_is_the_full_one():
   exact = theory.risk_scan(full, _constant(eta, 4, 400), every=100)
   t = np.arange(0, 401.0, 100)
   errors = []
-  for nodes in (4, 6, 8):
+  for nodes in (4, 8):
     small = theory.power_law(10_000, 1.5, 2.5, 0.3, nodes=nodes)
     errors.append(
       np.abs(theory.risk_at(small, eta, 4, t).total / exact.total - 1).max()
     )
-  assert errors[2] < 1e-11
-  assert errors[1] < 1e-8
+  assert errors[1] < 1e-11
   assert errors[0] < 1e-5
   assert theory.power_law(1e5, 1.5, 2.5).lam.size == 151
   assert theory.power_law(1e12, 1.5, 2.5).lam.size < 400
@@ -246,10 +245,7 @@ def test_gradients_match_those_through_the_time_loop():
   with theory.float64():
     args = jax.tree.map(jnp.asarray, (problem, eta, batch))
     one, two = jax.grad(closed)(args), jax.grad(scanned)(args)
-    forward = jax.jacfwd(closed)(args)
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
-  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(forward), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
@@ -271,27 +267,34 @@ def test_second_derivative_and_derivative_in_time():
   )
 
 
-def test_gradients_through_stages_limit_and_average():
+@pytest.mark.parametrize("name", ["limit", "average"])
+def test_gradients_of_limits_and_averages(name):
   problem, _, batch = _grad_cases()
+  fn, x = {
+    "limit": (lambda b: theory.eta_max(problem, b), 3.0),
+    "average": (
+      lambda eta: theory.tail_average_at(problem, eta, batch, 10, 40).total,
+      0.2,
+    ),
+  }[name]
+  central = (fn(x + 1e-5) - fn(x - 1e-5)) / 2e-5
+  with theory.float64():
+    assert jax.grad(fn)(x) == pytest.approx(central, rel=1e-7)
+
+
+@pytest.mark.slow
+def test_gradients_through_stages():
+  problem, _, _ = _grad_cases()
   stages = _stages()
 
   def staged(eta):
     return theory.risk_stages(problem, stages._replace(eta=eta), 109.0).total
 
-  def limit(batch):
-    return theory.eta_max(problem, batch)
-
-  def averaged(eta):
-    return theory.tail_average_at(problem, eta, batch, 10, 40).total
-
+  bump = np.array([0, 1e-5, 0])
+  central = (staged(stages.eta + bump) - staged(stages.eta - bump)) / 2e-5
   with theory.float64():
-    for fn, x in ((limit, 3.0), (averaged, 0.2)):
-      central = (fn(x + 1e-5) - fn(x - 1e-5)) / 2e-5
-      assert jax.grad(fn)(x) == pytest.approx(central, rel=1e-7)
     grad = jax.grad(staged)(stages.eta)
-    bump = np.array([0, 1e-5, 0])
-    central = (staged(stages.eta + bump) - staged(stages.eta - bump)) / 2e-5
-    assert grad[1] == pytest.approx(central, rel=1e-7)
+  assert grad[1] == pytest.approx(central, rel=1e-7)
 
 
 def test_vmap_equals_a_loop():
