@@ -117,7 +117,7 @@ def partition_spec(
     ValueError: If a logical name has no rule.
   """
   used: set[str] = set()
-  entries = []
+  entries: list[Any] = []
   for name, size in zip(axes, shape, strict=True):
     if name not in RULES:
       raise ValueError(
@@ -194,7 +194,7 @@ def put_rows(
   """
   start, _ = row_range(sharding, shape)
 
-  def part(index: tuple[slice, ...]) -> np.ndarray:
+  def part(index: Any) -> np.ndarray:
     rows = index[-2].indices(shape[-2])
     return local_rows[*index[:-2], rows[0] - start : rows[1] - start]
 

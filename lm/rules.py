@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from .data import corpora
+
 if TYPE_CHECKING:
   from .config import Config
 
-CORPORA = ("sotu", "stdlib", "wiki", "awsdocs", "legal", "gcide", "c4")
-PREFIXES = ("dir:", "tfds:")  # Corpora that name a path.
+_PREFIXES = ("dir:", "tfds:")  # Corpora that name a path.
 _CHOICES = {
   "model.norm": ("layernorm", "rmsnorm"),
   "model.norm_position": ("pre", "after"),
@@ -198,11 +199,11 @@ def _data(config: "Config") -> Iterator[str]:
 def _corpus(key: str, name: Any) -> Iterator[str]:
   if not isinstance(name, str):
     yield f"config.{key} names {name!r}; corpora are strings."
-  elif name not in CORPORA and not name.startswith(PREFIXES):
-    hint = nearest(name, CORPORA)
+  elif name not in corpora.NAMES and not name.startswith(_PREFIXES):
+    hint = nearest(name, corpora.NAMES)
     yield (
       f"config.{key} names the unknown corpus {name!r}; known: "
-      f"{', '.join(CORPORA)}, dir:PATH, tfds:PATH.{hint}"
+      f"{', '.join(corpora.NAMES)}, dir:PATH, tfds:PATH.{hint}"
     )
 
 

@@ -13,7 +13,8 @@ included. With a = start_factor, z = end_factor and peak p:
 
 After T the value at T is kept. Sources: OLMo's warm-up and cosine, the
 warm-up-stable-decay of MiniCPM (Hu et al., 2024), the inverse square root of
-Vaswani et al. (2017).
+Vaswani et al. (2017). optax's schedules count whole steps; these lengths may
+be fractions of a step.
 """
 
 import jax.numpy as jnp
@@ -47,13 +48,14 @@ def learning_rate(config: Config) -> optax.Schedule:
     t = jnp.minimum(jnp.asarray(count, jnp.float32), total)
     rising = s.start_factor + (1 - s.start_factor) * t / max(warmup, 1e-9)
     past = jnp.maximum(t - warmup, 0.0)
+    share = jnp.minimum(past / main, 1.0)
     if s.name == "cosine":
-      falling = optax.cosine_decay_schedule(1.0, main, s.end_factor)(past)
+      falling = 1 - (1 - s.end_factor) * (1 - jnp.cos(jnp.pi * share)) / 2
     elif s.name == "linear":
-      falling = optax.linear_schedule(1.0, s.end_factor, main)(past)
+      falling = 1 - (1 - s.end_factor) * share
     elif s.name == "wsd":
-      tail = optax.linear_schedule(1.0, s.end_factor, max(decay, 1e-9))
-      falling = tail(jnp.maximum(past - (main - decay), 0.0))
+      tail = jnp.maximum(past - (main - decay), 0.0) / max(decay, 1e-9)
+      falling = 1 - (1 - s.end_factor) * tail
     elif s.name == "inverse_sqrt":
       falling = jnp.sqrt(warmup / jnp.maximum(t, warmup))
     else:

@@ -176,7 +176,8 @@ def splash_attention(
       q, k_, v = (x.swapaxes(0, 1) for x in (q_LHK, k_MGK, v_MGK))
       ids = splash.SegmentIds(segment_L, segment_L)
       k_, v = (jnp.repeat(x, groups, axis=0) for x in (k_, v))
-      return attend_one(q * k**-0.5, k_, v, ids).swapaxes(0, 1)
+      out: typing.Any = attend_one(q * k**-0.5, k_, v, ids)
+      return out.swapaxes(0, 1)
 
     return jax.vmap(row)(q_BLHK, k_BMGK, v_BMGK, segment_BL)
 

@@ -8,6 +8,7 @@ message and the one before it is used.
 """
 
 import contextlib
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ class Checkpointer:
 
   def __init__(
     self,
-    workdir: str | pathlib.Path,
+    workdir: str | os.PathLike,
     *,
     keep: int = 2,
     keep_period: int = 0,
@@ -212,7 +213,7 @@ class Checkpointer:
       ) from error
 
 
-def list_steps(workdir: str | pathlib.Path) -> list[int]:
+def list_steps(workdir: str | os.PathLike) -> list[int]:
   """Steps with a whole checkpoint below `workdir`, ascending."""
   folder = pathlib.Path(workdir).absolute() / _FOLDER
   if not folder.is_dir():
@@ -221,7 +222,7 @@ def list_steps(workdir: str | pathlib.Path) -> list[int]:
 
 
 def restore_fields(
-  workdir: str | pathlib.Path, step: int, abstract_state: TrainState
+  workdir: str | os.PathLike, step: int, abstract_state: TrainState
 ) -> TrainState:
   """The fields of a checkpoint that are asked for; nothing else is read.
 

@@ -16,11 +16,13 @@ class CompileCount:
     self.count = 0
     self.seconds = 0.0
 
-  def __call__(self, event: str, duration: float, **_: object) -> None:
+  def __call__(
+    self, event: str, duration_secs: float, **kwargs: int | str
+  ) -> None:
     """Listens to jax's monitoring events."""
     if event == _EVENT:
       self.count += 1
-      self.seconds += duration
+      self.seconds += duration_secs
 
 
 @contextmanager

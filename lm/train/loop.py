@@ -10,7 +10,7 @@ evaluation or a checkpoint.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 import numpy as np
@@ -127,7 +127,7 @@ def _buffers(s: Session) -> Prefetcher:
   return prefetch(read, schedule, config.data.prefetch)
 
 
-def _profile(s: Session) -> Iterator[None]:
+def _profile(s: Session) -> Generator[None]:
   """Advanced before each step: traces the window that `config.log` asks for."""
   log = s.parts.config.log
   while s.clock.step < log.profile_start or not log.profile_steps:

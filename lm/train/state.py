@@ -12,6 +12,8 @@ import optax
 class TrainState(NamedTuple):
   """Arrays only, so that any checkpointer can save it.
 
+  Trees of this shape also hold the state's shardings, or its abstract values.
+
   Attributes:
     step: Updates made, int32 [].
     params: Parameters, float32.
@@ -21,11 +23,11 @@ class TrainState(NamedTuple):
       one before that update, and stays so.
   """
 
-  step: jax.Array
+  step: Any
   params: Any
   opt_state: Any
   ema: Any
-  halted: jax.Array
+  halted: Any
 
 
 def init_state(

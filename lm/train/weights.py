@@ -124,7 +124,7 @@ def export(folder: str | os.PathLike, out: str | os.PathLike) -> int:
   }
   flat[_CONFIG] = np.array(json.dumps(configs.to_dict(config)))
   temporary = pathlib.Path(f"{out}.tmp.npz")
-  np.savez(temporary, **flat)
+  np.savez(temporary, allow_pickle=False, **flat)
   temporary.replace(out)
   return step
 
