@@ -124,8 +124,11 @@ def norms_figure(
   Returns:
     A figure.
   """
-  figure, grid = _grid(runs, rows=len(_NORMS), log_x=log_x)
-  for row, (key, label) in zip(grid, _NORMS, strict=True):
+  # The update's norm is written with `config.log.details_every` only.
+  norms = [n for n in _NORMS if any(n[0] in run.columns for run in runs)]
+  norms = norms or _NORMS[:1]
+  figure, grid = _grid(runs, rows=len(norms), log_x=log_x)
+  for row, (key, label) in zip(grid, norms, strict=True):
     noisy = key != "train/param_norm"
     _draw_row(row, runs, key, smoothed=noisy)
     row[0].set_ylabel(label)
