@@ -26,7 +26,7 @@ def test_wheel_holds_the_packages_and_their_data(tmp_path):
 
 # What `optim` and `theory` may do without, as if it were not installed.
 _ABSENT = (
-  "absl flax grain lm matplotlib ml_collections orbax sentencepiece "
+  "flax grain lm matplotlib ml_collections orbax sentencepiece "
   "tensorflow_datasets tqdm"
 ).split()
 
@@ -42,7 +42,7 @@ def test_package_imports_without_the_others(package, absent):
     f"import {package}\n"
     f"assert all(hasattr({package}, name) for name in {package}.__all__)\n"
   )
-  run = [sys.executable, "-W", "error", "-c", code]
+  run = [sys.executable, "-c", code]
   subprocess.run(run, check=True, cwd=_ROOT)
 
 
