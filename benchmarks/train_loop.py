@@ -58,7 +58,8 @@ def prepare(folder: pathlib.Path) -> list[str]:
 def environment(**more: str) -> dict[str, str]:
   """The environment without settings that slow BLAS down."""
   skip = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "XLA_FLAGS")
-  return {k: v for k, v in os.environ.items() if k not in skip} | more
+  env = {k: v for k, v in os.environ.items() if k not in skip}
+  return env | {"PYTHONPATH": str(ROOT)} | more
 
 
 def loop_ms(flags: list[str], steps: int) -> float:
@@ -91,7 +92,9 @@ def bare(flags: list[str], steps: int) -> None:
   allocator.settle()
   program.use_compilation_cache()
   holder = program.define_config()
-  program.parse(["bare", *flags])
+  # ml_collections looks for the overrides in sys.argv.
+  sys.argv = ["bare", *flags, f"--config.train.num_steps={steps}"]
+  program.parse(sys.argv)
   import jax
   import numpy as np
 

@@ -242,8 +242,8 @@ def init_params(cfg: "ModelConfig", key: jax.Array) -> Tree:
 
   The key of a leaf is `key` with a hash of the leaf's path folded in, then the
   layer; so adding a parameter changes no other, and on any mesh the values are
-  those of one device. Stacked layers are drawn by one `vmap`, so compile time
-  does not grow with depth.
+  those of one device. Layers are drawn stacked, by one `vmap`, whatever their
+  layout: compile time does not grow with depth.
 
   Args:
     cfg: Model section of the configuration.
@@ -255,12 +255,11 @@ def init_params(cfg: "ModelConfig", key: jax.Array) -> Tree:
 
   def leaf(path, spec):
     names = [entry.key for entry in path]
-    layer = None
-    if names[0] == BLOCKS and spec.axes[0] != "layers":
-      layer = int(names.pop(1))
-    return _draw(spec, _fold_path(key, names), layer, cfg.init_cut)
+    return _draw(spec, _fold_path(key, names), cfg.init_cut)
 
-  return jax.tree_util.tree_map_with_path(leaf, param_specs(cfg))
+  stacked = param_specs(dataclasses.replace(cfg, layers="scan"))
+  drawn = jax.tree_util.tree_map_with_path(leaf, stacked)
+  return to_layout(drawn, cfg.layers)
 
 
 def truncated_normal(
@@ -301,13 +300,12 @@ def _fold_path(key, names):
   return jax.random.fold_in(key, zlib.crc32("/".join(names).encode()))
 
 
-def _draw(spec, key, layer, cut):
+def _draw(spec, key, cut):
   if spec.role == "gain":
     return jnp.ones(spec.shape, jnp.float32)
   if spec.role == "bias":
     return jnp.zeros(spec.shape, jnp.float32)
   if not isinstance(spec.init_std, tuple):
-    key = key if layer is None else jax.random.fold_in(key, layer)
     return truncated_normal(key, spec.shape, spec.init_std, cut)
 
   def draw_layer(layer, std):

@@ -1,4 +1,4 @@
-r"""The demo's model for four passes over its corpus.
+r"""The demo's model for two passes over its corpus.
 
     python -m lm.data.prepare --config=ml_collections_configs/small.py
     python -m lm.main --config=ml_collections_configs/small.py \
@@ -16,5 +16,5 @@ def get_config() -> ml_collections.ConfigDict:
   """See the module docstring."""
   c = tiny.get_config()
   c.data.batch_size = 8
-  c.train.num_tokens = 10_400_000
+  c.train.num_tokens = 5_200_000
   return c

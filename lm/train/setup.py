@@ -132,7 +132,14 @@ def init_state(parts: Parts) -> state.TrainState:
     return state.init_state(params, parts.tx, parts.config.optim.ema)
 
   key = jax.random.key(parts.config.seed)
-  return jax.jit(init, out_shardings=parts.shardings)(key)
+  # Run once: LLVM's later passes cost a second and more, for the same bits.
+  options = {"xla_backend_optimization_level": 1}
+  on_cpu = jax.default_backend() == "cpu"
+  return jax.jit(
+    init,
+    out_shardings=parts.shardings,
+    compiler_options=options if on_cpu else None,
+  )(key)
 
 
 def compile_step(
