@@ -33,8 +33,9 @@ architecture: $(VENV)/.dev
 slow: $(VENV)/.dev ## Run the long tests (tens of minutes).
 	$(BIN)/python -m pytest -m slow
 
-bench: $(VENV)/.lm ## Print the tables of every benchmark.
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+bench: $(VENV)/.dev ## Print the tables of every benchmark.
+	for name in train_step train_loop optimizer_step theory theory_claims; do \
+	  $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 notebooks: $(VENV)/.dev ## Execute the notebooks at their small size.
 	$(BIN)/python -m pytest --nbmake notebooks -p no:cacheprovider
