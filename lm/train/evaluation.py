@@ -38,33 +38,26 @@ class Evaluator:
     self._average: Any = None
 
   def compile(self) -> None:
-    """Compiles the step, and the average of the weights if there is one."""
+    """Compiles the step, and the average of the weights if there is one.
+
+    May run in a thread beside other compilations.
+    """
     parts, ema = self._parts, self._parts.config.optim.ema
-    replicated = NamedSharding(parts.mesh, PartitionSpec())
-
-    def step(params, tokens):
-      return row_losses(parts.model, params, tokens)
-
     abstract = parts.abstract_state
-    self._step = (
-      jax.jit(
-        step,
-        in_shardings=(parts.shardings.params, self._rows),
-        out_shardings=replicated,
-      )
-      .lower(abstract.params, jax.ShapeDtypeStruct(self._shape, jnp.int32))
-      .compile()
+    rows = jax.ShapeDtypeStruct(self._shape, jnp.int32)
+    score = jax.jit(
+      lambda params, tokens: row_losses(parts.model, params, tokens),
+      in_shardings=(parts.shardings.params, self._rows),
+      out_shardings=NamedSharding(parts.mesh, PartitionSpec()),
     )
-    if ema:
-      self._average = (
-        jax.jit(
-          lambda state: averaged_params(state, ema),
-          in_shardings=(parts.shardings,),
-          out_shardings=parts.shardings.params,
-        )
-        .lower(abstract)
-        .compile()
-      )
+    average = jax.jit(
+      lambda state: averaged_params(state, ema),
+      in_shardings=(parts.shardings,),
+      out_shardings=parts.shardings.params,
+    )
+    with jax.set_mesh(parts.mesh):  # Of this thread, which may be a helper.
+      self._step = score.lower(abstract.params, rows).compile()
+      self._average = average.lower(abstract).compile() if ema else None
 
   def average(self, train_state: TrainState) -> Any:
     """The debiased average of the weights."""

@@ -11,6 +11,7 @@ evaluation or a checkpoint.
 import contextlib
 import os
 from collections.abc import Generator
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -53,10 +54,12 @@ def train(config: configs.Config, folder: str | os.PathLike) -> int:
 def _steps(s: Session) -> int:
   """Makes the updates that are left; returns the exit code."""
   config = s.parts.config
-  step = setup.compile_step(s.parts)
   every = config.log.details_every
-  detailed_step = setup.compile_step(s.parts, details=True) if every else step
-  s.evaluator.compile()
+  with futures.ThreadPoolExecutor(1) as other_core:
+    scoring = other_core.submit(s.evaluator.compile)
+    step = setup.compile_step(s.parts)
+    detailed_step = setup.compile_step(s.parts, details=True) if every else step
+    scoring.result()
   count = np.int32(s.parts.buffer_shape[0])
   with (
     compiles.counting() as compiled,
