@@ -4,8 +4,7 @@ r"""Five domains, 70 MB: addresses, encyclopedia, manuals, law, dictionary.
     python -m lm.main --config=ml_collections_configs/mix.py \
         --workdir=runs/mix
 
-Each domain is drawn in proportion to its size and scored by itself. Measured
-curves and bits per byte: docs/runs.md.
+Each domain is drawn in proportion to its size and scored by itself.
 """
 
 import ml_collections
