@@ -101,6 +101,19 @@ def quiet() -> None:
   for name in ("asyncio", "orbax", "jax", "grain"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  sys.unraisablehook = _tell_unraisable
+
+
+def _tell_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+  """Tells what could not be raised, except writes that outlive their save.
+
+  When one file of a checkpoint cannot be written, its event loop closes; the
+  other files' writes end later, find it closed, and each prints a traceback.
+  """
+  error = unraisable.exc_value
+  late = isinstance(error, RuntimeError) and "loop is closed" in str(error)
+  if not late:
+    sys.__unraisablehook__(unraisable)
 
 
 def use_compilation_cache() -> None:
