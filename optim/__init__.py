@@ -5,6 +5,12 @@ Importing needs jax, optax and numpy only.
 
 from .blocks import make_plan, treatment_table
 from .dimensions import DimensionNumbers
+from .estimators import (
+  exact_ggn_diagonal,
+  gauss_newton_bartlett_diagonal,
+  hutchinson_diagonal,
+  sampled_fisher_diagonal,
+)
 from .kronecker import Precision, refresh_counts
 from .muon import muon, scale_by_muon
 from .shampoo import scale_by_shampoo, shampoo
@@ -20,6 +26,9 @@ from .soap import scale_by_soap, soap
 __all__ = [
   "DimensionNumbers",
   "Precision",
+  "exact_ggn_diagonal",
+  "gauss_newton_bartlett_diagonal",
+  "hutchinson_diagonal",
   "kronecker_cosine",
   "kronecker_factors",
   "kronecker_report",
@@ -27,6 +36,7 @@ __all__ = [
   "muon",
   "operator_cosine",
   "refresh_counts",
+  "sampled_fisher_diagonal",
   "scale_by_muon",
   "scale_by_shampoo",
   "scale_by_soap",
