@@ -178,6 +178,26 @@ def local_sums(
   return local_model.sums(model_fn, loss_fn, params, delta, batch, rule)
 
 
+def loss_sums(
+  model_fn: ModelFn, loss_fn: LossFn, params: Any, batch: Any
+) -> tuple[jax.Array, jax.Array]:
+  """Sum of the loss over a batch and its weight, forward only.
+
+  Args:
+    model_fn: As for `ggn_vector_product`.
+    loss_fn: Likewise; a plain function is a sum of weight 1.
+    params: Where.
+    batch: Any tree.
+
+  Returns:
+    Two scalars; the mean loss of several batches is the quotient of the sums.
+  """
+  total = local_model.sums(
+    model_fn, loss_fn, params, None, batch, local_model.value_rule, grad=False
+  )
+  return total.values[0], total.weight
+
+
 def add_damping(
   value: jax.Array,
   grad: Any,
