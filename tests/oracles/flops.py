@@ -22,6 +22,12 @@ def _flops(jaxpr):
       shape = eqn.invars[0].aval.shape
       size = np.prod([shape[i] for i in contracted])
       total += 2 * size * np.prod(eqn.outvars[0].aval.shape)
+    if eqn.primitive.name == "product":  # Of `lm`: an einsum.
+      letters = {}
+      names = eqn.params["equation"].replace("->", ",").split(",")
+      for name, v in zip(names, [*eqn.invars, *eqn.outvars], strict=True):
+        letters |= dict(zip(name, v.aval.shape, strict=True))
+      total += 2 * np.prod(list(letters.values()))
     times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
     for value in eqn.params.values():
       for sub in value if isinstance(value, tuple | list) else (value,):
