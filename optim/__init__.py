@@ -4,6 +4,8 @@ Importing needs jax, optax and numpy only.
 """
 
 from .blocks import make_plan, treatment_table
+from .coordinates import interpolate_bases
+from .diagonal import diagonal_preconditioner
 from .dimensions import DimensionNumbers
 from .estimators import (
   exact_ggn_diagonal,
@@ -26,9 +28,11 @@ from .soap import scale_by_soap, soap
 __all__ = [
   "DimensionNumbers",
   "Precision",
+  "diagonal_preconditioner",
   "exact_ggn_diagonal",
   "gauss_newton_bartlett_diagonal",
   "hutchinson_diagonal",
+  "interpolate_bases",
   "kronecker_cosine",
   "kronecker_factors",
   "kronecker_report",

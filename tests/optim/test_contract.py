@@ -65,6 +65,11 @@ class Row:
 _COMMON = dict(dimension_numbers=DIMENSIONS)
 _REFRESHED = _COMMON | dict(precondition_frequency=2)
 TRANSFORMS = {
+  "diagonal_preconditioner": Row(
+    optim.diagonal_preconditioner,
+    _COMMON | dict(basis="kronecker", basis_update_period=2),
+    ("basis_update_period", "max_precond_dim"),
+  ),
   "soap": Row(optim.soap, _REFRESHED, INTEGERS, descends=True),
   "scale_by_soap": Row(
     optim.scale_by_soap, _REFRESHED | dict(first_step="identity"), INTEGERS
