@@ -171,7 +171,9 @@ def scale_by_shampoo(
       move the parameters instead.
 
   Returns:
-    A transform whose updates are a direction of ascent, like gradients.
+    A transform whose updates are a direction of ascent, like gradients. Its
+    `update` takes L and R from `statistics`, a tree like the gradients, where
+    that is passed.
 
   Raises:
     ValueError: For an argument out of range, or, at `init`, for a leaf of
@@ -215,15 +217,23 @@ def _transform(
     graft_state: Any = adam_rule.init(plan.split(params))
     return ShampooState(count, graft_state, state)
 
-  def update_fn(updates, state, params=None, **extra_args):
+  def update_fn(updates, state, params=None, *, statistics=None, **extra_args):
     del params, extra_args
     plan = plan_of(updates)
     if plan.empty:
       return updates, state
     count: Any = optax.safe_increment(state.count)
-    grads, factors = kronecker.observe(
-      plan, updates, state.kronecker, beta, precision, o.stack_axes
+    observe = functools.partial(
+      kronecker.observe,
+      plan,
+      state=state.kronecker,
+      decay=beta,
+      precision=precision,
+      stack_axes=o.stack_axes,
     )
+    grads, factors = observe(updates)
+    if statistics is not None:
+      _, factors = observe(statistics)
 
     def root(factor, old):
       del old

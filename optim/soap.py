@@ -206,7 +206,9 @@ def scale_by_soap(
       move the parameters instead.
 
   Returns:
-    A transform whose updates are a direction of ascent, like gradients.
+    A transform whose updates are a direction of ascent, like gradients. Its
+    `update` takes L and R from `statistics`, a tree like the gradients, where
+    that is passed.
 
   Raises:
     ValueError: For an argument out of range, or, at `init`, for a leaf of
@@ -246,15 +248,23 @@ def _transform(
       jnp.zeros((), jnp.int32), rule.init(plan.split(params)), state
     )
 
-  def update_fn(updates, state, params=None, **extra_args):
+  def update_fn(updates, state, params=None, *, statistics=None, **extra_args):
     del params  # The element-wise rule sees no rotated parameters.
     plan = plan_of(updates)
     if plan.empty:
       return updates, state
     first = state.count == 0
-    grads, factors = kronecker.observe(
-      plan, updates, state.kronecker, beta, precision, o.stack_axes
+    observe = functools.partial(
+      kronecker.observe,
+      plan,
+      state=state.kronecker,
+      decay=beta,
+      precision=precision,
+      stack_axes=o.stack_axes,
     )
+    grads, factors = observe(updates)
+    if statistics is not None:
+      _, factors = observe(statistics)
     if o.first_step != "identity":
       factors = bases.first_bases(factors, first)
     rotated = bases.rotate(grads, factors, precision, transpose=True)

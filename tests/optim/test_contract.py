@@ -4,6 +4,7 @@ To add a transform: export it from `optim`, and give it a `Row`.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -64,7 +65,22 @@ class Row:
 
 _COMMON = dict(dimension_numbers=DIMENSIONS)
 _REFRESHED = _COMMON | dict(precondition_frequency=2)
+_PENALTY = dict(quantizer=optim.Quantizer(optim.INT4), strength=0.1)
 TRANSFORMS = {
+  "add_rounding_penalty": Row(optim.add_rounding_penalty, _PENALTY, ()),
+  "lotion_adamw": Row(optim.lotion_adamw, _PENALTY, (), descends=True),
+  "lotion_soap": Row(
+    optim.lotion_soap, _REFRESHED | _PENALTY, INTEGERS, descends=True
+  ),
+  "with_rounding_penalty": Row(
+    optim.with_rounding_penalty,
+    _PENALTY
+    | dict(
+      tx=optim.scale_by_soap(**_REFRESHED, first_step="identity"),
+      curvature=functools.partial(optim.factor_diagonal, **_COMMON),
+    ),
+    ("curvature",),
+  ),
   "diagonal_preconditioner": Row(
     optim.diagonal_preconditioner,
     _COMMON | dict(basis="kronecker", basis_update_period=2),
