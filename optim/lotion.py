@@ -231,6 +231,8 @@ def _penalize(leaves, updates, curvature, strength, count, scale_gradient):
   """updates + lambda dR/dw; `count` includes this update."""
   if callable(strength):
     strength = strength(count - 1)
+  elif not isinstance(strength, jax.Array) and strength == 0:
+    return updates
 
   def add(leaf: Leaf, u, g):
     if g is None or leaf.quantizer is None:
