@@ -76,6 +76,13 @@ from .problems import (
   sketched,
   with_features,
 )
+from .quantized import (
+  GridPoint,
+  best_grid_point,
+  rounding_risk,
+  smoothed_risk,
+  smoothed_risk_gradient,
+)
 from .rates import Exponents, exponents, gamma_star, slope
 from .schedules import (
   anytime,
@@ -104,6 +111,7 @@ __all__ = [
   "Bound",
   "Exponents",
   "Fit",
+  "GridPoint",
   "LogisticPath",
   "Method",
   "Problem",
@@ -119,6 +127,7 @@ __all__ = [
   "average_stages",
   "averaged",
   "avg_scan",
+  "best_grid_point",
   "cbs_law",
   "chi",
   "chi_bound",
@@ -170,6 +179,7 @@ __all__ = [
   "risk_stages",
   "risk_table",
   "rms_scan",
+  "rounding_risk",
   "schedule",
   "schedule_free",
   "seesaw",
@@ -181,6 +191,8 @@ __all__ = [
   "sketch_error",
   "sketched",
   "slope",
+  "smoothed_risk",
+  "smoothed_risk_gradient",
   "stages_of_steps",
   "state_at",
   "stationary",

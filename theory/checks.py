@@ -82,6 +82,28 @@ def check_stages(stages) -> None:
   _non_negative("stages.steps", stages.steps)
 
 
+def check_codes(codes) -> None:
+  """Codes of a grid increase, and are as many below zero as above."""
+  codes = np.asarray(codes)
+  rising = codes.ndim == 1 and len(codes) > 1 and np.all(np.diff(codes) > 0)
+  if not rising or not np.array_equal(codes, -codes[::-1]):
+    raise ValueError(
+      f"codes={codes} must increase and be symmetric, e.g. np.arange(-7, 8) "
+      "for four bits."
+    )
+
+
+def check_step_size(step_size) -> None:
+  """The spacing of a grid is positive; None lets it follow the weights."""
+  if step_size is not None:
+    value = np.asarray(step_size)
+    if not np.all(np.isfinite(value) & (value > 0)):
+      raise ValueError(
+        f"step_size={value} must be finite and > 0, or None to follow the "
+        "largest weight."
+      )
+
+
 def _same_vectors(name, values) -> None:
   shapes = {k: np.shape(v) for k, v in values._asdict().items()}
   if len(set(shapes.values())) != 1 or len(np.shape(values.eta)) != 1:
@@ -109,6 +131,8 @@ CHECKS = {
   "batch": check_batch,
   "t": check_times,
   "ts": check_times,
+  "codes": check_codes,
+  "step_size": check_step_size,
   "schedule": check_schedule,
   "stages": check_stages,
 }
