@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from . import arguments, local_model, losses
 from .local_model import Mode
@@ -211,7 +210,7 @@ def add_damping(
   away = losses.upcast(delta)
   if damping_at is not None:
     away = jax.tree.map(jnp.subtract, away, losses.upcast(damping_at))
-  value = value + damping / 2 * optax.tree.vdot(away, away)
+  value = value + damping / 2 * local_model.dot(away, away)
   return value, jax.tree.map(lambda g, x: g + damping * x, grad, away)
 
 
@@ -258,6 +257,25 @@ def linearize_at(
   Raises:
     ValueError: As `ggn_vector_product`.
   """
+  outputs, jvp, vjp, sums = linear_sums(model_fn, loss_fn, params, batch)
+
+  def mean(total):
+    weight = losses.safe(total.weight)
+    grad = jax.tree.map(lambda g: g / weight, total.grad)
+    return total.values[0] / weight, grad
+
+  def ggn(v):
+    check_like_params("v", v, params)
+    return mean(sums(v, local_model.curvature_rule))[1]
+
+  value, grad = mean(sums(None, local_model.value_rule))
+  return Linearized(outputs, value, grad, ggn, jvp, vjp)
+
+
+def linear_sums(
+  model_fn: ModelFn, loss_fn: LossFn, params: Any, batch: Any
+) -> tuple[Any, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+  """(outputs, jvp, vjp, (v, rule) -> Sums), the network linearised once."""
   body_fn, head = local_model.parts(model_fn)
   with local_model.explained_forward_mode():
     outputs, push = jax.linearize(lambda p: body_fn(p, batch), params)
@@ -270,22 +288,17 @@ def linearize_at(
   def vjp(ct):
     return losses.upcast(transposed(local_model.like(ct, outputs))[0])
 
-  def pulled(v, u, rule):
+  def sums(v, rule):
+    u = None if v is None else jvp(v)
     values, weight, ct, ct_head = local_model.head_sums(
       model_fn, loss_fn, params, v, batch, outputs, u, rule, True
     )
     grad = vjp(ct)
     if head is not None:
       grad = head.add(grad, ct_head)
-    weight = losses.safe(weight)
-    return values[0] / weight, jax.tree.map(lambda g: g / weight, grad)
+    return local_model.Sums(values, weight, grad)
 
-  def ggn(v):
-    check_like_params("v", v, params)
-    return pulled(v, jvp(v), local_model.curvature_rule)[1]
-
-  value, grad = pulled(None, None, local_model.value_rule)
-  return Linearized(outputs, value, grad, ggn, jvp, vjp)
+  return outputs, jvp, vjp, sums
 
 
 def check_like_params(name: str, tree: Any, params: Any) -> None:

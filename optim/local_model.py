@@ -156,11 +156,21 @@ def push(f, params: Any, tangents: Any | None, *, pull: bool) -> Pushed:
 
 
 def head_sums(
-  model_fn, loss_fn, params, tangents, batch, hidden, hidden_dot, rule, grad
+  model_fn,
+  loss_fn,
+  params,
+  tangents,
+  batch,
+  hidden,
+  hidden_dot,
+  rule,
+  grad,
+  head_moves=True,
 ):
   """(values, weight, cotangent of hidden, cotangent of the head or None).
 
-  Without a chunked head, hidden is the outputs.
+  Without a chunked head, hidden is the outputs. Without `head_moves` the head
+  has no tangent, and its cotangent is not asked for.
   """
   loss = losses.as_loss(loss_fn)
   targets, weights = loss.targets_fn(batch)
@@ -179,13 +189,23 @@ def head_sums(
 
   def part(chunk):
     h, h_dot, y, w = chunk
-    dots = None if tangents is None else (matrix_dot, h_dot)
-    at = push(lambda p: head.head_fn(*p), (matrix, h), dots, pull=grad)
-    values, weight, ct = _loss_sums(loss, at.z, at.u, y, w, rule)
+    if head_moves:
+      at = (matrix, h)
+      dots = None if tangents is None else (matrix_dot, h_dot)
+    else:
+      at, dots = (h,), (h_dot,)
+    pushed = push(
+      lambda p: head.head_fn(p[0] if head_moves else matrix, p[-1]),
+      at,
+      dots,
+      pull=grad,
+    )
+    values, weight, ct = _loss_sums(loss, pushed.z, pushed.u, y, w, rule)
     if not grad:
       return (values, weight, None), None
-    ((ct_matrix, ct_h),) = at.pull(like(ct, at.z))
-    return (values, weight, losses.upcast(ct_matrix)), ct_h
+    (cts,) = pushed.pull(like(ct, pushed.z))
+    ct_matrix = losses.upcast(cts[0]) if head_moves else None
+    return (values, weight, ct_matrix), cts[-1]
 
   def add(total, chunk):
     new, ct_h = part(chunk)
@@ -239,6 +259,12 @@ def _loss_sums(loss, z, u, targets, weights, rule):
   if ct is not None:
     ct = losses.weigh(ct, weights)
   return tuple(total for total, _ in totals), totals[0][1], ct
+
+
+def dot(x: Any, y: Any) -> jax.Array:
+  """<x, y> over all leaves; nothing is flattened, so shards stay in place."""
+  products = jax.tree.map(lambda a, b: jnp.sum(a * b), x, y)
+  return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
 
 
 def _inner(x, y, shape):

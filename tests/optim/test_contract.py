@@ -1,13 +1,10 @@
 """What every exported transform promises; one row each, a missing row fails.
 
-To add a transform: export it from `optim`, and give it a `Row`.
+To add a transform: export it from `optim`, and give it a `Row` in
+`oracles/contract.py`.
 """
 
-import dataclasses
-import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,106 +12,18 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from oracles.contract import SHAPES, TRANSFORMS, make_params
 
 import optim
-
-STACK = optim.DimensionNumbers(sides=(1, 2), stack=0)
-MATRIX = optim.DimensionNumbers()
-# Square, so that no factor has a null space: its basis would be round-off.
-SHAPES = dict(
-  matrix=(5, 5),
-  stacked=(2, 4, 4),
-  plain3d=(2, 3, 2),
-  vector=(3,),
-  scalar=(),
-  empty=(0, 3),
-)
-DIMENSIONS = dict(
-  matrix=MATRIX, stacked=STACK, plain3d=None, vector=None, scalar=None,
-  empty=None,
-)  # fmt: skip
-INTEGERS = ("precondition_frequency", "max_precond_dim", "stack_shards")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One transform under contract.
-
-  Attributes:
-    make: The factory.
-    options: Its arguments here, besides the learning rate.
-    static: Arguments to name to `optax.inject_hyperparams`.
-    descends: Whether its updates are steps downhill (else a direction uphill).
-    rates: Names of its learning rates.
-    extra_args: Made from (params), passed to each update.
-  """
-
-  make: Callable[..., optax.GradientTransformation]
-  options: dict[str, Any]
-  static: tuple[str, ...]
-  descends: bool = False
-  rates: tuple[str, ...] = ("learning_rate",)
-  extra_args: Callable[[Any], dict[str, Any]] = lambda params: {}
-
-  def build(self, **changes):
-    options = self.options | changes
-    if "learning_rate" in inspect.signature(self.make).parameters:
-      options = dict(learning_rate=1e-2) | options
-    return optax.with_extra_args_support(self.make(**options))
-
-
-_COMMON = dict(dimension_numbers=DIMENSIONS)
-_REFRESHED = _COMMON | dict(precondition_frequency=2)
-_PENALTY = dict(quantizer=optim.Quantizer(optim.INT4), strength=0.1)
-TRANSFORMS = {
-  "add_rounding_penalty": Row(optim.add_rounding_penalty, _PENALTY, ()),
-  "lotion_adamw": Row(optim.lotion_adamw, _PENALTY, (), descends=True),
-  "lotion_soap": Row(
-    optim.lotion_soap, _REFRESHED | _PENALTY, INTEGERS, descends=True
-  ),
-  "with_rounding_penalty": Row(
-    optim.with_rounding_penalty,
-    _PENALTY
-    | dict(
-      tx=optim.scale_by_soap(**_REFRESHED, first_step="identity"),
-      curvature=functools.partial(optim.factor_diagonal, **_COMMON),
-    ),
-    ("curvature",),
-  ),
-  "diagonal_preconditioner": Row(
-    optim.diagonal_preconditioner,
-    _COMMON | dict(basis="kronecker", basis_update_period=2),
-    ("basis_update_period", "max_precond_dim"),
-  ),
-  "soap": Row(optim.soap, _REFRESHED, INTEGERS, descends=True),
-  "scale_by_soap": Row(
-    optim.scale_by_soap, _REFRESHED | dict(first_step="identity"), INTEGERS
-  ),
-  "shampoo": Row(optim.shampoo, _REFRESHED, INTEGERS, descends=True),
-  "scale_by_shampoo": Row(optim.scale_by_shampoo, _REFRESHED, INTEGERS),
-  "muon": Row(
-    optim.muon, _COMMON | dict(adam_learning_rate=1e-3),
-    ("num_steps", "stack_shards"), descends=True,
-    rates=("learning_rate", "adam_learning_rate"),
-  ),
-  "scale_by_muon": Row(
-    optim.scale_by_muon, _COMMON, ("num_steps", "stack_shards")
-  ),
-}  # fmt: skip
-
-
-def _params(dtype=jnp.float32, seed=0):
-  rng = np.random.default_rng(seed)
-  return {k: jnp.asarray(rng.normal(size=s), dtype) for k, s in SHAPES.items()}
 
 
 def _trace(tx, row, steps=4, dtype=jnp.float32, wrap=jax.jit):
   """[(updates, state)] of some steps from the same parameters."""
-  params = _params(dtype)
+  params = make_params(dtype)
   update, state = wrap(tx.update), tx.init(params)
   trace = []
   for step in range(steps):
-    grads = _params(dtype, seed=1 + step)
+    grads = make_params(dtype, seed=1 + step)
     updates, state = update(grads, state, params, **row.extra_args(params))
     trace.append((updates, state))
   return trace
@@ -166,7 +75,7 @@ def test_aliases_repeat_the_defaults_of_their_directions():
 
 
 def test_types_are_stable(row, trace):
-  params = _params()
+  params = make_params()
   for updates, state in trace:
     assert _types(updates) == _types(params)
     assert _types(state) == _types(row.build().init(params))
@@ -174,7 +83,7 @@ def test_types_are_stable(row, trace):
 
 
 def test_bfloat16_params_keep_float32_statistics(row):
-  params = _params(jnp.bfloat16)
+  params = make_params(jnp.bfloat16)
   tx = row.build()
   for updates, state in _trace(tx, row, dtype=jnp.bfloat16):
     assert _types(updates) == _types(params)
@@ -187,7 +96,7 @@ def test_bfloat16_params_keep_float32_statistics(row):
 
 
 def test_init_needs_shapes_only(row):
-  params, tx = _params(), row.build()
+  params, tx = make_params(), row.build()
   assert _types(tx.init(params)) == _types(jax.eval_shape(tx.init, params))
   shapes = jax.eval_shape(lambda: params)
   assert _types(tx.init(params)) == _types(jax.eval_shape(tx.init, shapes))
@@ -198,7 +107,7 @@ def test_jit_is_no_jit(row, trace):
 
 
 def test_no_recompilation_and_no_shared_buffers(row):
-  params, tx = _params(), row.build()
+  params, tx = make_params(), row.build()
   update = jax.jit(tx.update, donate_argnums=1)  # Refuses a buffer used twice.
   state = tx.init(params)
   for _ in range(3):
@@ -213,9 +122,9 @@ def test_updates_are_finite_and_of_every_leaf(row, trace):
 
 
 def test_unknown_extra_args_are_ignored(row, trace):
-  params, tx = _params(), row.build()
+  params, tx = make_params(), row.build()
   updates, _ = jax.jit(tx.update)(
-    _params(seed=1), tx.init(params), params, something=jnp.ones(2),
+    make_params(seed=1), tx.init(params), params, something=jnp.ones(2),
     **row.extra_args(params),
   )  # fmt: skip
   _same(updates, trace[0][0])
@@ -239,16 +148,16 @@ def test_on_some_leaves_only(row, trace, kind):
     tx = optax.partition(dict(a=row.build(), b=optax.identity()), labels)
   tx = optax.with_extra_args_support(tx)
   for step, (updates, _) in enumerate(_trace(tx, row)):
-    wanted = dict(trace[step][0], matrix=_params(seed=1 + step)["matrix"])
+    wanted = dict(trace[step][0], matrix=make_params(seed=1 + step)["matrix"])
     _same(updates, wanted)
 
 
 def test_accumulation(row, trace):
   # The same gradient twice is the gradient once, every second call.
-  params, tx = _params(), optax.MultiSteps(row.build(), 2)
+  params, tx = make_params(), optax.MultiSteps(row.build(), 2)
   update, state = jax.jit(tx.update), tx.init(params)
   for step, (wanted, _) in enumerate(trace):
-    grads = _params(seed=1 + step)
+    grads = make_params(seed=1 + step)
     for half in range(2):
       updates, state = update(grads, state, params, **row.extra_args(params))
       if half == 0:
@@ -262,15 +171,17 @@ def test_injected_is_plain_and_learning_rates_do_not_recompile(row, trace):
     options["learning_rate"] = 1e-2
   injected = optax.inject_hyperparams(row.make, static_args=row.static)
   tx = injected(**options)
-  params, update = _params(), jax.jit(tx.update)
+  params, update = make_params(), jax.jit(tx.update)
   state = tx.init(params)
   for step, (wanted, _) in enumerate(trace):
-    updates, state = update(_params(seed=1 + step), state, params)
+    updates, state = update(
+      make_params(seed=1 + step), state, params, **row.extra_args(params)
+    )
     _same(updates, wanted)
   if row.descends:
     rate = state.hyperparams["learning_rate"]
     state.hyperparams["learning_rate"] = jnp.zeros_like(rate)
-    updates, _ = update(params, state, params)
+    updates, _ = update(params, state, params, **row.extra_args(params))
     assert not np.any(updates["stacked"])
   assert update._cache_size() == 1
 
@@ -281,21 +192,26 @@ def test_vmap(row, trace):
   def two(tree):
     return jax.tree.map(lambda x: jnp.stack([x, x]), tree)
 
-  params = two(_params())
+  params = two(make_params())
   state = jax.vmap(tx.init)(params)
-  update = jax.jit(jax.vmap(tx.update))
+  extra = row.extra_args(make_params())
+  update = jax.jit(jax.vmap(lambda *args: tx.update(*args, **extra)))
   for step in range(2):
-    updates, state = update(two(_params(seed=1 + step)), state, params)
+    updates, state = update(two(make_params(seed=1 + step)), state, params)
   _same(updates, two(trace[1][0]))
 
 
 def test_checkpoint_round_trip(row, tmp_path):
   # Orbax refuses arrays without entries.
   def some(seed):
-    return {k: v for k, v in _params(seed=seed).items() if v.size}
+    return {k: v for k, v in make_params(seed=seed).items() if v.size}
 
   tx, params = row.build(), some(0)
-  update = jax.jit(tx.update)
+  extra = row.extra_args(params)
+  extra = jax.tree_util.tree_map_with_path(
+    lambda path, x: x if path[-1].key in params else None, extra
+  )
+  update = jax.jit(lambda *args: tx.update(*args, **extra))
   _, state = update(some(1), tx.init(params), params)
   wanted, _ = update(some(2), state, params)
   with ocp.StandardCheckpointer() as checkpointer:
@@ -310,7 +226,7 @@ def test_checkpoint_round_trip(row, tmp_path):
 
 def test_map_params_sees_the_element_wise_leaves(row):
   tx, seen = row.build(), []
-  state = tx.init(_params())
+  state = tx.init(make_params())
   marked = optax.tree.map_params(
     tx, lambda x: seen.append(x.shape) or x * 0 + 7, state
   )
@@ -324,8 +240,8 @@ def test_descends_a_quadratic(row):
   tx = row.build(**dict.fromkeys(rates, 0.05))
   if not row.descends:
     tx = optax.chain(tx, optax.scale(-0.05))
-  params = _params()
-  target = _params(seed=9)
+  params = make_params()
+  target = make_params(seed=9)
 
   def loss_fn(p):
     return sum(jnp.sum((p[k] - target[k]) ** 2) for k in SHAPES)
@@ -333,7 +249,7 @@ def test_descends_a_quadratic(row):
   @jax.jit
   def step(params, state):
     loss, grads = jax.value_and_grad(loss_fn)(params)
-    updates, state = tx.update(grads, state, params)
+    updates, state = tx.update(grads, state, params, **row.extra_args(params))
     return loss, optax.apply_updates(params, updates), state
 
   state, losses = tx.init(params), []

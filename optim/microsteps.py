@@ -1,0 +1,230 @@
+"""Gauss-Newton one batch at a time, for loops that accumulate gradients.
+
+    grads = local_value_and_grad(model_fn, loss_fn, params, state.delta, batch)
+    updates, state = tx.update(grads, state, params)
+
+The parameters stay where they are until the last call of an outer step, so any
+trainer that accumulates gradients will do, with another gradient function.
+"""
+
+import types
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from . import (
+  curvature,
+  gauss_newton_state,
+)
+from . import (
+  damping as dampings,
+)
+from . import (
+  line_search as searches,
+)
+from .gauss_newton_state import GNInfo, GNState
+
+
+class MicrostepsState(NamedTuple):
+  """State of `gauss_newton_microsteps`."""
+
+  step: jax.Array  # int32 []: calls of this outer step that counted.
+  losses: jax.Array  # float32 [num]: sums over the batches searched so far.
+  weight: jax.Array  # float32 []: of these.
+  ignored: jax.Array  # int32 []: calls so far in the wrong phase.
+  solver: GNState
+
+  @property
+  def delta(self) -> Any:
+    """The displacement at which the next gradient is wanted."""
+    return self.solver.delta
+
+  @property
+  def info(self) -> GNInfo:
+    """Of the last outer step, or the one under way."""
+    return self.solver.info
+
+
+def gauss_newton_microsteps(
+  inner_optimizer: optax.GradientTransformation,
+  *,
+  inner_steps: int,
+  scope: Any = "full",
+  line_search: searches.LineSearch | None = searches.DEFAULT,
+  damping: dampings.Damping = 0.0,
+  warm_start: float = 1.0,
+  reset_inner_state: bool = False,
+  learning_rate: Any = 1.0,
+  clip_norm: float | None = None,
+  accumulate_dtype: Any | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """`gauss_newton` fed by the caller, one batch a call.
+
+  For N = `inner_steps` calls, `update(grads, state, params)` takes the gradient
+  of the local model at `state.delta`, undamped, and returns zeros. Then, for M
+  = `line_search.num_batches` calls (`needs_line_search(state)` is true), it is
+  `update(None, state, params, ls_losses=..., ls_weight=...)` with the result of
+  `line_search_losses`; the last one returns alpha times the displacement. These
+  are two compiled functions whatever N and M.
+
+  A call of the wrong kind changes nothing and is counted in `state.ignored`.
+
+  Args:
+    inner_optimizer: As for `gauss_newton`, like all other arguments.
+    inner_steps: N.
+    scope: "full", or labels for an inner state for each group; the gradients
+      are the caller's affair.
+    line_search: A `LineSearch`, or None: the N-th call then returns d.
+    damping: Number or function of the outer step; added here.
+    warm_start: See `gauss_newton`.
+    reset_inner_state: Likewise.
+    learning_rate: Likewise.
+    clip_norm: Likewise.
+    accumulate_dtype: Likewise.
+
+  Returns:
+    A transform whose state is a `MicrostepsState`; see `has_updated`.
+
+  Raises:
+    ValueError: As `gauss_newton`.
+  """
+  o = types.SimpleNamespace(**locals())
+  gauss_newton_state.check_shared(o)
+  o.line_search = searches.check(o.line_search)
+  if isinstance(o.line_search, searches.QuadraticLineSearch) or isinstance(
+    o.damping, dampings.LevenbergMarquardt
+  ):
+    raise ValueError(
+      "gauss_newton_microsteps sees losses at the candidates only, which "
+      "QuadraticLineSearch and LevenbergMarquardt cannot use; take "
+      "optim.LineSearch() or None, and a number or a schedule for damping."
+    )
+  num_searches = searches.num_batches(o.line_search, o.inner_steps)
+
+  def init_fn(params):
+    solver = gauss_newton_state.init(o, params)
+    zeros = jnp.zeros_like(solver.info.losses)
+    return MicrostepsState(
+      jnp.zeros((), jnp.int32), zeros, jnp.zeros((), jnp.float32),
+      jnp.zeros((), jnp.int32), solver,
+    )  # fmt: skip
+
+  def update_fn(
+    updates, state, params=None, *, ls_losses=None, ls_weight=1.0, **extra_args
+  ):
+    del extra_args
+    if params is None:
+      raise ValueError(
+        "gauss_newton_microsteps displaces the parameters, so pass them: "
+        "tx.update(grads, opt_state, params)."
+      )
+    searching = state.step >= o.inner_steps
+    if ls_losses is None:
+      if updates is None:
+        raise ValueError(
+          "gauss_newton_microsteps got neither gradients nor ls_losses: call "
+          "tx.update(grads, state, params) while needs_line_search(state) is "
+          "false, and with ls_losses when it is true."
+        )
+      new = _solve(o, state, params, updates)
+      valid, last = ~searching, num_searches == 0
+    else:
+      new = _search(o, state, params, ls_losses, ls_weight)
+      valid, last = searching, True
+    new = new._replace(step=state.step + 1)
+    if last:
+      at_end = new.step == o.inner_steps + num_searches
+      updates, ended = _end(o, new, params)
+      new = _where(at_end, ended, new)
+      updates = _where(at_end & valid, updates, _zeros(params))
+    else:
+      updates = _zeros(params)
+    ignored = state._replace(ignored=state.ignored + 1)
+    return updates, _where(valid, new, ignored)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def has_updated(state: MicrostepsState) -> jax.Array:
+  """Whether the last call ended an outer step; bool []."""
+  return (state.step == 0) & (state.solver.count > 0)
+
+
+def needs_line_search(state: MicrostepsState, inner_steps: int) -> jax.Array:
+  """Whether the next call wants `ls_losses`; bool [].
+
+  Args:
+    state: Of `gauss_newton_microsteps`.
+    inner_steps: The same as the transform's.
+  """
+  return state.step >= inner_steps
+
+
+def _solve(o, state, params, grads):
+  """One inner update."""
+  solver = gauss_newton_state.begin(state.solver)
+  grads = jax.tree.map(lambda g, d: g.astype(d.dtype), grads, solver.delta)
+  if not dampings.is_zero(o.damping):
+    damping = gauss_newton_state.current_damping(o, solver)
+    _, grads = curvature.add_damping(
+      jnp.zeros(()), grads, solver.delta, damping
+    )
+    grads = jax.tree.map(lambda g, d: g.astype(d.dtype), grads, solver.delta)
+  # The caller has the value of the model, we have not.
+  nothing = jnp.full((), jnp.nan)
+  solver = gauss_newton_state.descend(o, solver, params, nothing, grads)
+  return state._replace(solver=solver)
+
+
+def _search(o, state, params, ls_losses, ls_weight):
+  """Adds the losses of one batch."""
+  del o, params
+  ls_losses = jnp.asarray(ls_losses, jnp.float32)
+  if ls_losses.shape != state.losses.shape:
+    raise ValueError(
+      f"ls_losses has shape {ls_losses.shape}; there are "
+      f"{state.losses.shape[0]} candidates: see optim.line_search_losses."
+    )
+  weight = jnp.asarray(ls_weight, jnp.float32)
+  info = state.solver.info
+  passes = len(ls_losses)
+  info = info._replace(
+    search_tokens=info.search_tokens + weight,
+    eval_tokens=info.eval_tokens + passes * weight,
+    depth=info.depth + passes,
+  )
+  return state._replace(
+    losses=state.losses + weight * ls_losses,
+    weight=state.weight + weight,
+    solver=state.solver._replace(info=info),
+  )
+
+
+def _end(o, state, params):
+  """(updates, state at the start of the next outer step)."""
+  solver = state.solver
+  alpha = jnp.ones((), jnp.float32)
+  if o.line_search is not None:
+    alphas = searches.candidates(
+      o.line_search, gauss_newton_state.num_groups(o, params)
+    )
+    values = state.losses / curvature.losses.safe(state.weight)
+    alpha = searches.choose(alphas, values)
+    solver = solver._replace(info=solver.info._replace(losses=values))
+  updates, solver = gauss_newton_state.finish(o, solver, params, alpha)
+  return updates, state._replace(
+    step=jnp.zeros_like(state.step),
+    losses=jnp.zeros_like(state.losses),
+    weight=jnp.zeros_like(state.weight),
+    solver=solver,
+  )
+
+
+def _where(condition, a, b):
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def _zeros(params):
+  return optax.tree.zeros_like(params)

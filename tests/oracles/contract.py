@@ -1,0 +1,144 @@
+"""The transforms under contract, one row each; see optim/test_contract.py."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optim
+
+STACK = optim.DimensionNumbers(sides=(1, 2), stack=0)
+MATRIX = optim.DimensionNumbers()
+# Square, so that no factor has a null space: its basis would be round-off.
+SHAPES = dict(
+  matrix=(5, 5),
+  stacked=(2, 4, 4),
+  plain3d=(2, 3, 2),
+  vector=(3,),
+  scalar=(),
+  empty=(0, 3),
+)
+DIMENSIONS = dict(
+  matrix=MATRIX, stacked=STACK, plain3d=None, vector=None, scalar=None,
+  empty=None,
+)  # fmt: skip
+INTEGERS = ("precondition_frequency", "max_precond_dim", "stack_shards")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One transform under contract.
+
+  Attributes:
+    make: The factory.
+    options: Its arguments here, besides the learning rate.
+    static: Arguments to name to `optax.inject_hyperparams`.
+    descends: Whether its updates are steps downhill (else a direction uphill).
+    rates: Names of its learning rates.
+    extra_args: Made from (params), passed to each update.
+  """
+
+  make: Callable[..., optax.GradientTransformation]
+  options: dict[str, Any]
+  static: tuple[str, ...]
+  descends: bool = False
+  rates: tuple[str, ...] = ("learning_rate",)
+  extra_args: Callable[[Any], dict[str, Any]] = lambda params: {}
+
+  def build(self, **changes):
+    options = self.options | changes
+    if "learning_rate" in inspect.signature(self.make).parameters:
+      options = dict(learning_rate=1e-2) | options
+    return optax.with_extra_args_support(self.make(**options))
+
+
+def _targets(count):
+  """Batches for the transforms that take their data themselves."""
+  return {k: jnp.stack([x] * count) for k, x in make_params(seed=9).items()}
+
+
+def _distance(params, batch):
+  """Half the squared distance of what leaves there are to their targets."""
+  present = {
+    k: x for k, x in params.items() if not isinstance(x, optax.MaskedNode)
+  }
+  return sum(jnp.sum((x - batch[k]) ** 2) / 2 for k, x in present.items())
+
+
+_COMMON = dict(dimension_numbers=DIMENSIONS)
+_REFRESHED = _COMMON | dict(precondition_frequency=2)
+_PENALTY = dict(quantizer=optim.Quantizer(optim.INT4), strength=0.1)
+TRANSFORMS = {
+  "average_weights": Row(
+    optim.average_weights,
+    dict(inner=optim.scale_by_muon(**_COMMON), decay=0.9),
+    (),
+  ),
+  "gauss_newton": Row(
+    optim.gauss_newton,
+    dict(
+      model_fn=lambda params, batch: params,
+      loss_fn=_distance,
+      inner_optimizer=optax.adam(1.0),
+      inner_steps=2,
+      line_search=optim.LineSearch(num_batches=1),
+      warm_start=0.0,
+      scope="full",
+    ),
+    ("model_fn", "loss_fn", "inner_steps", "steps_per_batch", "splits"),
+    descends=True,
+    extra_args=lambda params: dict(
+      batches=_targets(2), ls_batches=_targets(1)
+    ),
+  ),
+  "gauss_newton_microsteps": Row(
+    optim.gauss_newton_microsteps,
+    dict(inner_optimizer=optax.adam(1.0), inner_steps=2, line_search=None),
+    ("inner_steps",),
+    descends=True,
+  ),
+  "add_rounding_penalty": Row(optim.add_rounding_penalty, _PENALTY, ()),
+  "lotion_adamw": Row(optim.lotion_adamw, _PENALTY, (), descends=True),
+  "lotion_soap": Row(
+    optim.lotion_soap, _REFRESHED | _PENALTY, INTEGERS, descends=True
+  ),
+  "with_rounding_penalty": Row(
+    optim.with_rounding_penalty,
+    _PENALTY
+    | dict(
+      tx=optim.scale_by_soap(**_REFRESHED, first_step="identity"),
+      curvature=functools.partial(optim.factor_diagonal, **_COMMON),
+    ),
+    ("curvature",),
+  ),
+  "diagonal_preconditioner": Row(
+    optim.diagonal_preconditioner,
+    _COMMON | dict(basis="kronecker", basis_update_period=2),
+    ("basis_update_period", "max_precond_dim"),
+  ),
+  "soap": Row(optim.soap, _REFRESHED, INTEGERS, descends=True),
+  "scale_by_soap": Row(
+    optim.scale_by_soap, _REFRESHED | dict(first_step="identity"), INTEGERS
+  ),
+  "shampoo": Row(optim.shampoo, _REFRESHED, INTEGERS, descends=True),
+  "scale_by_shampoo": Row(optim.scale_by_shampoo, _REFRESHED, INTEGERS),
+  "muon": Row(
+    optim.muon, _COMMON | dict(adam_learning_rate=1e-3),
+    ("num_steps", "stack_shards"), descends=True,
+    rates=("learning_rate", "adam_learning_rate"),
+  ),
+  "scale_by_muon": Row(
+    optim.scale_by_muon, _COMMON, ("num_steps", "stack_shards")
+  ),
+}  # fmt: skip
+
+
+def make_params(dtype=jnp.float32, seed=0):
+  """Normal leaves of all kinds."""
+  rng = np.random.default_rng(seed)
+  return {k: jnp.asarray(rng.normal(size=s), dtype) for k, s in SHAPES.items()}
