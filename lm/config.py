@@ -89,6 +89,7 @@ class OptimConfig:
   learning_rate: float
   kwargs: tuple[tuple[str, Any], ...]
   decay: str
+  embeddings: str
   clip_norm: float
   ema: float
 

@@ -7,7 +7,7 @@ unchanged, after its signature accepted their names.
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -23,7 +23,24 @@ from .rules import nearest
 # leaves decay, and which axes of a leaf are stacked, inputs and outputs.
 _MASKS = ("mask", "weight_decay_mask")
 _DIMENSIONS = ("dimension_numbers", "muon_weight_dimension_numbers")
-_OURS = ("learning_rate", *_MASKS, *_DIMENSIONS)
+_FACTORS = "max_precond_dim"  # An argument of methods with Kronecker factors.
+_PLACEMENT = ("stack_axes", "stack_shards", "param_specs")
+_OURS = ("learning_rate", *_MASKS, *_DIMENSIONS, *_PLACEMENT)
+
+
+class Placement(NamedTuple):
+  """Where matrix methods of `optim` keep their stacks on a mesh.
+
+  Attributes:
+    stack_axes: Mesh axes over which stacks of matrices are spread; None to
+      replicate them.
+    stack_shards: Devices along these axes.
+    param_specs: Tree of `PartitionSpec`s like the parameters.
+  """
+
+  stack_axes: tuple[str, ...] | None = None
+  stack_shards: int = 1
+  param_specs: Any | None = None
 
 
 def problems(config: Config) -> list[str]:
@@ -58,11 +75,19 @@ def problems(config: Config) -> list[str]:
     f"config.optim.kwargs.{key} is missing: {name} has no default for it."
     for key in missing
   ]
+  if config.optim.embeddings == "one_sided" and _FACTORS not in parameters:
+    found.append(
+      f"config.optim.embeddings='one_sided' needs a method with Kronecker "
+      f"factors (soap, shampoo), not {name}; set 'elementwise'."
+    )
   return found
 
 
 def make(
-  config: Config, learning_rate: optax.Schedule, specs: Any
+  config: Config,
+  learning_rate: optax.Schedule,
+  specs: Any,
+  placement: Placement = Placement(),  # noqa: B008
 ) -> optax.GradientTransformationExtraArgs:
   """The transform of a configuration; clipping is the train step's.
 
@@ -71,7 +96,9 @@ def make(
     learning_rate: Schedule of the update count.
     specs: Table of the parameters (`lm/spec.py`). With `config.optim.decay`
       "matrices" it says what `weight_decay` acts on; matrix methods are told
-      the axes of the matrices, embeddings and head being none.
+      the axes of the matrices; `config.optim.embeddings` says whether the
+      embedding and the head are any.
+    placement: On the mesh, for the methods that take it.
 
   Returns:
     A transform that ignores extra arguments it does not know.
@@ -86,7 +113,11 @@ def make(
     kwargs |= {key: mask for key in _MASKS if key in parameters}
   for key, make_numbers in zip(_DIMENSIONS, (_ours, _optax), strict=True):
     if key in parameters:
-      kwargs[key] = _dimension_numbers(specs, make_numbers)
+      kwargs[key] = _dimension_numbers(
+        specs, make_numbers, config.optim.embeddings
+      )
+  if set(_PLACEMENT) <= set(parameters):
+    kwargs |= placement._asdict()
   try:
     tx = factory(learning_rate=learning_rate, **kwargs)
   except (TypeError, ValueError) as error:
@@ -118,9 +149,25 @@ def check(
     raise ValueError(_refused(config, error)) from error
 
 
-def state_specs(opt_state: Any, param_specs: Any) -> Any:
+def state_specs(opt_state: Any, placement: Placement) -> Any:
   """`PartitionSpec`s of an optimiser's state; see `optim.state_specs`."""
-  return optim.state_specs(opt_state, param_specs)
+  return optim.state_specs(
+    opt_state,
+    placement.param_specs,
+    placement.stack_axes,
+    placement.stack_shards,
+  )
+
+
+def metrics(opt_state: Any) -> dict[str, jax.Array]:
+  """What a method's state tells about its health; {} for most methods."""
+  counts = optim.refresh_counts(opt_state)
+  if counts is None:
+    return {}
+  return {
+    "optim/refresh_failures": counts.failures,
+    "optim/rejected_gradients": counts.rejections,
+  }
 
 
 def find(name: str) -> Callable[..., optax.GradientTransformation]:
@@ -164,25 +211,40 @@ def _refused(config: Config, error: Exception) -> str:
   )
 
 
-def _dimension_numbers(specs: Any, make_numbers: Callable[..., Any]) -> Any:
-  """Numbers of each matrix inside the blocks; None for all other leaves."""
+def _dimension_numbers(
+  specs: Any, make_numbers: Callable[..., Any], embeddings: str
+) -> Any:
+  """Numbers of each matrix; None for the leaves that are none.
+
+  Args:
+    specs: Table of the parameters.
+    make_numbers: (layout, sides that get a factor or None for all) -> numbers.
+    embeddings: elementwise, the embedding and the head are no matrices;
+      one_sided, they are, with a factor on the side of the width only.
+  """
 
   def numbers(leaf, layout):
-    if leaf.role != "hidden":
-      return None
-    return make_numbers(layout)
+    if leaf.role == "hidden":
+      return make_numbers(layout, None)
+    if leaf.role in ("input", "output") and embeddings == "one_sided":
+      width = 0 if leaf.axes[layout.inputs[0]] == "embed" else 1
+      return make_numbers(layout, (width,))
+    return None
 
   is_spec = lambda x: isinstance(x, spec.ParamSpec)  # noqa: E731
   layouts = spec.matrix_layouts(specs)
   return jax.tree.map(numbers, specs, layouts, is_leaf=is_spec)
 
 
-def _ours(layout: spec.MatrixLayout) -> optim.DimensionNumbers:
+def _ours(
+  layout: spec.MatrixLayout, factors: tuple[int, ...] | None
+) -> optim.DimensionNumbers:
   sides = (layout.inputs, layout.outputs)
-  return optim.DimensionNumbers(sides=sides, stack=layout.stack)
+  return optim.DimensionNumbers(sides, layout.stack, factors)
 
 
-def _optax(layout: spec.MatrixLayout) -> Any:
+def _optax(layout: spec.MatrixLayout, factors: tuple[int, ...] | None) -> Any:
+  del factors
   return optax.contrib.MuonDimensionNumbers(layout.inputs, layout.outputs)
 
 

@@ -34,6 +34,7 @@ _CHOICES = {
   "model.layers": ("auto", "scan", "unroll"),
   "model.compute_dtype": ("auto", "float32", "bfloat16"),
   "optim.decay": ("matrices", "all"),
+  "optim.embeddings": ("elementwise", "one_sided"),
   "schedule.name": ("cosine", "wsd", "constant", "linear", "inverse_sqrt"),
   "schedule.unit": ("fraction", "steps", "tokens"),
   "mesh.rules": ("logical", "fsdp_shape"),

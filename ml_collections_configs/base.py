@@ -91,6 +91,9 @@ def _optim() -> ml_collections.ConfigDict:
     dict(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1), allow_dotted_keys=False
   )
   c.decay = "matrices"  # What weight_decay touches: matrices | all
+  # What soap and shampoo make of embedding and head: elementwise (Adam) |
+  # one_sided (a factor on the side of the width).
+  c.embeddings = "elementwise"
   c.clip_norm = 1.0  # Of the global gradient norm; 0: off.
   c.ema = 0.0  # Decay of an average of the weights, evaluated too; 0: none.
   return c

@@ -94,23 +94,25 @@ def init(
   return state
 
 
-def refresh_counts(opt_state: Any) -> RefreshCounts:
+def refresh_counts(opt_state: Any) -> RefreshCounts | None:
   """What went wrong so far, to be logged; cheap, and works under jit.
 
   Args:
     opt_state: Of SOAP or Shampoo, chained or wrapped in any way.
 
   Returns:
-    Sums over all matrices; both 0 in a healthy run.
+    Sums over all matrices, both 0 in a healthy run; None if the state has no
+    Kronecker factors.
   """
   nodes = jax.tree.leaves(
     opt_state, is_leaf=lambda node: isinstance(node, Kronecker)
   )
   found = [node for node in nodes if isinstance(node, Kronecker)]
-  zero = jnp.zeros((), jnp.int32)
+  if not found:
+    return None
   return RefreshCounts(
-    sum((jnp.sum(node.failures) for node in found), zero),
-    sum((jnp.sum(node.rejections) for node in found), zero),
+    sum(jnp.sum(node.failures) for node in found),
+    sum(jnp.sum(node.rejections) for node in found),
   )
 
 

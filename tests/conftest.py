@@ -6,6 +6,8 @@ import pathlib
 _FLAG = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Threads of the devices' pool: each collective that waits holds one.
+os.environ.setdefault("NPROC", "64")
 # Compilation is most of this suite's time; it is kept between runs.
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".jax_cache"))

@@ -1,6 +1,22 @@
-"""Several processes as one program."""
+"""Several processes, or several devices of a CPU, as one program."""
+
+import os
 
 import jax
+
+# XLA's CPU client has as many threads as there are cores or devices, and a
+# collective that waits for the others holds one of them: a step with many at
+# once would wait for ever.
+_THREADS = 64
+
+
+def widen_thread_pool() -> None:
+  """Gives collectives on a CPU threads to wait in; before devices are made.
+
+  For a process that has several CPU devices or belongs to several processes;
+  NPROC in the environment takes precedence.
+  """
+  os.environ.setdefault("NPROC", str(_THREADS))
 
 
 def initialize(
@@ -33,7 +49,12 @@ def initialize(
         f"{', '.join(named)} goes with --distributed=explicit, not {mode!r}."
       )
   if mode == "none":
+    if "xla_force_host_platform_device_count" in os.environ.get(
+      "XLA_FLAGS", ""
+    ):
+      widen_thread_pool()
     return
+  widen_thread_pool()
   if mode == "auto":
     jax.distributed.initialize()
     return

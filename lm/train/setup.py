@@ -101,7 +101,8 @@ def build(
   mesh = meshes.make_mesh((m.data, m.fsdp, m.tensor), devices)
   model, specs = Transformer(config.model), spec.param_specs(config.model)
   learning_rate = schedule.learning_rate(config)
-  tx = optimizer.make(config, learning_rate, specs)
+  placement = sharding.placement(mesh, specs, m.rules)
+  tx = optimizer.make(config, learning_rate, specs, placement)
 
   params = jax.eval_shape(
     lambda key: spec.init_params(config.model, key), jax.random.key(0)
@@ -169,6 +170,7 @@ def compile_step(
       details=details,
     ),
     constrain if parts.mesh.size > 1 else lambda tree: tree,
+    optimizer.metrics,
   )
   replicated = NamedSharding(parts.mesh, jax.sharding.PartitionSpec())
   jitted = jax.jit(

@@ -1,8 +1,9 @@
 """How the training state lies on the mesh.
 
 Parameters follow their logical axes (`lm/spec.py`, `lm/mesh.py`); the leaves
-of the optimiser's state that belong to a parameter lie as it does, and what
-else there is is replicated (`optim.state_specs`). With
+of the optimiser's state that belong to a parameter lie as it does, stacks of
+matrices are spread over the devices along data and fsdp, and what else there
+is is replicated (`optim.state_specs`). With
 `config.mesh.rules = "fsdp_shape"` every leaf is placed by its shape alone.
 """
 
@@ -38,6 +39,17 @@ def param_shardings(mesh: Mesh, specs: Any, rules: str = "logical") -> Any:
   )
 
 
+def placement(
+  mesh: Mesh, specs: Any, rules: str = "logical"
+) -> optimizer.Placement:
+  """Where matrix methods keep their stacks on `mesh`."""
+  params = jax.tree.map(lambda s: s.spec, param_shardings(mesh, specs, rules))
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  if rules == "fsdp_shape" or shards == 1:
+    return optimizer.Placement(param_specs=params)
+  return optimizer.Placement(("data", "fsdp"), shards, params)
+
+
 def state_shardings(
   mesh: Mesh, specs: Any, abstract_state: TrainState, rules: str = "logical"
 ) -> TrainState:
@@ -60,7 +72,7 @@ def state_shardings(
     )
   else:
     entries = optimizer.state_specs(
-      abstract_state.opt_state, jax.tree.map(lambda s: s.spec, params)
+      abstract_state.opt_state, placement(mesh, specs)
     )
     opt_state = jax.tree.map(
       lambda entry: NamedSharding(mesh, entry),

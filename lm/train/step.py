@@ -48,6 +48,7 @@ def make_train_step(
   learning_rate: optax.Schedule,
   config: StepConfig,
   constrain_like_params: Callable[[Any], Any] = lambda tree: tree,
+  state_metrics: Callable[[Any], Metrics] = lambda opt_state: {},
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
   """Builds `train_step(state, buffer, n) -> (state, metrics)`, to be jitted.
 
@@ -58,6 +59,7 @@ def make_train_step(
     learning_rate: The same schedule, for the metrics.
     config: See `StepConfig`.
     constrain_like_params: Puts a gradient-sized tree where the parameters are.
+    state_metrics: What to log of the optimiser's state.
 
   Returns:
     A function of the state, the buffer [n_max, B, L + 1] and the number n of
@@ -131,7 +133,7 @@ def make_train_step(
       "halted": new.halted,
       "step": new.step,
     }
-    return new, metrics | details
+    return new, metrics | state_metrics(new.opt_state) | details
 
   return train_step
 

@@ -45,6 +45,12 @@ _CASES = {
   "schedule.name=cosin": ["config.schedule.name", "cosine"],
   "schedule.unit=epochs": ["config.schedule.unit", "steps"],
   "optim.decay=none": ["config.optim.decay", "matrices"],
+  "optim.embeddings=both": ["config.optim.embeddings", "one_sided"],
+  "optim.embeddings=one_sided": ["config.optim.embeddings", "soap"],
+  'optim.name=soap optim.kwargs={"stack_shards":2}': [
+    "stack_shards",
+    "trainer",
+  ],
   "mesh.rules=auto": ["config.mesh.rules", "logical"],
   "log.progress=fancy": ["config.log.progress", "plain"],
   # Ranges.

@@ -77,7 +77,9 @@ def test_matrix_methods_are_told_the_axes(tiny, name, layers):
   parts = setup.build(
     setup.resolve(config, setup.find_data(config)), jax.devices()[:1]
   )
-  table = optimizer._dimension_numbers(parts.specs, optimizer._ours)
+  table = optimizer._dimension_numbers(
+    parts.specs, optimizer._ours, "elementwise"
+  )
   blocks = table["blocks"] if layers == "scan" else table["blocks"]["0"]
   first = 1 if layers == "scan" else 0
   assert blocks["attention"]["out"].side_axes == (
@@ -86,3 +88,50 @@ def test_matrix_methods_are_told_the_axes(tiny, name, layers):
   )
   assert blocks["norm1"]["gain"] is None
   assert table["embed"]["table"] is None
+
+
+def test_embedding_and_head_can_have_a_factor_on_the_width(tiny):
+  config = tiny.config(
+    optim__name="soap", optim__kwargs={}, optim__embeddings="one_sided",
+    model__tied=False,
+  )  # fmt: skip
+  parts = setup.build(
+    setup.resolve(config, setup.find_data(config)), jax.devices()[:1]
+  )
+  table = optimizer._dimension_numbers(
+    parts.specs, optimizer._ours, "one_sided"
+  )
+  assert table["embed"]["table"].precondition == (1,)
+  assert table["head"]["kernel"].precondition == (0,)
+  for leaf in ("embed/table", "head/kernel"):
+    side, name = parts.specs, leaf.split("/")
+    axes = side[name[0]][name[1]].axes
+    (factor,) = table[name[0]][name[1]].precondition
+    assert axes[factor] == "embed"
+  # Their moments are in stacks now, not with the leaves of Adam.
+  moments = parts.abstract_state.opt_state[0].inner.mu
+  vocabulary = parts.config.model.V
+  assert any(vocabulary in leaf.shape for leaf in moments.stacks.values())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_only_methods_with_factors_have_one_sided_embeddings(name):
+  c = base.get_config()
+  c.optim.name, c.optim.kwargs = name, {}
+  c.optim.embeddings = "one_sided"
+  config = configs.from_config_dict(c)
+  (problem,) = optimizer.problems(config)
+  assert "config.optim.embeddings" in problem
+  assert "elementwise" in problem
+
+
+def test_the_health_of_the_factors_is_logged(tiny):
+  config = tiny.config(optim__name="soap", optim__kwargs={})
+  config = setup.resolve(config, setup.find_data(config))
+  parts = setup.build(config, jax.devices()[:1])
+  with jax.set_mesh(parts.mesh):
+    now = setup.init_state(parts)
+    counts = optimizer.metrics(now.opt_state)
+  assert counts == {"optim/refresh_failures": 0, "optim/rejected_gradients": 0}
+  adam = optimizer.make(_config("adamw"), lambda count: 0.1, _SPECS)
+  assert optimizer.metrics(adam.init(_PARAMS)) == {}
