@@ -97,7 +97,7 @@ def solve(
   residual = jax.tree.map(lambda g, a: -g - a, grad, product(start))
   direction = scaled(residual)
   first = dot(residual, direction)
-  tiny = jnp.finfo(first.dtype).eps ** 2 * first
+  tiny = (10 * jnp.finfo(first.dtype).eps) ** 2 * first  # Round-off.
   decreases = jnp.full(solver.iters + 1, decrease(start, residual))
   zero = jnp.zeros((), jnp.int32)
   loop = _Loop(
