@@ -65,6 +65,21 @@ def test_elements_are_casts(name):
   )
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_neighbours_are_next_in_the_table(name):
+  # On each code and one float32 above and below, where exponents go wrong.
+  codes = getattr(optim, name).codes()
+  inner, far = codes[1:-1].astype(np.float32), np.float32(1e9)
+  x = [inner, np.nextafter(inner, far), np.nextafter(inner, -far)]
+  x = np.concatenate(x)
+  x = np.where(np.abs(x) < 1e-30, 0, x)  # Not normal float32 numbers.
+  row = np.append(x, codes[-1].astype(np.float32))
+  q = _quantizer(name, scale="pow2_ceil")
+  lower, upper = jax.jit(optim.neighbours, static_argnums=1)(row, q)
+  _equal(lower[:-1], codes[np.searchsorted(codes, x, side="right") - 1])
+  _equal(upper[:-1], codes[np.searchsorted(codes, x, side="left")])
+
+
 @pytest.mark.parametrize("rule", ["pow2_floor", "pow2_ceil"])
 @pytest.mark.parametrize("name", [*rounding.FLOATS, "MXINT8"])
 def test_blocks_are_those_of_gfloat(name, rule):
@@ -93,6 +108,21 @@ def test_blocks_are_those_of_a_loop(name, rule):
     nearest(x[:, None], _quantizer(name, -1, 64, rule))[:, 0],
     rounding.round_rows(x, name, rule),
   )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_bad_value_is_lost(rule):
+  # A vectorised maximum of floats does lose some, depending on the place.
+  q = _quantizer("INT4", -1, 32, rule)
+  for bad in (np.nan, np.inf):
+    x = np.ones((64, 96), np.float32)
+    x[np.arange(64), np.arange(64)] = bad
+    wanted = np.ones((64, 3), bool)
+    wanted[:, 2] = False
+    wanted[:32, 1] = wanted[32:, 0] = False
+    actual = np.isnan(nearest(x, q)).reshape(64, 3, 32)
+    _equal(actual.all(axis=2), wanted)
+    _equal(actual.any(axis=2), wanted)
 
 
 @pytest.mark.parametrize("rule", RULES)
