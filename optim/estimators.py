@@ -277,7 +277,8 @@ def ggn_rows(
   gradient = jax.grad(lambda z: loss_fn(restore(z), batch))
 
   def times_hessian(u_K):
-    return jax.jvp(gradient, (outputs_K,), (u_K,))[1]
+    u_K = u_K.astype(outputs_K.dtype)  # Outputs may be wider than params.
+    return jax.jvp(gradient, (outputs_K,), (u_K,))[1].astype(flat.dtype)
 
   scaled_KP = jax.vmap(times_hessian, in_axes=1, out_axes=1)(rows_KP)
   return jax.vmap(unravel)(rows_KP), jax.vmap(unravel)(scaled_KP)

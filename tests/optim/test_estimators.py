@@ -225,6 +225,20 @@ def test_bfloat16_params_are_estimated_in_float32():
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float32")}
 
 
+def test_outputs_wider_than_params():
+  with jax.enable_x64(True):
+    params = _params()
+    wide = dict(x=jnp.asarray(X), y=jnp.asarray(Y))
+    exact = optim.exact_ggn_diagonal(_model_fn, _loss_fn, params, wide)
+    drawn = optim.gauss_newton_bartlett_diagonal(
+      _model_fn, params, wide, jax.random.key(0)
+    )
+  for found in (exact, drawn):
+    assert {x.dtype for x in found.values()} == {jnp.dtype("float32")}
+  wanted = np.diag(oracle.ggn(X, **_named()))
+  np.testing.assert_allclose(_flat(exact), wanted, rtol=1e-5)
+
+
 def _bad_calls():
   p, b, key = _params(), _batch(), jax.random.key(0)
   integer = dict(p, w1=jnp.ones((I, H), int))
