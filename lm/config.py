@@ -128,6 +128,24 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class QuantConfig:
+  """Section `quant`."""
+
+  method: str
+  grid: str
+  scale: str
+  block_size: int
+  paths: str
+  scale_gradient: bool
+  strength: float
+  warmup: float
+  curvature: str
+  curvature_decay: float
+  fisher_rows: int
+  draws: int
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """Section `eval`."""
 
@@ -175,6 +193,7 @@ class Config:
   schedule: ScheduleConfig
   train: TrainConfig
   mesh: MeshConfig
+  quant: QuantConfig
   eval: EvalConfig
   checkpoint: CheckpointConfig
   log: LogConfig

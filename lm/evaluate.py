@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from . import text
+from . import quantization, text
 from .data import layout
 from .data.rows import Rows
 
@@ -145,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--ema", action="store_true", help="score the averaged weights"
   )
+  quantization.add_arguments(parser)
   args = parser.parse_args(argv)
   try:
     lines = _evaluate_run(args)
@@ -158,10 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate_run(args: argparse.Namespace) -> str:
   # Here, since the trainer imports this module.
-  from .train import distributed, evaluation, weights
+  from .train import distributed, evaluation, rounding, weights
 
   distributed.initialize(args.distributed)
-  parts, params, average = weights.open_run(args.workdir, args.step)
+  parts, params, average = weights.open_run(
+    args.workdir, args.step, grid=args.grid, block_size=args.block_size
+  )
   if args.ema and average is None:
     raise program.InputError(
       f"{args.workdir} keeps no average of the weights (config.optim.ema=0); "
@@ -174,10 +177,18 @@ def _evaluate_run(args: argparse.Namespace) -> str:
   )
   parts = parts._replace(config=config)
   data = {name: layout.find(config.data, name) for name in names}
+  params = average if args.ema else params
   with jax.set_mesh(parts.mesh):
     scorer = evaluation.Evaluator(parts, data)
-    results = scorer.run(average if args.ema else params, args.batches)
-  return table(results, data)
+    lines = table(scorer.run(params, args.batches), data)
+    if parts.quantizers is not None:
+      rounder = rounding.Rounder(parts)
+      rounder.compile()
+      scores = rounding.score(
+        scorer, rounder, params, args.batches, config.quant.draws
+      )
+      lines += "\n\n" + rounding.table(scores, rounder.measure(params))
+  return lines
 
 
 if __name__ == "__main__":

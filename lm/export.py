@@ -1,8 +1,11 @@
 """Writes the weights of a run, without optimiser state, to one .npz file.
 
     python -m lm.export --workdir=RUN --out=weights.npz
+    python -m lm.export --workdir=RUN --out=small.npz --quantize
+    python -m lm.export --workdir=RUN --out=small.npz --grid=int8
 
-The average of the weights is written if the run keeps one. The file is read by
+The average of the weights is written if the run keeps one; with --quantize, or
+a grid, rounded to nearest and stored as codes and scales. The file is read by
 `numpy.load`, and by `--config.train.init_from=weights.npz`.
 """
 
@@ -10,7 +13,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import program
+from . import program, quantization
+from .train import weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,11 +24,19 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--workdir", required=True, help="folder of a run")
   parser.add_argument("--out", required=True, help="file to write, .npz")
+  parser.add_argument(
+    "--quantize", action="store_true", help="as config.quant of the run says"
+  )
+  quantization.add_arguments(parser)
   args = parser.parse_args(argv)
-  from .train import weights  # Costs seconds that --help need not.
-
   try:
-    step = weights.export(args.workdir, args.out)
+    step = weights.export(
+      args.workdir,
+      args.out,
+      quantize=args.quantize or args.grid is not None,
+      grid=args.grid,
+      block_size=args.block_size,
+    )
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return program.BAD_INPUT

@@ -5,6 +5,7 @@ Any factory of `optim`, `optax` or `optax.contrib` that takes a
 unchanged, after its signature accepted their names.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import optax.contrib
 
 import optim
 
-from . import spec
+from . import quantization, spec
 from .config import Config
 from .rules import nearest
 
@@ -26,6 +27,14 @@ _DIMENSIONS = ("dimension_numbers", "muon_weight_dimension_numbers")
 _FACTORS = "max_precond_dim"  # An argument of methods with Kronecker factors.
 _PLACEMENT = ("stack_axes", "stack_shards", "param_specs")
 _OURS = ("learning_rate", *_MASKS, *_DIMENSIONS, *_PLACEMENT)
+
+
+# Factories of `optim` that other keys ask for.
+_LOTION = (
+  "set config.quant.method='lotion', config.quant.strength and a plain "
+  "optimiser, config.optim.name='adamw' or 'soap'."
+)
+_ELSEWHERE = {"lotion_adamw": _LOTION, "lotion_soap": _LOTION}
 
 
 class Placement(NamedTuple):
@@ -80,6 +89,11 @@ def problems(config: Config) -> list[str]:
       f"config.optim.embeddings='one_sided' needs a method with Kronecker "
       f"factors (soap, shampoo), not {name}; set 'elementwise'."
     )
+  if config.quant.curvature == "factors" and _FACTORS not in parameters:
+    found.append(
+      "config.quant.curvature='factors' needs a method that has some (soap, "
+      f"shampoo), not {name}; take 'empirical' or 'sampled'."
+    )
   return found
 
 
@@ -88,6 +102,7 @@ def make(
   learning_rate: optax.Schedule,
   specs: Any,
   placement: Placement = Placement(),  # noqa: B008
+  quantizers: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """The transform of a configuration; clipping is the train step's.
 
@@ -99,6 +114,7 @@ def make(
       the axes of the matrices; `config.optim.embeddings` says whether the
       embedding and the head are any.
     placement: On the mesh, for the methods that take it.
+    quantizers: Of the parameters, for `config.quant.method` "lotion".
 
   Returns:
     A transform that ignores extra arguments it does not know.
@@ -122,7 +138,16 @@ def make(
     tx = factory(learning_rate=learning_rate, **kwargs)
   except (TypeError, ValueError) as error:
     raise ValueError(_refused(config, error)) from error
-  return optax.with_extra_args_support(tx)
+  tx = optax.with_extra_args_support(tx)
+  return quantization.penalized(config, tx, quantizers, _factors(kwargs))
+
+
+def _factors(kwargs: dict[str, Any]) -> Callable[[Any, Any], Any]:
+  """`optim.factor_diagonal` with the options its optimiser was made with."""
+  shared = inspect.signature(optim.factor_diagonal).parameters
+  options = {k: v for k, v in kwargs.items() if k in shared}
+  options["decay"] = kwargs.get("shampoo_beta") or kwargs.get("b2", 0.95)
+  return functools.partial(optim.factor_diagonal, **options)
 
 
 def check(
@@ -179,6 +204,8 @@ def find(name: str) -> Callable[..., optax.GradientTransformation]:
   for module in (optim, optax, optax.contrib):
     factory = getattr(module, name, None)
     if callable(factory) and not name.startswith("_"):
+      if name in _ELSEWHERE:
+        raise ValueError(f"config.optim.name={name!r}: {_ELSEWHERE[name]}")
       if "learning_rate" in inspect.signature(factory).parameters:
         return factory
       raise ValueError(
@@ -197,7 +224,8 @@ def names() -> list[str]:
   for module in (optim, optax, optax.contrib):
     for name in dir(module):
       factory = getattr(module, name)
-      if name.startswith(("_", "scale_by_")) or not inspect.isfunction(factory):
+      hidden = name in _ELSEWHERE or name.startswith(("_", "scale_by_"))
+      if hidden or not inspect.isfunction(factory):
         continue
       if "learning_rate" in inspect.signature(factory).parameters:
         found.add(name)

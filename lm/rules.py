@@ -7,6 +7,7 @@ the rest, each before the run starts.
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,19 @@ _CHOICES = {
   "schedule.name": ("cosine", "wsd", "constant", "linear", "inverse_sqrt"),
   "schedule.unit": ("fraction", "steps", "tokens"),
   "mesh.rules": ("logical", "fsdp_shape"),
+  "quant.method": ("none", "ptq", "qat", "rat", "lotion"),
+  "quant.grid": (
+    "int4",
+    "int8",
+    "mxint8",
+    "fp4",
+    "fp6_e2m3",
+    "fp6_e3m2",
+    "fp8_e4m3",
+    "fp8_e5m2",
+  ),
+  "quant.scale": ("absmax", "pow2_floor", "pow2_ceil", "nvfp4"),
+  "quant.curvature": ("empirical", "sampled", "factors"),
   "log.progress": ("auto", "bar", "plain", "none"),
 }
 _AT_LEAST = {
@@ -68,6 +82,9 @@ _AT_LEAST = {
   "train.num_tokens": 0,
   "train.microbatch_size": 0,
   "train.stop_at_loss": 0,
+  "quant.block_size": 0,
+  "quant.strength": 0,
+  "quant.draws": 2,
   "eval.every": 0,
   "eval.batch_size": 1,
   "eval.batches": 0,
@@ -110,7 +127,7 @@ def problems(config: "Config") -> list[str]:
       found.append(f"config.{key}={_get(config, key)} must be > 0.")
   if found:  # The rules below divide by what was just found wrong.
     return found
-  for rules in (_model, _data, _optim, _train, _mesh, _eval):
+  for rules in (_model, _data, _optim, _train, _mesh, _quant, _eval):
     found += rules(config)
   return found
 
@@ -275,6 +292,31 @@ def _mesh(config: "Config") -> Iterator[str]:
       f"config.data.batch_size) do not divide over config.mesh.data * "
       f"config.mesh.fsdp = {known}; e.g. {_multiples(rows, known)} rows."
     )
+
+
+def _quant(config: "Config") -> Iterator[str]:
+  q = config.quant
+  if q.method in ("rat", "lotion") and q.scale in ("pow2_floor", "nvfp4"):
+    yield (
+      f"config.quant.scale={q.scale!r} saturates the largest weights, so that "
+      f"rounding at random, of method {q.method!r}, is biased; take 'absmax' "
+      "or 'pow2_ceil'."
+    )
+  if q.scale == "nvfp4" and q.grid != "fp4":
+    yield f"config.quant.scale='nvfp4' is for grid 'fp4', not {q.grid!r}."
+  if not 0 <= q.curvature_decay < 1:
+    yield f"config.quant.curvature_decay={q.curvature_decay} must be in [0, 1)."
+  if not 0 <= q.warmup <= 1:
+    yield f"config.quant.warmup={q.warmup} is a fraction of the run, in [0, 1]."
+  if not 1 <= q.fisher_rows <= config.microbatch_size:
+    yield (
+      f"config.quant.fisher_rows={q.fisher_rows} must be in "
+      f"[1, {config.microbatch_size}], the rows of one pass."
+    )
+  try:
+    re.compile(q.paths)
+  except re.error as error:
+    yield f"config.quant.paths={q.paths!r} is no regular expression: {error}."
 
 
 def _eval(config: "Config") -> Iterator[str]:

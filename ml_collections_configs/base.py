@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.schedule = _schedule()
   c.train = _train()
   c.mesh = _mesh()
+  c.quant = _quant()
   c.eval = _eval()
   c.checkpoint = _checkpoint()
   c.log = _log()
@@ -126,6 +127,27 @@ def _mesh() -> ml_collections.ConfigDict:
   c.fsdp = 1
   c.tensor = 1
   c.rules = "logical"  # logical | fsdp_shape (by shape alone)
+  return c
+
+
+def _quant() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  # none | ptq (rounded at evaluations only) | qat (loss of weights rounded to
+  # nearest) | rat (at random) | lotion (a penalty); see `lm/quantization.py`.
+  c.method = "none"
+  # int4 | int8 | mxint8 | fp4 | fp6_e2m3 | fp6_e3m2 | fp8_e4m3 | fp8_e5m2
+  c.grid = "int4"
+  c.scale = "absmax"  # absmax | pow2_floor | pow2_ceil | nvfp4
+  c.block_size = 0  # Entries that share a scale; 0: a whole matrix.
+  c.paths = "blocks/.*"  # Regular expression: which matrices are rounded.
+  c.scale_gradient = True  # Do gradients of qat, rat, lotion see the scales?
+  c.strength = 0.0  # lotion: weight of the penalty.
+  c.warmup = 0.1  # lotion: fraction of the run in which it grows to that.
+  # lotion: squared gradients | drawn labels | soap's or shampoo's factors.
+  c.curvature = "empirical"  # empirical | sampled | factors
+  c.curvature_decay = 0.99  # Of the average of empirical or sampled.
+  c.fisher_rows = 1  # sampled: rows of each update that labels are drawn for.
+  c.draws = 8  # Roundings at random that the last evaluation averages.
   return c
 
 

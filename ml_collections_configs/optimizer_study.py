@@ -25,10 +25,10 @@ _RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
 _BATCHES: dict[str, dict[str, Any]] = {
   "large": {
     "data.batch_size": 64, "train.microbatch_size": 16,
-    "train.num_steps": 150, "optim.ema": 0.95, "eval.every": 10,
+    "train.num_steps": 100, "optim.ema": 0.95, "eval.every": 10,
   },
   "small": {
-    "data.batch_size": 8, "train.num_steps": 600, "optim.ema": 0.98,
+    "data.batch_size": 8, "train.num_steps": 500, "optim.ema": 0.98,
     "eval.every": 40,
   },
 }  # fmt: skip

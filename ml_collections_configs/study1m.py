@@ -18,5 +18,6 @@ def get_config() -> ml_collections.ConfigDict:
   c.schedule.name = "constant"
   c.log.samples = 0
   c.log.every = 10
+  c.eval.batches = 4
   c.checkpoint.every = 100
   return c

@@ -4,17 +4,18 @@ import jax
 import numpy as np
 
 from .. import program
-from . import resume
+from . import resume, rounding
 from .session import Session
 from .state import TrainState
 
 
-def score(s: Session, max_batches: int) -> None:
-  """Evaluates the weights, and their average if there is one.
+def score(s: Session, max_batches: int, *, last: bool) -> None:
+  """Evaluates the weights, their average if there is one, and roundings.
 
   Args:
     s: The run; `eval_loss` becomes the loss of the first set.
     max_batches: Per set; 0 scores whole splits.
+    last: Whether weights are rounded at random as well.
   """
   config = s.parts.config
   if not config.eval.sets:
@@ -33,9 +34,23 @@ def score(s: Session, max_batches: int) -> None:
         f"eval/{name}/ema_loss": result.loss
         for name, result in averaged.items()
       }
+    rounded = {}
+    if s.rounder is not None:
+      draws = config.quant.draws if last else 0
+      values |= s.rounder.measure(s.state.params)
+      rounded = rounding.score(
+        s.evaluator, s.rounder, s.state.params, max_batches, draws
+      )
+      values |= {
+        f"eval/{name}/{key}": value
+        for name, result in rounded.items()
+        for key, value in result.scalars().items()
+      }
     s.reporter.write(s.clock, values)
     s.eval_loss = results[config.eval.sets[0]].loss
     for name, result in results.items():
+      s.progress.log(f"step {s.clock.step}: {name} {result}")
+    for name, result in rounded.items():
       s.progress.log(f"step {s.clock.step}: {name} {result}")
 
 

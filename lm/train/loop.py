@@ -56,7 +56,7 @@ def _steps(s: Session) -> int:
   config = s.parts.config
   every = config.log.details_every
   with futures.ThreadPoolExecutor(1) as other_core:
-    scoring = other_core.submit(s.evaluator.compile)
+    scoring = other_core.submit(_compile_scoring, s)
     step = setup.compile_step(s.parts)
     detailed_step = setup.compile_step(s.parts, details=True) if every else step
     scoring.result()
@@ -82,12 +82,19 @@ def _steps(s: Session) -> int:
   return 0
 
 
+def _compile_scoring(s: Session) -> None:
+  s.evaluator.compile()
+  if s.rounder is not None:
+    s.rounder.compile()
+
+
 def _jobs(s: Session) -> int | None:
   """What is due after an update; an exit code ends the run."""
   config, step = s.parts.config, s.clock.step
   last = step >= config.num_steps
   if last or _due(step, config.eval.every):
-    jobs.score(s, config.eval.final_batches if last else config.eval.batches)
+    batches = config.eval.final_batches if last else config.eval.batches
+    jobs.score(s, batches, last=last)
     last = last or _low_enough(s)
   stop = s.signals.received or s.checkpointer.reached_preemption(step)
   if s.reporter.halted:

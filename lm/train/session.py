@@ -7,7 +7,7 @@ import pathlib
 from .. import config as configs
 from ..data import layout
 from ..data.stream import Stream, open_stream
-from . import evaluation, resume, setup, state, workdir, writers
+from . import evaluation, resume, rounding, setup, state, workdir, writers
 from .checkpoint import Checkpointer
 from .progress import Progress, make_progress
 from .reporter import Reporter
@@ -32,6 +32,7 @@ class Session:
   path: pathlib.Path
   stream: Stream
   evaluator: evaluation.Evaluator
+  rounder: rounding.Rounder | None
   checkpointer: Checkpointer
   reporter: Reporter
   progress: Progress
@@ -94,6 +95,7 @@ def open_session(
     path=path,
     stream=stream,
     evaluator=evaluator,
+    rounder=None if parts.quantizers is None else rounding.Rounder(parts),
     checkpointer=checkpointer,
     reporter=Reporter(parts, writer, progress, stopwatch, clock),
     progress=progress,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from .. import config as configs
 from .. import mesh as meshes
-from .. import optimizer, schedule, spec
+from .. import optimizer, quantization, schedule, spec
 from ..data import layout
 from ..model.loss import loss_sums
 from ..model.transformer import Transformer
@@ -26,6 +26,8 @@ class Parts(NamedTuple):
     mesh: The devices.
     model: The Flax module.
     specs: Tree of `ParamSpec`, like the parameters.
+    quantizers: How each parameter is rounded, None for those that are not;
+      None if `config.quant` has no method.
     tx: The optimiser.
     learning_rate: Schedule of the update count.
     abstract_state: Shapes of the training state.
@@ -37,6 +39,7 @@ class Parts(NamedTuple):
   mesh: Mesh
   model: Transformer
   specs: Any
+  quantizers: Any
   tx: optax.GradientTransformationExtraArgs
   learning_rate: optax.Schedule
   abstract_state: state.TrainState
@@ -102,7 +105,11 @@ def build(
   model, specs = Transformer(config.model), spec.param_specs(config.model)
   learning_rate = schedule.learning_rate(config)
   placement = sharding.placement(mesh, specs, m.rules)
-  tx = optimizer.make(config, learning_rate, specs, placement)
+  quantizers = None
+  if config.quant.method != "none":
+    lies = sharding.param_shardings(mesh, specs, m.rules)
+    quantizers = quantization.quantizers(config, specs, lies)
+  tx = optimizer.make(config, learning_rate, specs, placement, quantizers)
 
   params = jax.eval_shape(
     lambda key: spec.init_params(config.model, key), jax.random.key(0)
@@ -117,6 +124,7 @@ def build(
     mesh=mesh,
     model=model,
     specs=specs,
+    quantizers=quantizers,
     tx=tx,
     learning_rate=learning_rate,
     abstract_state=abstract,
@@ -171,6 +179,8 @@ def compile_step(
     ),
     constrain if parts.mesh.size > 1 else lambda tree: tree,
     optimizer.metrics,
+    quantization.rounded_weights(config, parts.quantizers),
+    quantization.sampled_curvature(config, parts.model),
   )
   replicated = NamedSharding(parts.mesh, jax.sharding.PartitionSpec())
   jitted = jax.jit(

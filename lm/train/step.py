@@ -49,6 +49,8 @@ def make_train_step(
   config: StepConfig,
   constrain_like_params: Callable[[Any], Any] = lambda tree: tree,
   state_metrics: Callable[[Any], Metrics] = lambda opt_state: {},
+  seen_weights: Callable[[Any, jax.Array], Any] | None = None,
+  extra_args: Callable[..., dict[str, Any]] = lambda *_: {},
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
   """Builds `train_step(state, buffer, n) -> (state, metrics)`, to be jitted.
 
@@ -60,6 +62,10 @@ def make_train_step(
     config: See `StepConfig`.
     constrain_like_params: Puts a gradient-sized tree where the parameters are.
     state_metrics: What to log of the optimiser's state.
+    seen_weights: (params, step) -> the weights that the loss is of, e.g.
+      rounded; differentiable, computed once an update. None: params.
+    extra_args: (params, first microbatch, step) -> more arguments of
+      `tx.update`.
 
   Returns:
     A function of the state, the buffer [n_max, B, L + 1] and the number n of
@@ -92,8 +98,17 @@ def make_train_step(
     grads, sums = jax.lax.fori_loop(0, n, body, zeros)
     return grads, sums, total
 
+  def gradients(state, buffer, n):
+    if seen_weights is None:
+      return accumulate(state.params, buffer, n)
+    weights, pull = jax.vjp(
+      lambda params: seen_weights(params, state.step), state.params
+    )
+    grads, sums, total = accumulate(weights, buffer, n)
+    return *pull(grads), sums, total
+
   def train_step(state, buffer, n):
-    grads, sums, total = accumulate(state.params, buffer, n)
+    grads, sums, total = gradients(state, buffer, n)
     grad_norm = optax.tree.norm(grads)
     scale = jnp.float32(1)
     if config.clip_norm:
@@ -103,8 +118,9 @@ def make_train_step(
     good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~state.halted
 
     def apply(state):
+      more = extra_args(state.params, buffer[0], state.step)
       updates, opt_state = tx.update(
-        grads, state.opt_state, state.params, value=loss
+        grads, state.opt_state, state.params, value=loss, **more
       )
       params = optax.apply_updates(state.params, updates)
       ema = _average(state.ema, params, config.ema)

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from .. import config as configs
-from .. import spec
-from . import setup, workdir
+from .. import quantization, spec
+from . import packed, setup, workdir
 from .checkpoint import abstract, list_steps, restore_fields
 from .state import TrainState, averaged_params
 
@@ -51,7 +51,11 @@ def restore(
 
 
 def open_run(
-  folder: str | os.PathLike, step: int | None = None
+  folder: str | os.PathLike,
+  step: int | None = None,
+  *,
+  grid: str | None = None,
+  block_size: int | None = None,
 ) -> tuple[setup.Parts, Any, Any]:
   """Parts, parameters and their average (or None) of a run, on all devices.
 
@@ -61,12 +65,14 @@ def open_run(
   Args:
     folder: The run.
     step: Which checkpoint; None for the newest.
+    grid: To round weights to instead of the run's `config.quant.grid`.
+    block_size: With `grid`.
 
   Raises:
     ConfigError: If the folder holds no run, or no such checkpoint.
     CheckpointError: If the checkpoint cannot be read.
   """
-  config = workdir.read_config(folder)
+  config = quantization.override(workdir.read_config(folder), grid, block_size)
   one_axis = configs.MeshConfig(data=-1, fsdp=1, tensor=1, rules="logical")
   parts = setup.build(dataclasses.replace(config, mesh=one_axis))
   return parts, *restore(parts, folder, step)
@@ -107,21 +113,37 @@ def load(parts: setup.Parts, source: str) -> Any:
   return jax.device_put(values, parts.shardings.params)
 
 
-def export(folder: str | os.PathLike, out: str | os.PathLike) -> int:
+def export(
+  folder: str | os.PathLike,
+  out: str | os.PathLike,
+  *,
+  quantize: bool = False,
+  grid: str | None = None,
+  block_size: int | None = None,
+) -> int:
   """Writes the newest weights of a run to an .npz; returns their step.
 
   The average of the weights is written if the run keeps one.
 
+  Args:
+    folder: The run.
+    out: File to write.
+    quantize: Round the weights that `config.quant` chooses to nearest, and
+      store codes and scales; the others stay float32.
+    grid: Instead of the run's.
+    block_size: With `grid`.
+
   Raises:
-    ConfigError: If the run has no checkpoint.
+    ConfigError: If the run has no checkpoint, or the grid does not fit.
   """
   step = _pick(folder, None)
   config = workdir.read_config(folder)
   params = spec.to_layout(_restore_host(folder, average=True), "unroll")
-  flat = {
-    jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
+  if quantize:
+    config = quantization.override(config, grid, block_size)
+    flat = packed.pack(params, quantization.of_unrolled(config))
+  else:
+    flat = packed.pack(params, None)
   flat[_CONFIG] = np.array(json.dumps(configs.to_dict(config)))
   temporary = pathlib.Path(f"{out}.tmp.npz")
   np.savez(temporary, allow_pickle=False, **flat)
@@ -132,6 +154,8 @@ def export(folder: str | os.PathLike, out: str | os.PathLike) -> int:
 def read_export(path: str | os.PathLike) -> tuple[configs.Config, Any]:
   """Configuration and parameters (blocks unrolled) of an export.
 
+  Weights that were stored as codes are returned on their grid, float32.
+
   Raises:
     ConfigError: If the file is not an export.
   """
@@ -139,16 +163,9 @@ def read_export(path: str | os.PathLike) -> tuple[configs.Config, Any]:
     with np.load(path) as file:
       flat = {name: file[name] for name in file.files}
     config = configs.from_dict(json.loads(str(flat.pop(_CONFIG))))
+    return config, packed.unpack(flat, quantization.of_unrolled(config))
   except (OSError, ValueError, KeyError) as error:
     raise configs.ConfigError(f"{path} is not an export: {error}") from error
-  params: dict[str, Any] = {}
-  for name, value in flat.items():
-    *folders, leaf = name.split("/")
-    node = params
-    for folder in folders:
-      node = node.setdefault(folder, {})
-    node[leaf] = value
-  return config, params
 
 
 def _restore_host(folder: str | os.PathLike, average: bool = False) -> Any:

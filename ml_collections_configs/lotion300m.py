@@ -1,0 +1,21 @@
+r"""LOTION to INT4 on the 300M-parameter OLMo-style model, C4.
+
+    python -m lm.main --config=ml_collections_configs/lotion300m.py \
+        --workdir=runs/lotion300m
+
+The paper's strength, learning rate and block size are not published in what
+could be read: those here are this project's choices, to be swept.
+"""
+
+import ml_collections
+
+from ml_collections_configs import olmo300m
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """See the module docstring."""
+  c = olmo300m.get_config()
+  c.quant.method = "lotion"
+  c.quant.strength = 100.0
+  c.schedule.end_factor = 0.0
+  return c
