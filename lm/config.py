@@ -128,6 +128,28 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GaussNewtonConfig:
+  """Section `gauss_newton`."""
+
+  optimizer: str
+  inner_steps: int
+  search_batches: int
+  mode: str
+  scope: str
+  inner_schedule: str
+  inner_warmup: float
+  line_search: str
+  num_alphas: int
+  include_zero: bool
+  damping: float
+  adapt_damping: bool
+  warm_start: float
+  reset_inner_state: bool
+  steps_per_batch: int
+  cg_iters: int
+
+
+@dataclasses.dataclass(frozen=True)
 class QuantConfig:
   """Section `quant`."""
 
@@ -190,6 +212,7 @@ class Config:
   model: ModelConfig
   data: DataConfig
   optim: OptimConfig
+  gauss_newton: GaussNewtonConfig
   schedule: ScheduleConfig
   train: TrainConfig
   mesh: MeshConfig

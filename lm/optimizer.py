@@ -16,7 +16,7 @@ import optax.contrib
 
 import optim
 
-from . import quantization, spec
+from . import gauss_newton, quantization, spec
 from .config import Config
 from .rules import nearest
 
@@ -34,7 +34,13 @@ _LOTION = (
   "set config.quant.method='lotion', config.quant.strength and a plain "
   "optimiser, config.optim.name='adamw' or 'soap'."
 )
-_ELSEWHERE = {"lotion_adamw": _LOTION, "lotion_soap": _LOTION}
+_ELSEWHERE = {
+  "lotion_adamw": _LOTION,
+  "lotion_soap": _LOTION,
+  gauss_newton.OUTER: "it cannot be its own inner optimiser.",
+  gauss_newton.MICRO: "it cannot be an inner optimiser.",
+  "gauss_newton_solver": f"take {gauss_newton.OUTER!r}.",
+}
 
 
 class Placement(NamedTuple):
@@ -54,13 +60,16 @@ class Placement(NamedTuple):
 
 def problems(config: Config) -> list[str]:
   """What is wrong with `config.optim`'s name or keyword arguments."""
-  name, kwargs = config.optim.name, dict(config.optim.kwargs)
+  name, kwargs = inner_name(config), dict(config.optim.kwargs)
+  found = (
+    list(gauss_newton.problems(config)) if gauss_newton.chosen(config) else []
+  )
   try:
     factory = find(name)
   except ValueError as error:
-    return [str(error)]
+    return [*found, str(error)]
   parameters = _parameters(factory)
-  found = [
+  found += [
     f"config.optim.kwargs.{key} is set by the trainer; remove it."
     for key in kwargs
     if key in _OURS
@@ -97,6 +106,12 @@ def problems(config: Config) -> list[str]:
   return found
 
 
+def inner_name(config: Config) -> str:
+  """The factory that `config.optim.kwargs` are for."""
+  inner = gauss_newton.chosen(config)
+  return config.gauss_newton.optimizer if inner else config.optim.name
+
+
 def make(
   config: Config,
   learning_rate: optax.Schedule,
@@ -122,7 +137,7 @@ def make(
   Raises:
     ValueError: If the factory refuses a value.
   """
-  factory, kwargs = find(config.optim.name), dict(config.optim.kwargs)
+  factory, kwargs = find(inner_name(config)), dict(config.optim.kwargs)
   parameters = inspect.signature(factory).parameters
   if config.optim.decay == "matrices":
     mask = spec.decay_mask(specs)
@@ -235,7 +250,7 @@ def names() -> list[str]:
 def _refused(config: Config, error: Exception) -> str:
   return (
     f"config.optim.kwargs={dict(config.optim.kwargs)} was refused by "
-    f"{config.optim.name}: {str(error).splitlines()[0]}"
+    f"{inner_name(config)}: {str(error).splitlines()[0]}"
   )
 
 

@@ -35,13 +35,7 @@ def learning_rate(config: Config) -> optax.Schedule:
   """
   s, peak = config.schedule, config.optim.learning_rate
   total = float(config.num_steps)
-  # Updates per unit.
-  per_unit = {
-    "fraction": total,
-    "steps": 1.0,
-    "tokens": 1.0 / config.tokens_per_step,
-  }[s.unit]
-  warmup, decay = s.warmup * per_unit, s.decay * per_unit
+  warmup, decay = warmup_steps(config), s.decay * _updates_per_unit(config)
   main = max(total - warmup, 1e-9)
 
   def rate(count):
@@ -63,3 +57,16 @@ def learning_rate(config: Config) -> optax.Schedule:
     return jnp.float32(peak) * jnp.where(t < warmup, rising, falling)
 
   return rate
+
+
+def warmup_steps(config: Config) -> float:
+  """Length of the warm-up in updates, fractions of one included."""
+  return config.schedule.warmup * _updates_per_unit(config)
+
+
+def _updates_per_unit(config: Config) -> float:
+  return {
+    "fraction": float(config.num_steps),
+    "steps": 1.0,
+    "tokens": 1.0 / config.tokens_per_step,
+  }[config.schedule.unit]

@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.model = _model()
   c.data = _data()
   c.optim = _optim()
+  c.gauss_newton = _gauss_newton()
   c.schedule = _schedule()
   c.train = _train()
   c.mesh = _mesh()
@@ -97,6 +98,30 @@ def _optim() -> ml_collections.ConfigDict:
   c.embeddings = "elementwise"
   c.clip_norm = 1.0  # Of the global gradient norm; 0: off.
   c.ema = 0.0  # Decay of an average of the weights, evaluated too; 0: none.
+  return c
+
+
+def _gauss_newton() -> ml_collections.ConfigDict:
+  """For `optim.name` "gauss_newton" and "gauss_newton_microsteps"."""
+  c = ml_collections.ConfigDict()
+  c.optimizer = "muon"  # Makes the inner updates, with `optim.kwargs`.
+  c.inner_steps = 16  # N, microbatches that are solved on.
+  c.search_batches = 0  # M, further ones for the line search; 0: N / 4.
+  c.mode = "quadratic"  # quadratic | prox_linear | nonlinear (the control)
+  c.scope = "full"  # full | layerwise (each block, embedding and head alone)
+  # constant | global_cosine | constant_with_inner_cosine |
+  # cosine_with_global_schedule; the peak is `optim.learning_rate`.
+  c.inner_schedule = "constant_with_inner_cosine"
+  c.inner_warmup = 0.0  # Inner steps; up to 1 a fraction of N.
+  c.line_search = "grid"  # grid | quadratic | none
+  c.num_alphas = 0  # Candidates; 0: 5, or what a layerwise scope needs.
+  c.include_zero = False  # May the grid reject the displacement?
+  c.damping = 0.0  # Of the local model; adapted, its first value.
+  c.adapt_damping = False  # Levenberg-Marquardt.
+  c.warm_start = 1.0  # Share of the displacement kept; 1: of what is left.
+  c.reset_inner_state = False  # Of the inner optimiser, each outer step.
+  c.steps_per_batch = 1  # Inner updates on a microbatch.
+  c.cg_iters = 0  # Conjugate gradients on all N at once instead; 0: off.
   return c
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from .. import gauss_newton
 from .. import mesh as meshes
 from ..data import layout
 from ..data.rows import Rows
@@ -51,7 +52,9 @@ class Evaluator:
       out_shardings=NamedSharding(parts.mesh, PartitionSpec()),
     )
     average = jax.jit(
-      lambda state: averaged_params(state, ema),
+      lambda state: averaged_params(
+        state, ema, gauss_newton.updates_per_average(parts.config)
+      ),
       in_shardings=(parts.shardings,),
       out_shardings=parts.shardings.params,
     )

@@ -10,12 +10,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from .. import config as configs
+from .. import gauss_newton, optimizer, quantization, schedule, spec
 from .. import mesh as meshes
-from .. import optimizer, quantization, schedule, spec
 from ..data import layout
 from ..model.loss import loss_sums
 from ..model.transformer import Transformer
-from . import sharding, state, step
+from . import outer_step, sharding, state, step
 
 
 class Parts(NamedTuple):
@@ -103,7 +103,8 @@ def build(
   m = config.mesh
   mesh = meshes.make_mesh((m.data, m.fsdp, m.tensor), devices)
   model, specs = Transformer(config.model), spec.param_specs(config.model)
-  learning_rate = schedule.learning_rate(config)
+  inner = gauss_newton.chosen(config)
+  learning_rate = (lambda _: 1.0) if inner else schedule.learning_rate(config)
   placement = sharding.placement(mesh, specs, m.rules)
   quantizers = None
   if config.quant.method != "none":
@@ -115,6 +116,8 @@ def build(
     lambda key: spec.init_params(config.model, key), jax.random.key(0)
   )
   optimizer.check(config, tx, params)
+  if gauss_newton.chosen(config):
+    tx = gauss_newton.make(config, model, tx)
   abstract = jax.eval_shape(
     lambda params: state.init_state(params, tx, config.optim.ema), params
   )
@@ -161,12 +164,31 @@ def compile_step(
     details: Whether the metrics hold the update's norm and statistics of
       each leaf.
   """
+  train_step = _make_step(parts, details)
+  replicated = NamedSharding(parts.mesh, jax.sharding.PartitionSpec())
+  jitted = jax.jit(
+    train_step,
+    donate_argnums=0,
+    in_shardings=(parts.shardings, parts.batch_sharding, replicated),
+    out_shardings=(parts.shardings, replicated),
+  )
+  buffer = jax.ShapeDtypeStruct(parts.buffer_shape, jnp.int32)
+  count = jax.ShapeDtypeStruct((), jnp.int32)
+  return jitted.lower(parts.abstract_state, buffer, count).compile()
+
+
+def _make_step(parts: Parts, details: bool) -> Callable[..., Any]:
+  """The update of the run's method, not yet compiled."""
   config = parts.config
+  if config.optim.name == gauss_newton.OUTER:
+    return outer_step.make_outer_step(config, parts.tx)
+  if config.optim.name == gauss_newton.MICRO:
+    return outer_step.make_micro_step(config, parts.model, parts.tx)
 
   def constrain(tree):
     return jax.lax.with_sharding_constraint(tree, parts.shardings.params)
 
-  train_step = step.make_train_step(
+  return step.make_train_step(
     lambda params, tokens: loss_sums(parts.model, params, tokens),
     parts.tx,
     parts.learning_rate,
@@ -182,16 +204,6 @@ def compile_step(
     quantization.rounded_weights(config, parts.quantizers),
     quantization.sampled_curvature(config, parts.model),
   )
-  replicated = NamedSharding(parts.mesh, jax.sharding.PartitionSpec())
-  jitted = jax.jit(
-    train_step,
-    donate_argnums=0,
-    in_shardings=(parts.shardings, parts.batch_sharding, replicated),
-    out_shardings=(parts.shardings, replicated),
-  )
-  buffer = jax.ShapeDtypeStruct(parts.buffer_shape, jnp.int32)
-  count = jax.ShapeDtypeStruct((), jnp.int32)
-  return jitted.lower(parts.abstract_state, buffer, count).compile()
 
 
 def put_buffer(parts: Parts, rows: np.ndarray) -> jax.Array:

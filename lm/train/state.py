@@ -29,6 +29,12 @@ class TrainState(NamedTuple):
   ema: Any
   halted: Any
 
+  def averaged_with(self, params: Any, decay: float) -> Any:
+    """The sum s <- decay s + (1 - decay) w with new weights; () without."""
+    if not decay:
+      return self.ema
+    return optax.incremental_update(params, self.ema, 1 - decay)
+
 
 def init_state(
   params: Any, tx: optax.GradientTransformation, ema: float
@@ -49,18 +55,20 @@ def init_state(
   )
 
 
-def averaged_params(state: TrainState, ema: float) -> Any:
-  """The debiased average s / (1 - ema^t) of the weights after t updates.
+def averaged_params(state: TrainState, ema: float, every: int = 1) -> Any:
+  """The debiased average s / (1 - ema^n) of the weights after n averagings.
 
   Args:
-    state: After t >= 1 updates (before the first, the parameters themselves).
+    state: Before the first averaging the parameters themselves are returned.
     ema: Decay; with 0 there is no average and the parameters are returned.
+    every: Steps from one averaging to the next.
   """
   if not ema:
     return state.params
-  bias = 1 - jnp.float32(ema) ** state.step
+  count = state.step // every
+  bias = 1 - jnp.float32(ema) ** count
   return jax.tree.map(
-    lambda s, p: jnp.where(state.step > 0, s / jnp.maximum(bias, 1e-38), p),
+    lambda s, p: jnp.where(count > 0, s / jnp.maximum(bias, 1e-38), p),
     state.ema,
     state.params,
   )

@@ -123,7 +123,7 @@ def make_train_step(
         grads, state.opt_state, state.params, value=loss, **more
       )
       params = optax.apply_updates(state.params, updates)
-      ema = _average(state.ema, params, config.ema)
+      ema = state.averaged_with(params, config.ema)
       new = TrainState(state.step + 1, params, opt_state, ema, state.halted)
       details = {}
       if config.details:
@@ -173,10 +173,3 @@ def leaf_statistics(**trees: Any) -> Metrics:
       found[f"{key}/mean"] = mean
       found[f"{key}/std"] = jnp.std(leaf)
   return found
-
-
-def _average(ema: Any, params: Any, decay: float) -> Any:
-  """s <- decay s + (1 - decay) w, from s = 0; read by `averaged_params`."""
-  if not decay:
-    return ema
-  return optax.incremental_update(params, ema, 1 - decay)

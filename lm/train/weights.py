@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from .. import config as configs
-from .. import quantization, spec
+from .. import gauss_newton, quantization, spec
 from . import packed, setup, workdir
 from .checkpoint import abstract, list_steps, restore_fields
 from .state import TrainState, averaged_params
@@ -47,7 +47,10 @@ def restore(
     halted=None,
   )
   state = restore_fields(folder, step, wanted)
-  return state.params, averaged_params(state, ema) if ema else None
+  if not ema:
+    return state.params, None
+  every = gauss_newton.updates_per_average(parts.config)
+  return state.params, averaged_params(state, ema, every)
 
 
 def open_run(

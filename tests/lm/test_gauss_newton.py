@@ -1,0 +1,200 @@
+"""`config.gauss_newton` in the trainer: the same program, saves and metrics."""
+
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lm import config as configs
+from lm import gauss_newton, optimizer
+from lm.train import checkpoint, setup, state, writers
+from ml_collections_configs import base
+
+# N = 4 microbatches of 8 rows, and one more for the line search.
+_OUTER = {
+  "optim__name": "gauss_newton",
+  "optim__kwargs": {},
+  "optim__learning_rate": 0.01,
+  "gauss_newton__inner_steps": 4,
+  "schedule__name": "constant",
+  "schedule__warmup": 0.0,
+  "data__batch_size": 40,
+  "train__microbatch_size": 8,
+}
+_MICRO = _OUTER | {
+  "optim__name": "gauss_newton_microsteps",
+  "data__batch_size": 8,
+  "train__microbatch_size": 0,
+}
+_VARIANTS = {
+  "full": {},
+  "layerwise": {
+    "gauss_newton__scope": "layerwise", "model__layers": "unroll",
+  },
+  "chunked prox-linear": {
+    "gauss_newton__mode": "prox_linear", "model__loss_chunk": 64,
+  },
+  "quadratic search": {"gauss_newton__line_search": "quadratic"},
+  "no search": {
+    "gauss_newton__line_search": "none", "data__batch_size": 32,
+  },
+}  # fmt: skip
+
+
+def _parts(tiny, changes, devices=1, **mesh):
+  sizes = {"mesh__data": devices, "mesh__fsdp": 1, "mesh__tensor": 1} | mesh
+  config = tiny.config(**(changes | sizes))
+  config = setup.resolve(config, setup.find_data(config))
+  return setup.build(config, jax.devices()[:devices])
+
+
+def _rows(parts, first, count):
+  """Rows of a stream that does not depend on the size of a batch."""
+  length = parts.buffer_shape[2]
+  rows = [
+    np.random.default_rng(i).integers(2, 256, length)
+    for i in range(first, first + count)
+  ]
+  return np.array(rows, np.int32)
+
+
+def _train(parts, steps):
+  with jax.set_mesh(parts.mesh):
+    now = setup.init_state(parts)
+    train_step = setup.compile_step(parts)
+    count = parts.buffer_shape[0] * parts.buffer_shape[1]
+    lines = []
+    for step in range(steps):
+      rows = _rows(parts, step * count, count).reshape(parts.buffer_shape)
+      buffer = setup.put_buffer(parts, rows)
+      now, metrics = train_step(now, buffer, np.int32(1))
+      lines.append({key: float(value) for key, value in metrics.items()})
+    return now, lines
+
+
+@pytest.mark.parametrize("name", _VARIANTS)
+def test_every_variant_learns(tiny, name):
+  _, lines = _train(_parts(tiny, _OUTER | _VARIANTS[name]), steps=4)
+  assert lines[-1]["train/loss"] < lines[0]["train/loss"] - 0.1
+  assert lines[-1]["step"] == 4
+  searched = 0 if name == "no search" else 256
+  assert lines[-1]["gn/solve_tokens"] == 4 * 256
+  assert lines[-1]["gn/search_tokens"] == searched
+  assert 0 < lines[-1]["gn/alpha"] <= 1
+
+
+def test_a_chunked_head_changes_nothing(tiny):
+  whole, parts = (
+    _train(_parts(tiny, _OUTER | {"model__loss_chunk": chunk}), 2)[1]
+    for chunk in (0, 64)
+  )
+  for a, b in zip(whole, parts, strict=True):
+    assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
+
+
+def test_microsteps_are_the_outer_step_in_parts(tiny):
+  """The same rows, one microbatch an update: the same weights."""
+  outer, _ = _train(_parts(tiny, _OUTER | {"optim__ema": 0.9}), steps=3)
+  parts = _parts(tiny, _MICRO | {"optim__ema": 0.9, "train__num_steps": 5 * 6})
+  micro, lines = _train(parts, steps=15)
+  for field in ("params", "ema"):
+    for a, b in zip(
+      jax.tree.leaves(getattr(outer, field)),
+      jax.tree.leaves(getattr(micro, field)),
+      strict=True,
+    ):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  assert lines[-1]["gn/outer_steps"] == 3
+  assert lines[-2]["gn/outer_steps"] == 2
+  averaged = state.averaged_params(
+    micro, 0.9, gauss_newton.updates_per_average(parts.config)
+  )
+  again = state.averaged_params(outer, 0.9)
+  for a, b in zip(
+    jax.tree.leaves(averaged), jax.tree.leaves(again), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["full", "layerwise"])
+def test_eight_devices_compute_what_one_computes(tiny, name):
+  changes = _OUTER | _VARIANTS[name] | {"model__D": 64, "model__F": 128}
+  changes |= {"gauss_newton__optimizer": "adamw"}
+  _, one = _train(_parts(tiny, changes), 2)
+  parts = _parts(tiny, changes, 8, mesh__data=4, mesh__fsdp=2)
+  _, eight = _train(parts, 2)
+  for a, b in zip(one, eight, strict=True):
+    assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
+  delta = parts.shardings.opt_state.delta["blocks"]["0"]["mlp"]["in"]
+  assert delta == parts.shardings.params["blocks"]["0"]["mlp"]["in"]
+
+
+def test_a_loss_that_is_not_finite_halts_with_sound_weights(tiny):
+  parts = _parts(tiny, _OUTER)
+  with jax.set_mesh(parts.mesh):
+    now = setup.init_state(parts)
+    poisoned = jax.tree.map(lambda x: x * np.nan, now.params)
+    bad = jax.device_put(poisoned, parts.shardings.params)
+    train_step = setup.compile_step(parts)
+    rows = _rows(parts, 0, 40).reshape(parts.buffer_shape)
+    buffer = setup.put_buffer(parts, rows)
+    now, metrics = train_step(now._replace(params=bad), buffer, np.int32(1))
+    assert bool(metrics["halted"])
+    assert int(now.step) == 0
+    now, metrics = train_step(now, buffer, np.int32(1))
+    assert bool(metrics["halted"])
+    assert np.isnan(metrics["train/loss"])
+
+
+@pytest.mark.parametrize("changes", [_OUTER, _MICRO], ids=["outer", "micro"])
+def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, changes):
+  """Within an outer step too: 13 microsteps are two of them and a half."""
+  steps = 13 if changes is _MICRO else 5
+  changes = changes | {"train__num_steps": steps, "optim__ema": 0.9}
+  assert tiny.run(tmp_path / "whole", **changes)[0] == 0
+  stopped = tmp_path / "stopped"
+  process = tiny.start(stopped, **changes, checkpoint__every=1)
+  deadline = time.monotonic() + 60
+  while not checkpoint.list_steps(stopped) and time.monotonic() < deadline:
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  code, output = tiny.run(stopped, **changes)
+  assert code == 0, output
+  a, b = writers.read(tmp_path / "whole"), writers.read(stopped)
+  for key in ("train/loss", "gn/alpha", "gn/grad_norm"):
+    assert a[key].values.tolist() == b[key].values.tolist()
+  ema = next(key for key in a if key.endswith("ema_loss"))
+  assert a[ema].values.tolist() == b[ema].values.tolist()
+
+
+_WRONG = {
+  "rows": (_OUTER | {"data__batch_size": 32}, "batch_size=32 must be 5"),
+  "microbatch": (_OUTER | {"train__microbatch_size": 0}, "microbatch_size=8"),
+  "schedule": (_OUTER | {"schedule__name": "cosine"}, "schedule.name"),
+  "scan": (
+    _OUTER | _VARIANTS["layerwise"] | {"model__layers": "scan"}, "unroll",
+  ),
+  "inner": (_OUTER | {"gauss_newton__optimizer": "gauss_newton"}, "own inner"),
+  "argument": (_OUTER | {"optim__kwargs": {"b3": 1}}, "argument of muon"),
+  "streamed": (
+    _MICRO | {"gauss_newton__line_search": "quadratic"}, "'grid' or 'none'",
+  ),
+  "rounded": (_OUTER | {"quant__method": "qat"}, "config.quant.method"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", _WRONG)
+def test_a_wrong_configuration_is_refused(tiny, case):
+  changes, words = _WRONG[case]
+  found = optimizer.problems(tiny.config(**changes))
+  assert any(words in problem for problem in found), found
+
+
+def test_negative_damping_is_refused():
+  c = base.get_config()
+  c.gauss_newton.damping = -1.0
+  with pytest.raises(configs.ConfigError, match=r"gauss_newton.damping=-1"):
+    configs.from_config_dict(c)
