@@ -7,7 +7,6 @@ problem at once, before a device is touched.
 """
 
 import dataclasses
-import math
 import typing
 from typing import Any
 
@@ -15,7 +14,7 @@ import ml_collections
 
 from ml_collections_configs import base
 
-from . import rules
+from . import batches, rules
 
 
 class ConfigError(ValueError):
@@ -78,6 +77,7 @@ class DataConfig:
   vocab_size: int
   seq_length: int
   batch_size: int
+  batch_schedule: tuple[tuple[int, int], ...]
   prefetch: int
 
 
@@ -104,6 +104,8 @@ class ScheduleConfig:
   decay: float
   start_factor: float
   end_factor: float
+  alpha: float
+  max_batch_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,15 +225,13 @@ class Config:
 
   @property
   def tokens_per_step(self) -> int:
-    """Targets in one update."""
+    """Targets in one update, the first if batches grow."""
     return self.data.batch_size * self.data.seq_length
 
   @property
   def num_steps(self) -> int:
     """Updates of the whole run."""
-    return self.train.num_steps or math.ceil(
-      self.train.num_tokens / self.tokens_per_step
-    )
+    return batches.num_steps(self)
 
   @property
   def microbatch_size(self) -> int:

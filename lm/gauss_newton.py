@@ -75,6 +75,10 @@ def problems(config: Config) -> Iterator[str]:
       "follow config.gauss_newton.inner_schedule and config.schedule.warmup; "
       "set 'constant'."
     )
+  if config.data.batch_schedule:
+    yield (
+      f"config.data.batch_schedule is not for {config.optim.name}: leave it ()."
+    )
   if config.quant.method not in ("none", "ptq"):
     yield (
       f"config.quant.method={config.quant.method!r} is not for {OUTER}; take "

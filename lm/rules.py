@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from . import batches
 from .data import corpora
 
 if TYPE_CHECKING:
@@ -45,7 +46,14 @@ _CHOICES = {
     "cosine_with_global_schedule",
   ),
   "gauss_newton.line_search": ("grid", "quadratic", "none"),
-  "schedule.name": ("cosine", "wsd", "constant", "linear", "inverse_sqrt"),
+  "schedule.name": (
+    "cosine",
+    "wsd",
+    "constant",
+    "linear",
+    "inverse_sqrt",
+    "seesaw",
+  ),
   "schedule.unit": ("fraction", "steps", "tokens"),
   "mesh.rules": ("logical", "fsdp_shape"),
   "quant.method": ("none", "ptq", "qat", "rat", "lotion"),
@@ -95,6 +103,7 @@ _AT_LEAST = {
   "schedule.decay": 0,
   "schedule.start_factor": 0,
   "schedule.end_factor": 0,
+  "schedule.max_batch_size": 0,
   "train.num_steps": 0,
   "train.num_tokens": 0,
   "train.microbatch_size": 0,
@@ -144,7 +153,16 @@ def problems(config: "Config") -> list[str]:
       found.append(f"config.{key}={_get(config, key)} must be > 0.")
   if found:  # The rules below divide by what was just found wrong.
     return found
-  for rules in (_model, _data, _optim, _train, _mesh, _quant, _eval):
+  for rules in (
+    _model,
+    _data,
+    _train,
+    batches.problems,
+    _optim,
+    _mesh,
+    _quant,
+    _eval,
+  ):
     found += rules(config)
   return found
 

@@ -80,6 +80,9 @@ def _data() -> ml_collections.ConfigDict:
   c.vocab_size = 4096  # Pieces of a trained tokenizer.
   c.seq_length = 256  # Targets per row; a row holds one token more.
   c.batch_size = 4  # Rows per update, over all devices and processes.
+  # ((tokens, rows), ...): rows from that many tokens on, the first from 0, all
+  # multiples of train.microbatch_size. (): batch_size, always.
+  c.batch_schedule = ()
   c.prefetch = 4  # Batches made ahead by a thread; 0: none.
   return c
 
@@ -127,12 +130,16 @@ def _gauss_newton() -> ml_collections.ConfigDict:
 
 def _schedule() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
-  c.name = "cosine"  # cosine | wsd | constant | linear | inverse_sqrt
+  # cosine | wsd | constant | linear | inverse_sqrt | seesaw (a growing batch in
+  # place of the cosine's decay; `lm/batches.py`)
+  c.name = "cosine"
   c.unit = "fraction"  # Of the run | steps | tokens: unit of the two below.
   c.warmup = 0.1
   c.decay = 0.1  # wsd: length of the final decay.
   c.start_factor = 0.0  # Of the peak, at step 0.
   c.end_factor = 0.1  # Of the peak, at the end.
+  c.alpha = 1.1  # seesaw: growth of the batch at a milestone.
+  c.max_batch_size = 0  # seesaw: rows; 0: no bound.
   return c
 
 

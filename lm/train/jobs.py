@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from .. import program
+from .. import batches, program
 from . import resume, rounding
 from .session import Session
 from .state import TrainState
@@ -81,14 +81,15 @@ def preempt(s: Session) -> int:
 def crash(s: Session) -> int:
   """Saves the last good state and names the rows that broke it."""
   good = int(s.state.step)
-  rows, length = s.parts.config.data.batch_size, s.parts.config.data.seq_length
-  clock = resume.Clock(
-    good, good * rows, good * rows * length, s.stopwatch.seconds()
-  )
+  found = batches.of_config(s.parts.config)
+  length = s.parts.config.data.seq_length
+  tokens = batches.tokens_at(found, length, good)
+  clock = resume.Clock(good, tokens // length, tokens, s.stopwatch.seconds())
   sound = jax.device_put(np.zeros((), bool), s.parts.shardings.halted)
   _save(s, s.state._replace(halted=sound), clock)
   s.checkpointer.wait()
-  first, end = clock.examples, clock.examples + rows
+  first = clock.examples
+  end = first + batches.phase_at(found, good).rows
   s.run_file.write("crashed", step=good, examples=[first, end])
   s.progress.log(
     f"Update {good} met a loss or gradient that is not finite, on examples "

@@ -10,12 +10,13 @@ evaluation or a checkpoint.
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent import futures
 
 import jax
 import numpy as np
 
+from .. import batches
 from .. import config as configs
 from .. import mesh as meshes
 from ..data.stream import Prefetcher, prefetch
@@ -60,19 +61,20 @@ def _steps(s: Session) -> int:
     step = setup.compile_step(s.parts)
     detailed_step = setup.compile_step(s.parts, details=True) if every else step
     scoring.result()
-  count = np.int32(s.parts.buffer_shape[0])
+  ramps, pass_rows = batches.ramps(config), s.parts.buffer_shape[1]
   with (
     compiles.counting() as compiled,
     _buffers(s) as buffers,
     contextlib.closing(_profile(s)) as profile,
   ):
     s.reporter.start(s.clock)
-    for buffer in buffers:
+    for buffer, rows in buffers:
       next(profile)
       update = detailed_step if _due(s.clock.step + 1, every) else step
-      s.state, metrics = update(s.state, buffer, count)
-      s.clock = s.clock.advance(config.data.batch_size, config.data.seq_length)
-      s.reporter.push(s.clock, metrics, buffers.wait_seconds)
+      s.state, metrics = update(s.state, buffer, np.int32(rows // pass_rows))
+      s.clock = s.clock.advance(rows, config.data.seq_length)
+      more = {"train/batch_size": np.int32(rows)} if ramps else {}
+      s.reporter.push(s.clock, metrics | more, buffers.wait_seconds)
       s.eval_loss = None
       s.run_file.note(compiles_in_loop=compiled.count)
       code = _jobs(s)
@@ -121,20 +123,28 @@ def _low_enough(s: Session) -> bool:
 
 
 def _buffers(s: Session) -> Prefetcher:
-  """The buffer of each update that is left, on the devices, made ahead."""
+  """(buffer on the devices, rows that count) of each update that is left.
+
+  Made ahead; a buffer is as large as the largest batch of the run.
+  """
   config, shape = s.parts.config, s.parts.buffer_shape
   first, end = meshes.row_range(s.parts.batch_sharding, shape)
 
-  def read(start: int, size: int) -> jax.Array:
-    local = np.empty((shape[0], end - first, shape[2]), np.int32)
+  def read(start: int, size: int) -> tuple[jax.Array, int]:
+    local = np.zeros((shape[0], end - first, shape[2]), np.int32)
     for i in range(size // shape[1]):
       local[i] = s.stream.rows(start + i * shape[1] + first, end - first)
-    return setup.put_buffer(s.parts, local)
+    return setup.put_buffer(s.parts, local), size
 
-  rows = config.data.batch_size
-  steps = range(config.num_steps - s.clock.step)
-  schedule = [(s.clock.examples + i * rows, rows) for i in steps]
-  return prefetch(read, schedule, config.data.prefetch)
+  def schedule() -> Iterator[tuple[int, int]]:
+    start = s.clock.examples
+    for phase in batches.of_config(config):
+      for _ in range(max(phase.step, s.clock.step), phase.step + phase.updates):
+        yield start, phase.rows
+        start += phase.rows
+
+  # The clock moves on while the thread reads: taken now, all of it.
+  return prefetch(read, list(schedule()), config.data.prefetch)
 
 
 def _profile(s: Session) -> Generator[None]:

@@ -38,7 +38,7 @@ class Reporter:
     self._writer = writer
     self._progress = progress
     self._stopwatch = stopwatch
-    self._pending: tuple[Clock, dict[str, jax.Array]] | None = None
+    self._pending: tuple[Clock, dict[str, Any]] | None = None
     self._timed = clock
     self._since = time.monotonic()
     self._waited = self._waited_before = 0.0
@@ -46,14 +46,12 @@ class Reporter:
     self.last: dict[str, float] = {}
     self.halted = False
 
-  def push(
-    self, clock: Clock, metrics: dict[str, jax.Array], waited: float
-  ) -> None:
+  def push(self, clock: Clock, metrics: dict[str, Any], waited: float) -> None:
     """Takes the metrics of the update just dispatched; writes older ones.
 
     Args:
       clock: After the update.
-      metrics: Still being computed; fetched by a later call.
+      metrics: Arrays still being computed; fetched by a later call.
       waited: Seconds that the loop has waited for data so far.
     """
     self._waited = waited

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from .. import batches, gauss_newton, optimizer, quantization, schedule, spec
 from .. import config as configs
-from .. import gauss_newton, optimizer, quantization, schedule, spec
 from .. import mesh as meshes
 from ..data import layout
 from ..model.loss import loss_sums
@@ -48,9 +48,10 @@ class Parts(NamedTuple):
 
   @property
   def buffer_shape(self) -> tuple[int, int, int]:
-    """[microbatches, rows of each, L + 1]."""
+    """[microbatches at most, rows of each, L + 1]."""
     rows = self.config.microbatch_size
-    count = self.config.data.batch_size // rows
+    most = max(phase.rows for phase in batches.of_config(self.config))
+    count = most // rows
     return count, rows, self.config.data.seq_length + 1
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
+from .. import batches, spec
 from .. import config as configs
-from .. import spec
 from ..data import layout
 from ..text import human
 from . import flops, setup, sharding
@@ -112,6 +112,7 @@ def facts(
     "processes": jax.process_count(),
     "num_steps": parts.config.num_steps,
     "tokens_per_step": parts.config.tokens_per_step,
+    "phases": [p._asdict() for p in batches.of_config(parts.config)],
     "versions": versions(),
     "floors": {name: p.meta.floors for name, p in data.items()},
   }
@@ -121,9 +122,13 @@ def headline(parts: setup.Parts, step: int) -> str:
   """One line about a run that begins or goes on."""
   config, counts = parts.config, spec.count_params(parts.config.model)
   mesh = " x ".join(f"{n} {axis}" for axis, n in parts.mesh.shape.items())
+  sizes = [
+    phase.rows * config.data.seq_length for phase in batches.of_config(config)
+  ]
+  size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {max(sizes)}"
   start = f"resuming at step {step} of" if step else "for"
   return (
     f"{human(counts.total)} parameters ({human(counts.body)} in the body), "
     f"{config.optim.name}, {start} {config.num_steps} steps of "
-    f"{config.tokens_per_step} tokens, on {mesh}"
+    f"{size} tokens, on {mesh}"
   )

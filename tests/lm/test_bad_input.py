@@ -51,6 +51,14 @@ _CASES = {
     "stack_shards",
     "trainer",
   ],
+  # Growing batches; the tiny run is measured in steps.
+  "data.batch_schedule=((0,8),(99,16))": ["batch_schedule", "num_tokens"],
+  "data.batch_schedule=((5,8),)": ["batch_schedule", "(0, 8)"],
+  "data.batch_schedule=((0,8),(9,12))": ["batches of 12 rows", "8"],
+  "data.batch_schedule=((0,8),(9,8),(9,16))": ["not increasing"],
+  "data.batch_schedule=(8,16)": ["batch_schedule", "pairs"],
+  "schedule.name=seesaw schedule.alpha=1.0": ["config.schedule.alpha=1.0"],
+  "schedule.name=seesaw schedule.end_factor=0": ["schedule.end_factor"],
   # Rounding.
   "quant.method=lotoin": ["config.quant.method", "lotion"],
   "quant.grid=int5": ["config.quant.grid", "int4"],
