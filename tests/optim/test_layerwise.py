@@ -176,29 +176,46 @@ def test_products_are_diagonal_blocks(float64):
   assert np.abs(_flat(full) - image).max() > 1e-3  # Cross blocks are dropped.
 
 
-def _lm(tied):
+def _lm(head):
+  """Body and head; the head may be tied, its own, or of two leaves."""
+
   def body(params, batch):
     return jnp.tanh(params["embed"][batch["tokens"][:, :-1]] @ params["mix"])
 
+  def affine(part, hidden):
+    return hidden @ part["kernel"] + part["bias"]
+
   return optim.chunked_lm_head(
-    body, "embed" if tied else "head", 3, transpose=tied
+    body,
+    "embed" if head == "tied" else "head",
+    3,
+    transpose=head == "tied",
+    head_fn=affine if head == "affine" else None,
   )
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_with_a_chunked_head(tied, float64):
+@pytest.mark.parametrize("head", ["tied", "untied", "affine"])
+def test_with_a_chunked_head(head, float64):
   params = dict(embed=_normal(0, 11, 4), mix=_normal(1, 4, 4))
-  if not tied:
+  if head == "untied":
     params["head"] = _normal(2, 4, 11)
+  if head == "affine":
+    params["head"] = dict(kernel=_normal(2, 4, 11), bias=_normal(5, 11))
   tokens = jnp.asarray(np.random.default_rng(3).integers(0, 11, (2, 6)))
   batch = dict(tokens=tokens, targets=tokens[:, 1:])
-  groups = {k: (i,) for i, k in enumerate(sorted(params))}
-  chunked = _lm(tied)
-  for mode in ("quadratic", "prox_linear", "nonlinear"):
-    a, b = (
-      _sums(mode, groups, model, params, batch)[0]
-      for model in (chunked, lambda p, b: chunked(p, b))
-    )
+  # Each leaf by itself: the two of an affine head are in different groups.
+  groups = {str(i): (i,) for i in range(len(jax.tree.leaves(params)))}
+  chunked = _lm(head)
+  modes = ("quadratic", "prox_linear", "nonlinear")
+
+  def all_modes(model):
+    return jax.jit(
+      lambda: [_sums(m, groups, model, params, batch)[0] for m in modes]
+    )()
+
+  for a, b in zip(
+    all_modes(chunked), all_modes(lambda p, b: chunked(p, b)), strict=True
+  ):
     np.testing.assert_allclose(_flat(a.grad), _flat(b.grad), atol=1e-12)
     assert float(a.values[0]) == pytest.approx(float(b.values[0]))
 

@@ -93,7 +93,7 @@ CASES = {
   "quadratic": (dict(), dict()),
   "prox_linear": (dict(mode="prox_linear"), dict(mode="prox_linear")),
   "damped": (dict(damping=0.25, weight_decay=0.0), dict(damping=0.25, wd=0.0)),
-  "clipped": (dict(clip_norm=0.05), dict(clip=0.05)),
+  "clipped": (dict(clip_norm=0.4), dict(clip=0.4)),
   "reset": (
     dict(warm_start=0.0, reset_inner_state=True),
     dict(warm=0.0, reset=True),
