@@ -151,19 +151,12 @@ def problems(config: "Config") -> list[str]:
   for key in _POSITIVE:
     if not _get(config, key) > 0:
       found.append(f"config.{key}={_get(config, key)} must be > 0.")
-  if found:  # The rules below divide by what was just found wrong.
+  if not found:  # The rules below count with what was just checked.
+    found += batches.problems(config)
+  if found:
     return found
-  for rules in (
-    _model,
-    _data,
-    _train,
-    batches.problems,
-    _optim,
-    _mesh,
-    _quant,
-    _eval,
-  ):
-    found += rules(config)
+  for rule in (_model, _data, _train, _optim, _mesh, _quant, _eval):
+    found += rule(config)
   return found
 
 
