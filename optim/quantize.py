@@ -270,8 +270,7 @@ def _straight_through_bwd(
     passed = jnp.where(saturated(blocks, quantizer), 0, slope)
   if scale_gradient and quantizer.scale == "absmax":
     moved = (cut(y, quantizer)[0] - blocks.x) / blocks.scale.factor
-    slope = jnp.sum(moved * slope, axis=blocks.axes, keepdims=True)
-    passed = passed + to_largest(blocks, slope, quantizer.grid)
+    passed = passed + to_largest(blocks, moved * slope, quantizer.grid)
   return uncut(passed, x.shape, quantizer).astype(x.dtype), None
 
 

@@ -180,10 +180,27 @@ def from_codes(codes: jax.Array, scale: Scale) -> jax.Array:
   return grids.times_power(codes, scale.exponent, scale.factor)
 
 
-def to_largest(blocks: Blocks, slope: jax.Array, grid: Grid) -> jax.Array:
-  """Gradient of x from that of the scale: the largest elements share it."""
+def to_largest(blocks: Blocks, slopes: jax.Array, grid: Grid) -> jax.Array:
+  """Gradient of x through the scale of its block.
+
+  Args:
+    blocks: x.
+    slopes: dL/ds is their sum over each block without its largest elements.
+    grid: The grid.
+
+  Returns:
+    sign(x) / c dL/ds at the largest elements, shared by ties; 0 elsewhere.
+  """
   largest = jnp.abs(blocks.x) == blocks.scale.top
-  ties = jnp.sum(largest, axis=blocks.axes, keepdims=True)
+
+  def total(x):
+    return jnp.sum(x, axis=blocks.axes, keepdims=True)
+
+  # Nothing is lost by the selection: the slope of the largest elements is zero.
+  # But XLA on CPU gives sums to a library, together with the products that come
+  # last; a selection makes it compute and store one array, not five.
+  slope = total(jnp.where(largest, 0.0, slopes))
+  ties = total(jnp.where(largest, 1.0, 0.0).astype(slopes.dtype))
   share = slope / (grid.code_max * jnp.maximum(ties, 1))
   return jnp.where(largest, jnp.sign(blocks.x) * share, 0)
 

@@ -104,10 +104,8 @@ def penalty_force(
   above, below = upper - z, z - lower
   force = half * (above - below)
   if scale_gradient and quantizer.scale == "absmax":
-    slope = jnp.sum(
-      half * (upper * below - lower * above), axis=blocks.axes, keepdims=True
-    )
-    force = force + to_largest(blocks, slope, quantizer.grid)
+    slopes = half * (upper * below - lower * above)
+    force = force + to_largest(blocks, slopes, quantizer.grid)
   return uncut(force, w.shape, quantizer)
 
 

@@ -80,6 +80,21 @@ def test_update_is_gradient_plus_strength_times_force():
   assert len(jax.tree.leaves(state)) == 2  # The count and one average.
 
 
+def test_a_step_has_no_matrix_product():
+  params = jnp.ones((64, 64))
+  for q in (INT4, optim.Quantizer(optim.E2M1, -2, 32)):
+    tx = optim.lotion_adamw(1e-2, q, 1.0)
+    lowered = jax.jit(tx.update).lower(params, tx.init(params), params)
+    assert " dot(" not in lowered.compile().as_text()
+    # One floor and one ceiling: nothing is rounded for a forward pass.
+    text = lowered.as_text()
+    assert (text.count("stablehlo.floor"), text.count("stablehlo.ceil")) == (
+      1,
+      1,
+    )
+    assert "round_nearest_even" not in text
+
+
 def test_supplied_curvature():
   params, grads = _tree(0), _tree(1)
   tx = optim.add_rounding_penalty(INT4, 1.0, curvature_decay=0.5)
