@@ -131,39 +131,42 @@ def test_s3_one_rate_serves_saturation_and_optimum_badly():
   assert runs["gn", -2.0][at_one] > 1
 
 
+_RNG = np.random.default_rng(0)
+TURN, AXES = (np.linalg.qr(_RNG.normal(size=(6, 6)))[0] for _ in range(2))
+VARIANCE_D = 1 / (1.0 + np.arange(6)) ** 2
+ERROR_D = _RNG.normal(size=6)
+
+
+@jax.jit
+@jax.vmap
+def _sampled_moments(key, batch, noise):
+  """The transform's nu for one batch, of up to 32 samples."""
+  tx = optim.diagonal_preconditioner(basis=TURN, decay=0.0)
+  x_key, noise_key = jax.random.split(key)
+  root_DD = np.sqrt(VARIANCE_D)[:, None] * AXES.T
+  x_BD = jax.random.normal(x_key, (32, 6)) @ root_DD
+  label_B = noise * jax.random.normal(noise_key, (32,))
+  used_B = jnp.arange(32) < batch
+  grads = jax.grad(
+    lambda e: jnp.sum(used_B * jnp.square(x_BD @ e - label_B)) / (2 * batch)
+  )(jnp.asarray(ERROR_D, jnp.float32))
+  return tx.update(grads, tx.init(grads))[1].nu
+
+
 @pytest.mark.parametrize("batch", [1, 4, 32])
 @pytest.mark.parametrize("noise", [0.0, 1.5])
 def test_s4_second_moment_of_gradients(batch, noise):
   # x ~ N(0, S), y = w* x + noise, error e: for any basis U and m = U^T S e,
   #   E (U_i^T g)^2 = m_i^2 + (2 L H_ii + m_i^2) / B,  2 L = e S e + noise^2.
-  rng = np.random.default_rng(batch)
-  size, draws = 6, 100_000
-  turn = np.linalg.qr(rng.normal(size=(size, size)))[0]
-  axes = np.linalg.qr(rng.normal(size=(size, size)))[0]
-  h_D = 1 / (1.0 + np.arange(size)) ** 2
-  s_DD = axes * h_D @ axes.T
-  error_D = jnp.asarray(rng.normal(size=size), jnp.float32)
-  root_DD = jnp.asarray(np.sqrt(h_D)[:, None] * axes.T, jnp.float32)
-  tx = optim.diagonal_preconditioner(basis=turn, decay=0.0)
-
-  def nu(key):
-    x_key, noise_key = jax.random.split(key)
-    x_BD = jax.random.normal(x_key, (batch, size)) @ root_DD
-    label_B = noise * jax.random.normal(noise_key, (batch,))
-    grads = jax.grad(
-      lambda e: jnp.mean(jnp.square(x_BD @ e - label_B)) / 2
-    )(error_D)  # fmt: skip
-    return tx.update(grads, tx.init(grads))[1].nu
-
-  keys = jax.random.split(jax.random.key(batch), draws)
-  samples = jax.jit(lambda k: jax.lax.map(nu, k, batch_size=10_000))(keys)
-  samples = np.asarray(samples, np.float64)
-  e_D = np.asarray(error_D, np.float64)
-  m_D = turn.T @ s_DD @ e_D
-  twice_loss = e_D @ s_DD @ e_D + noise**2
-  diagonal_D = np.diag(turn.T @ s_DD @ turn)
+  keys = jax.random.split(jax.random.key(batch), 50_000)
+  same = [jnp.full(len(keys), x) for x in (batch, noise)]
+  samples = np.asarray(_sampled_moments(keys, *same), np.float64)
+  s_DD = AXES * VARIANCE_D @ AXES.T
+  m_D = TURN.T @ s_DD @ ERROR_D
+  twice_loss = ERROR_D @ s_DD @ ERROR_D + noise**2
+  diagonal_D = np.diag(TURN.T @ s_DD @ TURN)
   wanted_D = m_D**2 + (twice_loss * diagonal_D + m_D**2) / batch
-  error = samples.std(axis=0) / np.sqrt(draws)
+  error = samples.std(axis=0) / np.sqrt(len(keys))
   np.testing.assert_array_less(
     np.abs(samples.mean(axis=0) - wanted_D), 4.5 * error
   )

@@ -43,6 +43,11 @@ def _loss_fn(outputs, batch, likelihood="categorical"):
   return jnp.mean(jnp.sum(each, axis=-1))
 
 
+_EXACT = jax.jit(optim.exact_ggn_diagonal, static_argnums=(0, 1))
+_BARTLETT = jax.jit(optim.gauss_newton_bartlett_diagonal, static_argnums=0)
+_FISHER = jax.jit(optim.sampled_fisher_diagonal, static_argnums=0)
+
+
 def _flat(tree):
   return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
@@ -59,12 +64,14 @@ def _check_mean(samples_NP, wanted_P):
 def _many(estimate, count, seed=0):
   """[count, P] of estimates with keys of their own."""
   keys = jax.random.split(jax.random.key(seed), count)
-  trees = jax.jit(lambda keys: jax.lax.map(estimate, keys, batch_size=1000))(
-    keys
-  )
-  return np.concatenate(
-    [np.reshape(x, (count, -1)) for x in jax.tree.leaves(trees)], axis=1
-  ).astype(np.float64)
+  many = jax.jit(jax.vmap(estimate))  # In chunks: a loop costs compilation.
+  size = min(count, 10_000)
+  chunks = [jax.tree.leaves(many(k)) for k in keys.reshape(-1, size)]
+  rows = [
+    np.concatenate([np.reshape(x, (size, -1)) for x in leaves], axis=1)
+    for leaves in chunks
+  ]
+  return np.concatenate(rows).astype(np.float64)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -75,8 +82,7 @@ def test_exact_diagonal_is_the_dense_one(likelihood, rows):
   x = np.resize(X, (rows, I))
   batch = dict(x=jnp.asarray(x, jnp.float32), y=np.resize(Y, rows))
   loss_fn = functools.partial(_loss_fn, likelihood=likelihood)
-  exact = functools.partial(optim.exact_ggn_diagonal, _model_fn, loss_fn)
-  found = jax.jit(exact)(_params(), batch)
+  found = _EXACT(_model_fn, loss_fn, _params(), batch)
   assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, PARAMS)
   wanted = np.diag(oracle.ggn(x, **_named(), likelihood=likelihood))
   np.testing.assert_allclose(_flat(found), wanted, rtol=2e-5, atol=1e-6)
@@ -90,7 +96,7 @@ def test_exact_diagonal_of_a_loss_that_couples_examples():
   def loss_fn(outputs, batch):
     return jnp.square(jnp.sum(outputs)) / 2  # H is all ones.
 
-  found = optim.exact_ggn_diagonal(_model_fn, loss_fn, _params(), _batch())
+  found = _EXACT(_model_fn, loss_fn, _params(), _batch())
   wanted = oracle.jacobian(X, **_named()).sum(axis=(0, 1)) ** 2
   np.testing.assert_allclose(_flat(found), wanted, rtol=1e-4)
 
@@ -172,10 +178,7 @@ def test_sampled_fisher_varies_less_than_bartlett():
 def test_labels_of_the_data_do_not_enter():
   batch, key = _batch(), jax.random.key(0)
   other = dict(batch, y=(batch["y"] + 1) % V)
-  for estimate in (
-    optim.gauss_newton_bartlett_diagonal,
-    optim.sampled_fisher_diagonal,
-  ):
+  for estimate in (_BARTLETT, _FISHER):
     a = estimate(_model_fn, _params(), batch, key)
     b = estimate(_model_fn, _params(), other, key)
     np.testing.assert_array_equal(_flat(a), _flat(b))
@@ -217,9 +220,9 @@ def test_bfloat16_params_are_estimated_in_float32():
   params, key = _params(jnp.bfloat16), jax.random.key(0)
   loss_fn, batch = _loss_fn, _batch()
   for found in (
-    optim.exact_ggn_diagonal(_model_fn, loss_fn, params, batch),
-    optim.gauss_newton_bartlett_diagonal(_model_fn, params, batch, key),
-    optim.sampled_fisher_diagonal(_model_fn, params, batch, key),
+    _EXACT(_model_fn, loss_fn, params, batch),
+    _BARTLETT(_model_fn, params, batch, key),
+    _FISHER(_model_fn, params, batch, key),
     optim.hutchinson_diagonal(lambda v: v, params, key),
   ):
     assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float32")}
@@ -229,10 +232,8 @@ def test_outputs_wider_than_params():
   with jax.enable_x64(True):
     params = _params()
     wide = dict(x=jnp.asarray(X), y=jnp.asarray(Y))
-    exact = optim.exact_ggn_diagonal(_model_fn, _loss_fn, params, wide)
-    drawn = optim.gauss_newton_bartlett_diagonal(
-      _model_fn, params, wide, jax.random.key(0)
-    )
+    exact = _EXACT(_model_fn, _loss_fn, params, wide)
+    drawn = _BARTLETT(_model_fn, params, wide, jax.random.key(0))
   for found in (exact, drawn):
     assert {x.dtype for x in found.values()} == {jnp.dtype("float32")}
   wanted = np.diag(oracle.ggn(X, **_named()))
