@@ -159,7 +159,9 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
-  spec = partition_spec(axes, x.shape, mesh.shape)
+  # Within `jax.shard_map` an axis is no longer the compiler's to lay out.
+  sizes = {a: 1 if a in mesh.manual_axes else n for a, n in mesh.shape.items()}
+  spec = partition_spec(axes, x.shape, sizes)
   return jax.lax.with_sharding_constraint(x, spec)
 
 

@@ -186,8 +186,10 @@ def _make_step(parts: Parts, details: bool) -> Callable[..., Any]:
   if config.optim.name == gauss_newton.MICRO:
     return outer_step.make_micro_step(config, parts.model, parts.tx)
 
+  places = jax.tree.map(lambda lie: lie.spec, parts.shardings.params)
+
   def constrain(tree):
-    return jax.lax.with_sharding_constraint(tree, parts.shardings.params)
+    return jax.lax.with_sharding_constraint(tree, places)
 
   return step.make_train_step(
     lambda params, tokens: loss_sums(parts.model, params, tokens),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from .state import TrainState
 
@@ -77,26 +78,7 @@ def make_train_step(
     value = sums.loss + config.z_loss * sums.z_loss
     return value / total_weight, sums
 
-  value_and_grad = jax.grad(objective, has_aux=True)
-
-  def accumulate(params, buffer, n):
-    weights = jnp.sum(buffer[:, :, 1:] != config.pad_id, axis=(1, 2))
-    counted = jnp.arange(buffer.shape[0]) < n
-    total = jnp.maximum(jnp.sum(weights * counted), 1).astype(jnp.float32)
-    if buffer.shape[0] == 1:
-      grads, sums = value_and_grad(params, buffer[0], total)
-      return constrain_like_params(grads), sums, total
-
-    def body(i, carry):
-      grads, sums = value_and_grad(params, buffer[i], total)
-      added = jax.tree.map(jnp.add, carry, (grads, sums))
-      return constrain_like_params(added[0]), added[1]
-
-    like = jax.eval_shape(value_and_grad, params, buffer[0], total)
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-    zeros = constrain_like_params(zeros[0]), zeros[1]
-    grads, sums = jax.lax.fori_loop(0, n, body, zeros)
-    return grads, sums, total
+  accumulate = _accumulator(objective, config.pad_id, constrain_like_params)
 
   def gradients(state, buffer, n):
     if seen_weights is None:
@@ -152,6 +134,62 @@ def make_train_step(
     return new, metrics | state_metrics(new.opt_state) | details
 
   return train_step
+
+
+def _accumulator(
+  objective: Callable[..., Any],
+  pad_id: int,
+  constrain_like_params: Callable[[Any], Any],
+) -> Callable[..., Any]:
+  """Makes (params, buffer, n) -> (gradients, sums, total weight)."""
+  value_and_grad = jax.grad(objective, has_aux=True)
+
+  def add_up(params, buffer, n, total):
+    def body(i, carry):
+      grads, sums = value_and_grad(params, buffer[i], total)
+      added = jax.tree.map(jnp.add, carry, (grads, sums))
+      return constrain_like_params(added[0]), added[1]
+
+    like = jax.eval_shape(value_and_grad, params, buffer[0], total)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    zeros = constrain_like_params(zeros[0]), zeros[1]
+    return jax.lax.fori_loop(0, n, body, zeros)
+
+  def accumulate(params, buffer, n):
+    weights = jnp.sum(buffer[:, :, 1:] != pad_id, axis=(1, 2))
+    counted = jnp.arange(buffer.shape[0]) < n
+    total = jnp.maximum(jnp.sum(weights * counted), 1).astype(jnp.float32)
+    if buffer.shape[0] == 1:
+      grads, sums = value_and_grad(params, buffer[0], total)
+      return constrain_like_params(grads), sums, total
+    return *_reduced_once(add_up)(params, buffer, n, total), total
+
+  return accumulate
+
+
+def _reduced_once(add_up: Callable[..., Any]) -> Callable[..., Any]:
+  """Makes replicas add up by themselves, and reduces their sums at the end.
+
+  Left to the compiler, gradients are reduced over `data` in every pass.
+
+  Args:
+    add_up: (params, buffer [n, B, L + 1], n, total) -> tree of sums over rows.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape["data"] == 1:
+    return add_up
+
+  def alone(*args):
+    return jax.lax.psum(add_up(*args), "data")
+
+  rows, same = PartitionSpec(None, "data"), PartitionSpec()
+  return jax.shard_map(
+    alone,
+    in_specs=(same, rows, same, same),
+    out_specs=same,
+    axis_names={"data"},
+    check_vma=False,
+  )
 
 
 def leaf_statistics(**trees: Any) -> Metrics:

@@ -65,11 +65,20 @@ def test_scanned_layers_on_a_mesh(tiny, one_device):
   np.testing.assert_allclose(losses, one_device[1], rtol=1e-5)
 
 
-def test_microbatches_on_a_mesh(tiny, one_device):
-  parts = _parts(tiny, 2, {"data": 2}, train__microbatch_size=2)
-  assert parts.buffer_shape[0] == 4
-  single = _parts(tiny, 1, train__microbatch_size=2)
-  np.testing.assert_allclose(_train(parts)[1], _train(single)[1], rtol=1e-5)
+def test_microbatches_are_reduced_over_replicas_once(tiny):
+  """Their loop talks as it does on a mesh of one replica."""
+  options = {"data__batch_size": 16, "train__microbatch_size": 4}
+  single = _train(_parts(tiny, 1, **options))[1]
+  replica = _train(_parts(tiny, 4, {"fsdp": 2, "tensor": 2}, **options))[3]
+  for devices, mesh, alone in (
+    (2, {"data": 2}, {}),
+    (8, _MESHES["mixed"], _collectives_of(_loop_bodies(replica))),
+  ):
+    parts = _parts(tiny, devices, mesh, **options)
+    assert parts.buffer_shape[0] == 4
+    _, losses, _, compiled = _train(parts)
+    np.testing.assert_allclose(losses, single, rtol=1e-5)
+    assert _collectives_of(_loop_bodies(compiled)) == alone
 
 
 def test_shapes_alone_can_place_the_state(tiny, one_device):
@@ -91,10 +100,19 @@ def test_parameters_and_moments_lie_as_their_axes_say(tiny):
   assert adam.count.spec == spec()
 
 
-def _collectives(compiled):
+def _loop_bodies(compiled):
+  """The computations of a program that are bodies of loops."""
+  text = compiled.as_text()
+  parts = re.split(r"\n(?=(?:%|ENTRY )[\w.\-]+ \()", text)
+  bodies = set(re.findall(r"body=%?([\w.\-]+)", text))
+  name = re.compile(r"(?:ENTRY )?%?([\w.\-]+)")
+  return "\n".join(p for p in parts if name.match(p).group(1) in bodies)
+
+
+def _collectives_of(text):
   """Instructions by kind; start and done of an asynchronous pair are one."""
   kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
-  found = re.findall(rf" = .*? ({kinds})(?:-start)?\(", compiled.as_text())
+  found = re.findall(rf" = .*? ({kinds})(?:-start)?\(", text)
   return dict(collections.Counter(found))
 
 
@@ -112,7 +130,7 @@ _PINNED = {
 def test_the_collectives_of_a_step_are_the_pinned_ones(tiny, name):
   parts = _parts(tiny, 8, _MESHES[name])
   with jax.set_mesh(parts.mesh):
-    assert _collectives(setup.compile_step(parts)) == _PINNED[name]
+    assert _collectives_of(setup.compile_step(parts).as_text()) == _PINNED[name]
 
 
 # Staggered, the order of the refreshes depends on the number of devices.

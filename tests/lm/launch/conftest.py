@@ -1,0 +1,143 @@
+"""A cloud in a folder: programs on PATH that record and do little."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lm.launch import tpu
+
+_FAKE_GCLOUD = pathlib.Path(__file__).with_name("fake_gcloud.py")
+
+# A worker's own python3: uv's `venv` makes the interpreter below.
+_SYSTEM_PYTHON = """\
+#!/bin/bash
+echo "python3 $*" >> "$HOME/installs"
+if [ "$2" = uv ] && [ "$3" = venv ]; then
+  mkdir -p "${@: -1}/bin"
+  cp "$FAKE/interpreter" "${@: -1}/bin/python"
+fi
+"""
+
+# Stands for the program: ends with the code in $FAKE/ends, or trains until it
+# is told to save, for ten seconds at most.
+_INTERPRETER = """\
+#!/bin/bash
+echo start >> "$HOME/starts"
+pwd > "$HOME/arguments"
+printf '%s\\n' "$JAX_PLATFORMS" "$@" >> "$HOME/arguments"
+echo "training $2"
+trap 'echo saved; exit 75' TERM
+if [ -e "$FAKE/ends" ]; then exit "$(cat "$FAKE/ends")"; fi
+for _ in $(seq 200); do sleep 0.05; done
+exit 9
+"""
+
+_GCSFUSE = """\
+#!/bin/bash
+echo "$*" >> "$HOME/mounts"
+touch "${@: -1}/.mounted"
+"""
+
+_MOUNTPOINT = """\
+#!/bin/bash
+[ -e "$2/.mounted" ]
+"""
+
+
+class Cloud:
+  """What the fake gcloud keeps, and what it was asked."""
+
+  def __init__(self, folder: pathlib.Path):
+    """A cloud with two workers and no queued resource."""
+    self.folder = folder
+    self.workers = [folder / f"worker-{i}" for i in range(2)]
+    for worker in self.workers:
+      worker.mkdir()
+
+  def write(self, name: str, text: str) -> None:
+    """Sets `state`, `next_state`, `unreachable`, `broken` or `ends`."""
+    (self.folder / name).write_text(text)
+
+  @property
+  def calls(self) -> list[list[str]]:
+    """Arguments of each call of gcloud so far, storage apart."""
+    path = self.folder / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    calls = [json.loads(line) for line in lines]
+    return [call for call in calls if call[0] == "compute"]
+
+  def verbs(self) -> list[str]:
+    """Their verbs: describe, create, delete, ssh, scp."""
+    return [call[3] for call in self.calls]
+
+  def starts(self, worker: int) -> int:
+    """How often the program was started on a worker."""
+    path = self.workers[worker] / "starts"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+  def wait_for(self, worker: int, name: str, text: str = "") -> str:
+    """Contents of a file of a worker's home, once they hold `text`."""
+    path, end = self.workers[worker] / name, time.monotonic() + 8
+    while time.monotonic() < end:
+      if path.exists() and text in (found := path.read_text()):
+        return found
+      time.sleep(0.02)
+    raise TimeoutError(f"{path} never held {text!r}")
+
+  def kill(self, worker: int) -> None:
+    """Ends a worker's run as when its machine is taken: all at once."""
+    pid = int(self.wait_for(worker, "goldenpath-job/pid"))
+    os.killpg(os.getpgid(pid), signal.SIGKILL)
+
+  def stop_all(self) -> None:
+    """Kills what is still running."""
+    for worker in self.workers:
+      path = worker / "goldenpath-job" / "pid"
+      if path.exists():
+        try:
+          os.killpg(os.getpgid(int(path.read_text())), signal.SIGKILL)
+        except ProcessLookupError:
+          pass
+
+
+def write_program(path: pathlib.Path, text: str) -> None:
+  """An executable script."""
+  path.write_text(text)
+  path.chmod(0o755)
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+  """The fake cloud, with the project as a git clone of one file."""
+  fake, programs, clone = (tmp_path / n for n in ("fake", "bin", "clone"))
+  for folder in (fake, programs, clone):
+    folder.mkdir()
+  write_program(
+    programs / "gcloud", f'#!/bin/sh\nexec {sys.executable} {_FAKE_GCLOUD} "$@"'
+  )
+  write_program(programs / "python3", _SYSTEM_PYTHON)
+  write_program(programs / "gcsfuse", _GCSFUSE)
+  write_program(programs / "mountpoint", _MOUNTPOINT)
+  write_program(fake / "interpreter", _INTERPRETER)
+  monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+  monkeypatch.setenv("FAKE", str(fake))
+  for name, value in {
+    "PROJECT": "proj", "ZONE": "us-central2-b", "NAME": "pod", "TYPE": "v4-32",
+  }.items():  # fmt: skip
+    monkeypatch.setenv(f"TPU_{name}", value)
+  monkeypatch.delenv("TPU_RUNTIME", raising=False)
+  (clone / "setup.py").write_text("committed\n")
+  git = ["git", "-C", str(clone), "-c", "user.name=a", "-c", "user.email=a@b"]
+  subprocess.check_call([*git, "init", "--quiet"])
+  subprocess.check_call([*git, "add", "."])
+  subprocess.check_call([*git, "commit", "--quiet", "-m", "one"])
+  monkeypatch.setattr(tpu, "_ROOT", clone)
+  made = Cloud(fake)
+  yield made
+  made.stop_all()
