@@ -1,18 +1,16 @@
 """A cloud in a folder: programs on PATH that record and do little."""
 
-import json
 import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
 from lm.launch import tpu
 
-_FAKE_GCLOUD = pathlib.Path(__file__).with_name("fake_gcloud.py")
+_FAKE_GCLOUD = pathlib.Path(__file__).with_name("fake_gcloud.sh")
 
 # A worker's own python3: uv's `venv` makes the interpreter below.
 _SYSTEM_PYTHON = """\
@@ -26,7 +24,7 @@ fi
 
 # Stands for the program: ends with the code in $FAKE/ends, or trains until it
 # is told to save, for ten seconds at most.
-_INTERPRETER = """\
+INTERPRETER = """\
 #!/bin/bash
 echo start >> "$HOME/starts"
 pwd > "$HOME/arguments"
@@ -68,8 +66,8 @@ class Cloud:
   def calls(self) -> list[list[str]]:
     """Arguments of each call of gcloud so far, storage apart."""
     path = self.folder / "calls"
-    lines = path.read_text().splitlines() if path.exists() else []
-    calls = [json.loads(line) for line in lines]
+    text = path.read_text() if path.exists() else ""
+    calls = [call.split("\0")[:-1] for call in text.split("\x1e\0")[:-1]]
     return [call for call in calls if call[0] == "compute"]
 
   def verbs(self) -> list[str]:
@@ -80,6 +78,17 @@ class Cloud:
     """How often the program was started on a worker."""
     path = self.workers[worker] / "starts"
     return len(path.read_text().splitlines()) if path.exists() else 0
+
+  def make_ready(self) -> None:
+    """What `create` and `setup` would leave."""
+    self.write("state", "ACTIVE")
+    for worker in self.workers:
+      (worker / "goldenpath").mkdir()
+      (worker / "goldenpath-job").mkdir()
+      (worker / "goldenpath-job" / "ready").touch()
+      (worker / "goldenpath-env" / "bin").mkdir(parents=True)
+      interpreter = worker / "goldenpath-env" / "bin" / "python"
+      write_program(interpreter, INTERPRETER)
 
   def wait_for(self, worker: int, name: str, text: str = "") -> str:
     """Contents of a file of a worker's home, once they hold `text`."""
@@ -118,13 +127,11 @@ def cloud(tmp_path, monkeypatch):
   fake, programs, clone = (tmp_path / n for n in ("fake", "bin", "clone"))
   for folder in (fake, programs, clone):
     folder.mkdir()
-  write_program(
-    programs / "gcloud", f'#!/bin/sh\nexec {sys.executable} {_FAKE_GCLOUD} "$@"'
-  )
+  write_program(programs / "gcloud", _FAKE_GCLOUD.read_text())
   write_program(programs / "python3", _SYSTEM_PYTHON)
   write_program(programs / "gcsfuse", _GCSFUSE)
   write_program(programs / "mountpoint", _MOUNTPOINT)
-  write_program(fake / "interpreter", _INTERPRETER)
+  write_program(fake / "interpreter", INTERPRETER)
   monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
   monkeypatch.setenv("FAKE", str(fake))
   for name, value in {

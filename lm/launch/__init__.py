@@ -1,0 +1,1 @@
+"""Programs that start `lm` on other machines: TPU pods, SLURM, SkyPilot."""
