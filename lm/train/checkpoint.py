@@ -156,6 +156,9 @@ class Checkpointer:
   def restore(self, step: int, abstract_state: Any) -> Any:
     """State of a checkpoint, laid out as `abstract_state` says.
 
+    Stacks of matrices are padded to a multiple of the devices (`optim`): on
+    another mesh what is missing is zeros, and what is too much is left out.
+
     Args:
       step: Which one.
       abstract_state: `jax.ShapeDtypeStruct`s with shardings, on any mesh.
@@ -163,8 +166,21 @@ class Checkpointer:
     Raises:
       CheckpointError: If it cannot be read.
     """
-    args = ocp.args.StandardRestore(abstract_state)
-    return self._restore(step, state=args)["state"]
+    args = ocp.args.StandardRestore(abstract_state, strict=False)
+    state = self._restore(step, state=args)["state"]
+    self._check_shapes(step, abstract_state)
+    return state
+
+  def _check_shapes(self, step: int, abstract_state: Any) -> None:
+    """Raises unless saved shapes differ in the length of stacks at most."""
+    saved = _shapes(self._manager.item_metadata(step)["state"])
+    for name, shape in _shapes(abstract_state).items():
+      if saved.get(name, shape)[1:] != shape[1:]:
+        raise ValueError(
+          f"Checkpoint {self._folder / str(step)} holds {name} of shape "
+          f"{saved[name]}, and this program has {shape}: it was written by "
+          "another version."
+        )
 
   def set_aside(self, step: int, error: Exception) -> None:
     """Moves a damaged checkpoint out of the way, with a message.
@@ -250,6 +266,14 @@ def restore_fields(
     raise CheckpointError(
       f"Could not read the parameters in {folder}: {_first_line(error)}"
     ) from error
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Shapes by path, whether fields are attributes, indices or keys."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def _first_line(error: Exception) -> str:

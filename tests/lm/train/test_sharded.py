@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm import config as configs
-from lm.train import setup, sharding, state
+from lm.train import checkpoint, setup, sharding, state
 from ml_collections_configs import olmo150m
 
 _MESHES = {
@@ -28,6 +28,11 @@ def _parts(tiny, devices, mesh=None, **changes):
   return setup.build(config, jax.devices()[:devices])
 
 
+def _rows_of(parts, step):
+  rows = np.random.default_rng(step).integers(2, 256, parts.buffer_shape)
+  return setup.put_buffer(parts, rows.astype(np.int32))
+
+
 def _train(parts, steps=3):
   losses = []
   with jax.set_mesh(parts.mesh):
@@ -35,9 +40,8 @@ def _train(parts, steps=3):
     first = state.digest(now.params)
     train_step = setup.compile_step(parts)
     for i in range(steps):
-      rows = np.random.default_rng(i).integers(2, 256, parts.buffer_shape)
-      buffer = setup.put_buffer(parts, rows.astype(np.int32))
-      now, metrics = train_step(now, buffer, np.int32(parts.buffer_shape[0]))
+      count = np.int32(parts.buffer_shape[0])
+      now, metrics = train_step(now, _rows_of(parts, i), count)
       losses.append(float(metrics["train/loss"]))
   return first, losses, now, train_step
 
@@ -145,11 +149,11 @@ _KWARGS = {
 _RTOL = {"soap": 2e-4, "shampoo": 2e-4, "muon": 1e-5}
 
 
-def _matrix_parts(tiny, method, devices, mesh=None, layers="scan"):
+def _matrix_parts(tiny, method, devices, mesh=None, layers="scan", depth=2):
   return _parts(
     tiny, devices, mesh,
     optim__name=method, optim__kwargs=_KWARGS[method],
-    optim__learning_rate=1e-3, model__layers=layers,
+    optim__learning_rate=1e-3, model__layers=layers, model__N=depth,
   )  # fmt: skip
 
 
@@ -170,6 +174,35 @@ def test_matrix_methods_on_a_mesh_are_those_of_one_device(tiny, method, layers):
   alone = _train(_matrix_parts(tiny, method, 1, layers=layers), steps=4)
   assert first == alone[0]
   np.testing.assert_allclose(losses, alone[1], rtol=_RTOL[method])
+
+
+@pytest.mark.parametrize("method", ["soap", "muon"])
+def test_a_run_goes_on_with_another_number_of_devices(tiny, tmp_path, method):
+  """Where stacks of matrices have other lengths; and back again."""
+  one = _matrix_parts(tiny, method, 1, depth=3)
+  eight = _matrix_parts(tiny, method, 8, _MESHES["data"], depth=3)
+  sizes = [
+    sum(leaf.size for leaf in jax.tree.leaves(parts.abstract_state.opt_state))
+    for parts in (one, eight)
+  ]
+  assert sizes[0] < sizes[1]
+  losses, now = [], None
+  with checkpoint.Checkpointer(tmp_path, keep=9, async_save=False) as saved:
+    for step, parts in enumerate((one, eight, one)):
+      with jax.set_mesh(parts.mesh):
+        if step:
+          wanted = checkpoint.abstract(parts.abstract_state, parts.shardings)
+          now = saved.restore(2 * step, wanted)
+        else:
+          now = setup.init_state(parts)
+        update = setup.compile_step(parts)
+        for i in (2 * step, 2 * step + 1):
+          now, metrics = update(now, _rows_of(parts, i), np.int32(1))
+          losses.append(float(metrics["train/loss"]))
+        saved.save(2 * step + 2, now, {}, None)
+  assert int(metrics.get("optim/refresh_failures", 0)) == 0
+  alone = _train(one, steps=6)[1]
+  np.testing.assert_allclose(losses, alone, rtol=_RTOL[method])
 
 
 @pytest.mark.parametrize("method", _KWARGS)
