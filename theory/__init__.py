@@ -20,6 +20,7 @@ from .adaptive import (
 from .average_closed import (
   average_stages,
   ema_at,
+  ema_stages,
   ema_stationary,
   tail_average_at,
 )
@@ -141,6 +142,7 @@ __all__ = [
   "discretise",
   "effective_dim",
   "ema_at",
+  "ema_stages",
   "ema_stationary",
   "eta_grid",
   "eta_max",

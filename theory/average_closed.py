@@ -164,26 +164,73 @@ def ema_at(problem: Problem, eta, batch, beta, t) -> Risk:
   modes = modes_of(problem, eta, batch)
   m0_D = jnp.asarray(problem.m0)
   start_PD = jnp.stack([m0_D, 0 * m0_D])
-  y_PD, noise_PD = amplitudes(problem, eta, batch, modes, start_PD)
+  carry = (start_PD,) * 3
+  v_PD = _decayed(problem, eta, batch, modes, carry, beta, t)[2]
+  return as_risk(v_PD @ problem.lam / 2, is_stable(problem, eta, batch))
+
+
+@on_host()
+def ema_stages(problem: Problem, stages: Stages, beta) -> Risk:
+  """Risk after stages of the EMA a' = beta a + (1 - beta) w', a_0 = w_0. Exact.
+
+  Carries z, x = E[(w - w*)(a - w*)] and v = E[(a - w*)^2]; a stage of n steps
+  at p = beta q, theta = 1 - beta and moments c_j of its iterates gives
+
+      x_n = p^n x + theta sum_{j=1..n} p^(n-j) c_j
+      v_n = beta^2n v + sum_{j=1..n} beta^2(n-j) (2 theta p x_{j-1}
+                                                  + theta^2 c_j)
+
+  O(K D^2 log n), for any number of steps; `avg_scan` with `theta_ema` is the
+  same step by step.
+
+  Args:
+    problem: The problem.
+    stages: K stages of whole lengths below 2^40; otherwise nan.
+    beta: Decay in [0, 1), one for all stages.
+
+  Returns:
+    Scalars.
+  """
+  m0_D = jnp.asarray(problem.m0)
+
+  def stage(carry, hyper):
+    eta, batch, steps = hyper
+    modes = modes_of(problem, eta, batch)
+    return _decayed(problem, eta, batch, modes, carry, beta, steps), None
+
+  start_PD = jnp.stack([m0_D, 0 * m0_D])
+  (_, _, v_PD), _ = jax.lax.scan(stage, (start_PD,) * 3, tuple(stages))
+  stable = all_stable(problem, stages.eta, stages.batch)
+  return as_risk(v_PD @ problem.lam / 2, stable)
+
+
+def _decayed(problem, eta, batch, modes, carry, beta, n):
+  """Moves z, x, v of an EMA over n steps; see `ema_stages`."""
+  z_PD, x_PD, v_PD = carry
   rate_D = modes.rates(eta)
+  y_PD, noise_PD = amplitudes(problem, eta, batch, modes, z_PD)
   theta = 1 - beta
   square_rate = theta * (1 + beta)  # Of beta^2.
   # Sequences c_{j+1}: y mu^(j+1) and y' (E_j + mu^j).
   first_PD = y_PD * (1 - rate_D) + noise_PD
+  moved_PD = y_PD * power(rate_D, n) + noise_PD * partial_sum(rate_D, n)
 
   def factors(i):
     p_rate = 1 - beta * (1 - eta * modes.poles.lam[i])
-    z = differences(t, (p_rate, square_rate, rate_D, 0.0))
+    z = differences(n, (p_rate, square_rate, rate_D, 0.0))
     square_PD = theta**2 * (first_PD * z[1, 2] + noise_PD * z[1, 3])
     pull = 2 * theta**2 * (1 - p_rate)
-    return square_PD + pull * (first_PD * z[0, 2] + noise_PD * z[0, 3])
+    square_PD += pull * (first_PD * z[0, 2] + noise_PD * z[0, 3])
+    late = differences(n, (p_rate, rate_D, 0.0))
+    cross_PD = theta * (first_PD * late[0, 1] + noise_PD * late[0, 2])
+    return jnp.stack([moved_PD, cross_PD, square_PD])
 
-  v_PD = spread(problem, eta, batch, modes, factors).T
+  new_CPD = jnp.moveaxis(spread(problem, eta, batch, modes, factors), 0, -1)
   p_rate_D = 1 - beta * (1 - eta * jnp.asarray(problem.lam))
-  from_start_D = differences(t, (p_rate_D, square_rate))[0, 1]
-  v_PD += start_PD * power(square_rate, t)
-  v_PD += 2 * theta * (1 - p_rate_D) * start_PD * from_start_D
-  return as_risk(v_PD @ problem.lam / 2, is_stable(problem, eta, batch))
+  between_D = differences(n, (p_rate_D, square_rate))[0, 1]
+  new_v_PD = power(square_rate, n) * v_PD + new_CPD[2]
+  new_v_PD += 2 * theta * (1 - p_rate_D) * x_PD * between_D
+  return new_CPD[0], power(p_rate_D, n) * x_PD + new_CPD[1], new_v_PD
 
 
 def _summed(problem, eta, batch, modes, carry, n):

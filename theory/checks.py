@@ -1,8 +1,8 @@
 """Checks of concrete arguments, keyed by the argument's name.
 
 One vocabulary runs through the package, so one table checks it: `problem`,
-`eta`, `batch`, `t`, `schedule`, `stages`. Inside a transformation nothing can
-be raised; there bad values come out as non-finite numbers.
+`eta`, `batch`, `beta`, `t`, `schedule`, `stages`. Inside a transformation
+nothing can be raised; there bad values come out as non-finite numbers.
 """
 
 import numpy as np
@@ -59,6 +59,17 @@ def check_batch(batch) -> None:
     raise ValueError(
       f"batch={_worst(batch, batch >= 1)} is below 1. Batch sizes are counts "
       "of samples >= 1 (real values are fine, np.inf is full batch)."
+    )
+
+
+def check_beta(beta) -> None:
+  """Averages forget with a factor in [0, 1)."""
+  beta = np.asarray(beta)
+  good = (beta >= 0) & (beta < 1)
+  if not np.all(good):
+    raise ValueError(
+      f"beta={_worst(beta, good)} must be in [0, 1): it is the share of the "
+      "old average kept at an update, e.g. 0.99."
     )
 
 
@@ -129,6 +140,7 @@ CHECKS = {
   "problem": check_problem,
   "eta": check_eta,
   "batch": check_batch,
+  "beta": check_beta,
   "t": check_times,
   "ts": check_times,
   "codes": check_codes,

@@ -119,6 +119,61 @@ def test_ema_closed_form_at_any_time():
   assert found.variance == pytest.approx(scan.variance[33], rel=1e-12)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.8, 0.99])
+def test_ema_over_stages(beta):
+  stages = theory.Stages(
+    np.array([0.4, 0.2, 0.3]), np.array([4.0, 1.0, 2.0]), np.array([5, 9, 10.0])
+  )
+  schedule = theory.unroll(stages)
+  found = theory.ema_stages(PROBLEM, stages, beta)
+  expected = _pairs(_weights(theory.theta_ema(T, beta)), schedule)
+  assert found.total == pytest.approx(expected, rel=1e-12)
+  _, scan = theory.avg_scan(PROBLEM, schedule, theory.theta_ema(T, beta))
+  assert found.bias == pytest.approx(scan.bias[-1], rel=1e-12)
+  assert found.variance == pytest.approx(scan.variance[-1], rel=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.2, 1.9])  # 1.9: q < 0.
+def test_ema_over_stages_of_many_nodes_and_long(eta):
+  problem = theory.power_law(1e4, 1.6, 2.0, 0.3)
+  stages = theory.Stages(
+    np.array([eta, eta / 10]), np.array([64.0, 8.0]), np.array([2000.0, 500])
+  )
+  schedule = theory.unroll(stages)
+  _, scan = theory.avg_scan(problem, schedule, theory.theta_ema(2500, 0.98))
+  found = theory.ema_stages(problem, stages, 0.98)
+  assert found.bias == pytest.approx(scan.bias[-1], rel=1e-10)
+  assert found.variance == pytest.approx(scan.variance[-1], rel=1e-10)
+
+
+def _two_stages(eta, batch, steps):
+  return theory.Stages(*(np.array(x, float) for x in (eta, batch, steps)))
+
+
+def test_ema_over_stages_at_its_ends():
+  cut = _two_stages([0.2, 0.2], [2, 2], [20, 13])
+  found = theory.ema_stages(PROBLEM, cut, 0.9)
+  wanted = theory.ema_at(PROBLEM, 0.2, 2, 0.9, 33)
+  assert found.total == pytest.approx(wanted.total, rel=1e-13)
+  # 10^9 steps: at rest.
+  rest = _two_stages([0.4, 0.2], [4, 2], [9, 1e9])
+  found = theory.ema_stages(PROBLEM, rest, 0.9)
+  limit = theory.ema_stationary(PROBLEM, 0.2, 2, 0.9)
+  assert found.total == pytest.approx(limit, rel=1e-12)
+  half = _two_stages([0.3, 0.3], [2, 2], [2.5, 2])
+  assert np.isnan(theory.ema_stages(PROBLEM, half, 0.9).total)
+  unstable = _two_stages([0.3, 5.0], [2, 2], [2, 9])
+  assert not theory.ema_stages(PROBLEM, unstable, 0.9).stable
+
+
+@pytest.mark.parametrize("beta", [1.0, -0.1, np.nan])
+def test_decays_outside_the_unit_interval_raise(beta):
+  with pytest.raises(ValueError, match="beta="):
+    theory.ema_stages(PROBLEM, _two_stages([0.3], [2], [2]), beta)
+  with pytest.raises(ValueError, match="beta="):
+    theory.ema_at(PROBLEM, 0.3, 2, beta, 4)
+
+
 def test_huge_tail_average_falls_at_the_predicted_rate():
   problem = theory.power_law(1e9, 1.5, 2.5, 0.3)
   eta = 0.2 * theory.eta_max(problem, 1)
