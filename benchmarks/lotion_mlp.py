@@ -105,7 +105,11 @@ def methods(steps):
     table[f"LOTION, drawn labels, {strength}"] = (
       lotion(strength), dict(fisher=True)
     )  # fmt: skip
-  table["PTQ, SOAP"] = optim.soap(rate, **soap_options), {}
+  soap = optim.soap(rate, **soap_options)
+  for name in ("PTQ", "QAT-s", "RAT-s"):
+    table[f"{name}, SOAP"] = soap, rounded[name]
+  squares = optim.add_rounding_penalty(quantizers, 100)
+  table["LOTION, squares, 100, SOAP"] = optax.chain(squares, soap), {}
   for strength in (30, 100):
     table[f"LOTION, SOAP's factors, {strength}"] = lotion_soap(strength), {}
   return table
