@@ -19,7 +19,7 @@ Run = dict[str, Any]
 
 _CONFIG = "ml_collections_configs/study1m.py"
 _SEEDS = (0, 1, 2)
-_RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2)
+_RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
 
 # Name of the batch -> its overrides. 16,384 and 2,048 tokens an update.
 _BATCHES: dict[str, dict[str, Any]] = {
