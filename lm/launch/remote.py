@@ -110,7 +110,8 @@ echo "$(hostname): started"
 """
 
 # A trap in the shell leaves the program's own handling of SIGTERM alone. The
-# signal interrupts `wait`, so it is called until the program has really ended.
+# signal ends `wait`, so it is called until the program has really ended, and
+# once more for its exit code.
 _WRAPPER = """\
 trap : TERM
 export JAX_PLATFORMS=tpu,cpu  # Without a TPU it is an error, not a slow run.
@@ -118,11 +119,11 @@ export JAX_PLATFORMS=tpu,cpu  # Without a TPU it is an error, not a slow run.
 pid=$!
 echo $pid > "$HOME/goldenpath-job/pid"
 wait $pid
-code=$?
 while kill -0 $pid 2> /dev/null; do
   wait $pid
-  code=$?
 done
+wait $pid
+code=$?
 echo $code > "$HOME/goldenpath-job/exit_code"
 rm "$HOME/goldenpath-job/pid"
 echo "exit code $code"\
