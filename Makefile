@@ -34,11 +34,13 @@ slow: $(VENV)/.dev ## Run the long tests (tens of minutes).
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.dev ## Print the tables of every benchmark.
-	for name in train_step train_loop optimizer_step theory theory_claims; do \
+	for name in train_step train_loop optimizer_step gauss_newton_step \
+	    lotion_step theory theory_claims; do \
 	  $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 notebooks: $(VENV)/.dev ## Execute the notebooks at their small size.
-	$(BIN)/python -m pytest --nbmake notebooks -p no:cacheprovider
+	NOTEBOOK_SIZE=small $(BIN)/python -m pytest -n 2 --nbmake \
+	  --ignore-glob='*.py' notebooks
 
 wheel: $(VENV)/.dev ## Build the wheel into dist/.
 	$(BIN)/python -m build --wheel
