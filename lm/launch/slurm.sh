@@ -11,7 +11,7 @@
 #
 #   sbatch --gpus-per-node=1 lm/launch/slurm.sh \
 #       --config=ml_collections_configs/olmo150m.py --workdir=/shared/runs/a
-#   sbatch --gpus-per-node=1 --array=0-9 lm/launch/slurm.sh \
+#   sbatch --gpus-per-node=1 --array=0-8 lm/launch/slurm.sh \
 #       --sweep=cbs_151m --root=/shared/runs/cbs
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 lm/launch/slurm.sh ...
 #

@@ -1,0 +1,1 @@
+"""Small programs beside training: what a run would cost."""

@@ -1,0 +1,199 @@
+r"""What a run would take: time, chip-hours and cost, from its configuration.
+
+    python -m lm.tools.estimate --config=ml_collections_configs/olmo150m.py \
+        --chip=v4,v5e --chips=16 --mfu=0.3,0.4 --price=2.5,1.5
+
+    hours = tokens * FLOPs per token / (chips * peak FLOP/s * MFU) / 3600
+
+FLOPs and peaks are those of `lm/train/flops.py`; the utilisation (MFU) is an
+assumption. Compilation, evaluation, checkpoints and waiting for data come on
+top, as does the optimiser's own work: for AdamW it is nothing, for matrix
+methods and Gauss-Newton it is not. Each combination of the lists is a row;
+--price has one price of a chip-hour for each --chip, in any currency.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from absl import flags
+
+from .. import batches, program, spec
+from .. import config as configs
+from ..text import format_table, human
+from ..train import flops
+
+# How jax calls the chips; not of a v3, whose chips are two devices.
+DEVICE_KINDS = {
+  "v4": "TPU v4",
+  "v5e": "TPU v5 lite",
+  "v5p": "TPU v5p",
+  "v6e": "TPU v6 lite",
+  "a100": "NVIDIA A100",
+  "h100": "NVIDIA H100",
+  "h200": "NVIDIA H200",
+}
+_BYTES_VOCABULARY = 258
+
+
+class Work(NamedTuple):
+  """What a configuration computes.
+
+  Attributes:
+    parameters: By place.
+    updates: Of the whole run.
+    tokens: Targets of the whole run.
+    flops_per_token: Of a training step, without recomputation.
+  """
+
+  parameters: spec.Counts
+  updates: int
+  tokens: int
+  flops_per_token: float
+
+
+class Estimate(NamedTuple):
+  """What that takes on some hardware.
+
+  Attributes:
+    chip: A key of `DEVICE_KINDS`.
+    chips: How many.
+    mfu: Assumed share of their peak.
+    tokens_per_s: Over all chips.
+    hours: Of training alone.
+  """
+
+  chip: str
+  chips: int
+  mfu: float
+  tokens_per_s: float
+  hours: float
+
+
+def work(config: configs.Config) -> Work:
+  """Counts a run.
+
+  Args:
+    config: Validated, not resolved.
+
+  Raises:
+    ConfigError: If only the tokenizer's file knows the vocabulary.
+  """
+  trained = {"bpe": config.data.vocab_size, "bytes": _BYTES_VOCABULARY}
+  vocab_size = config.model.V or trained.get(config.data.tokenizer)
+  if not vocab_size:
+    raise configs.ConfigError(
+      f"config.model.V=0 takes the vocabulary of config.data.tokenizer="
+      f"{config.data.tokenizer}; pass its size, e.g. --config.model.V=32100."
+    )
+  model = configs.resolve(
+    config, vocab_size=vocab_size, eos_id=0, pad_id=0, platform="tpu"
+  ).model
+  phases = batches.of_config(config)
+  return Work(
+    spec.count_params(model),
+    config.num_steps,
+    batches.tokens_at(phases, config.data.seq_length, config.num_steps),
+    flops.train_flops_per_token(model),
+  )
+
+
+def estimate(todo: Work, chip: str, chips: int, mfu: float) -> Estimate:
+  """Time of a run on some hardware, at an assumed utilisation.
+
+  Args:
+    todo: From `work`.
+    chip: A key of `DEVICE_KINDS`.
+    chips: How many, >= 1.
+    mfu: Share of the bfloat16 peak, in (0, 1].
+
+  Raises:
+    ValueError: If an argument is out of its range.
+  """
+  if chip not in DEVICE_KINDS:
+    raise ValueError(f"--chip={chip} is none of {', '.join(DEVICE_KINDS)}.")
+  if chips < 1:
+    raise ValueError(f"--chips={chips} must be >= 1.")
+  if not 0 < mfu <= 1:
+    raise ValueError(f"--mfu={mfu} must be in (0, 1], e.g. 0.4.")
+  rate = chips * _peak(chip) * mfu / todo.flops_per_token
+  return Estimate(chip, chips, mfu, rate, todo.tokens / rate / 3600)
+
+
+def table(
+  todo: Work, rows: Sequence[Estimate], prices: Mapping[str, float]
+) -> str:
+  """The work in two lines, then a row for each estimate.
+
+  Args:
+    todo: From `work`.
+    rows: From `estimate`.
+    prices: Of an hour of each chip; without any, costs are left out.
+  """
+  counts, total = todo.parameters, todo.flops_per_token * todo.tokens
+  header = [
+    "chip", "chips", "peak TFLOP/s", "MFU", "tokens/s", "ms/update", "hours",
+    "chip-hours",
+  ]  # fmt: skip
+  if prices:
+    header.append("cost")
+  lines = []
+  for row in rows:
+    seconds = row.hours * 3600 / todo.updates
+    cells = [
+      row.chip, f"{row.chips}", f"{_peak(row.chip) / 1e12:g}", f"{row.mfu:g}",
+      human(row.tokens_per_s), f"{1000 * seconds:.0f}", f"{row.hours:.2f}",
+      f"{row.hours * row.chips:.1f}",
+    ]  # fmt: skip
+    if prices:
+      cells.append(f"{row.hours * row.chips * prices[row.chip]:.2f}")
+    lines.append(cells)
+  return (
+    f"{human(counts.total)} parameters ({human(counts.body)} in the body), "
+    f"{todo.updates} updates, {human(todo.tokens)} tokens\n"
+    f"{todo.flops_per_token / 1e9:.3f} GFLOP a token, {total:.3g} FLOP in all"
+    f"\n\n{format_table(header, lines)}"
+  )
+
+
+def _peak(chip: str) -> float:
+  peak = flops.peak_flops(DEVICE_KINDS[chip])
+  if peak is None:
+    raise ValueError(f"The peak of {chip} is not in lm/train/flops.py.")
+  return peak
+
+
+def _numbers(name: str, texts: Sequence[str], kind: type) -> Iterator[float]:
+  for text in texts:
+    try:
+      yield kind(text)
+    except ValueError:
+      raise ValueError(f"--{name}={text!r} is not a number.") from None
+
+
+if __name__ == "__main__":
+  _CONFIG = program.define_config()
+  _CHIP = flags.DEFINE_list("chip", ["v5e"], ", ".join(DEVICE_KINDS) + ".")
+  _CHIPS = flags.DEFINE_list("chips", ["16"], "How many of them.")
+  _MFU = flags.DEFINE_list("mfu", ["0.4"], "Assumed shares of the peak.")
+  _PRICE = flags.DEFINE_list("price", [], "Of an hour of each --chip.")
+  flags.mark_flag_as_required("config")
+
+  def main() -> None:
+    """Prints the table of the flags."""
+    todo = work(configs.from_config_dict(_CONFIG.value))
+    chips = [int(n) for n in _numbers("chips", _CHIPS.value, int)]
+    mfus = list(_numbers("mfu", _MFU.value, float))
+    prices = list(_numbers("price", _PRICE.value, float))
+    if prices and len(prices) != len(_CHIP.value):
+      raise ValueError(
+        f"--price={','.join(_PRICE.value)} must have one price for each of "
+        f"--chip={','.join(_CHIP.value)}."
+      )
+    rows = [
+      estimate(todo, chip, number, mfu)
+      for chip, number, mfu in itertools.product(_CHIP.value, chips, mfus)
+    ]
+    print(table(todo, rows, dict(zip(_CHIP.value, prices, strict=False))))
+
+  program.run(main)
