@@ -60,7 +60,7 @@ def _head(tied, num_chunks, cap=None):
   return optim.chunked_lm_head(_body, path, num_chunks, head_fn=head_fn)
 
 
-@pytest.fixture(params=[(True, None), (False, None), (True, 2.0)])
+@pytest.fixture(params=[(False, None), (True, 2.0)])
 def case(request):
   """(num_chunks -> adapter, the same as a plain function, params, d)."""
   tied, cap = request.param
@@ -81,45 +81,61 @@ def _close(actual, wanted, atol=1e-12):
   np.testing.assert_allclose(a, b, atol=atol, rtol=0)
 
 
-# 7 positions: parts of 7, 4 + 3, 3 + 3 + 1, one each (and none of nothing).
-@pytest.mark.parametrize("num_chunks", [1, 2, 3, 20])
-@pytest.mark.parametrize("mode", MODES)
-def test_local_models(case, mode, num_chunks):
+# 7 positions: 3 + 3 + 1, and one each (none of nothing).
+@pytest.mark.parametrize("num_chunks", [3, 20])
+def test_local_models(case, num_chunks):
   chunked, plain, params, d = case
-  actual, wanted = (
-    optim.local_value_and_grad(
-      model, LOSS, params, d, _batch(), mode=mode, damping=0.1
-    )
-    for model in (chunked(num_chunks), plain)
-  )
-  _close(actual, wanted)
+
+  def all_modes(model):
+    return jax.jit(
+      lambda d: [
+        optim.local_value_and_grad(
+          model, LOSS, params, d, _batch(), mode=mode, damping=0.1
+        )
+        for mode in MODES
+      ]
+    )(d)
+
+  _close(all_modes(chunked(num_chunks)), all_modes(plain))
 
 
 def test_products_and_linearisation(case):
   chunked, plain, params, d = case
-  for product in (optim.ggn_vector_product, optim.hvp):
-    actual, wanted = (
-      product(model, LOSS, params, _batch(), d) for model in (chunked(3), plain)
-    )
-    _close(actual, wanted, 1e-11)
-  at, whole = (
-    optim.linearize_at(model, LOSS, params, _batch())
-    for model in (chunked(3), plain)
-  )
-  _close((at.value, at.grad), (whole.value, whole.grad))
-  _close(at.ggn(d), whole.ggn(d))
-  assert at.outputs.shape == (B, L, D)
+
+  def compute(model):
+    at = optim.linearize_at(model, LOSS, params, _batch())
+    products = [
+      product(model, LOSS, params, _batch(), d)
+      for product in (optim.ggn_vector_product, optim.hvp)
+    ]
+    return (at.value, at.grad, at.ggn(d), products), at.outputs
+
+  actual, hidden = jax.jit(lambda: compute(chunked(3)))()
+  wanted, _ = jax.jit(lambda: compute(plain))()
+  _close(actual, wanted, 1e-11)
+  assert hidden.shape == (B, L, D)
 
 
 def test_losses(case):
   chunked, plain, params, _ = case
-  total, weight = curvature.loss_sums(chunked(3), LOSS, params, _batch())
-  assert float(weight) == np.sum(_batch()["weights"])
-  _close(total / weight, LOSS(plain(params, _batch()), _batch()))
   unweighted = optim.softmax_cross_entropy(lambda b: (b["tokens"][:, 1:], None))
-  total, weight = curvature.loss_sums(chunked(3), unweighted, params, _batch())
-  assert float(weight) == B * L
-  _close(total / weight, unweighted(plain(params, _batch()), _batch()))
+
+  @jax.jit
+  def compute(batch):
+    logits = plain(params, batch)
+    return [
+      (
+        curvature.loss_sums(chunked(3), loss, params, batch),
+        loss(logits, batch),
+      )
+      for loss in (LOSS, unweighted)
+    ]
+
+  for ((total, weight), wanted), count in zip(
+    compute(_batch()), (np.sum(_batch()["weights"]), B * L), strict=True
+  ):
+    assert float(weight) == count
+    _close(total / weight, wanted)
 
 
 def _largest(function, *args):
@@ -139,10 +155,9 @@ def _largest(function, *args):
   return visit(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("what", [*MODES, "ggn", "hvp", "loss", "linearize"])
-def test_no_array_of_all_logits(tied, what):
-  params, batch = _params(tied), _batch()
+def test_no_array_of_all_logits(what):
+  params, batch = _params(True), _batch()
   calls = dict.fromkeys(MODES) | dict(
     ggn=lambda m: lambda p: optim.ggn_vector_product(m, LOSS, p, batch, p),
     hvp=lambda m: lambda p: optim.hvp(m, LOSS, p, batch, p),
@@ -154,8 +169,8 @@ def test_no_array_of_all_logits(tied, what):
       lambda p: optim.local_value_and_grad(m, LOSS, p, p, batch, mode=mode)
     )
   limit = B * L * V
-  assert _largest(calls[what](_head(tied, 7)), params) < limit
-  whole = _head(tied, 1)  # The measure does see them.
+  assert _largest(calls[what](_head(True, 7)), params) < limit
+  whole = _head(True, 1)  # The measure does see them.
   assert _largest(calls[what](lambda p, b: whole(p, b)), params) >= limit
 
 
@@ -165,12 +180,15 @@ def test_bfloat16_body_and_float32_loss():
   def body(params, batch):
     return _body(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), batch)
 
-  chunked = optim.chunked_lm_head(body, "embed/table", 3, transpose=True)
-  value, grad = optim.local_value_and_grad(
-    chunked, LOSS, params, jax.tree.map(lambda x: 0.1 * x, params), batch
-  )
-  wanted, exact = optim.local_value_and_grad(
-    _head(True, 3), LOSS, params, jax.tree.map(lambda x: 0.1 * x, params), batch
+  half = optim.chunked_lm_head(body, "embed/table", 3, transpose=True)
+  d = jax.tree.map(lambda x: 0.1 * x, params)
+  (value, grad), (wanted, exact) = (
+    jax.jit(
+      lambda d, model=model: optim.local_value_and_grad(
+        model, LOSS, params, d, batch
+      )
+    )(d)
+    for model in (half, _head(True, 3))
   )
   assert {x.dtype for x in jax.tree.leaves(grad)} == {jnp.dtype(jnp.float32)}
   assert float(value) == pytest.approx(float(wanted), rel=2e-2)

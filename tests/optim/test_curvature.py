@@ -78,19 +78,25 @@ LOSSES = {
 }
 
 
-@pytest.fixture(params=sorted(LOSSES))
+class Case:
+  """A loss under test, a batch, and everything dense from the definition."""
+
+  def __init__(self, name):
+    self.loss, self.plain = LOSSES[name]
+    batch = _batch(jnp.asarray(WEIGHTS))
+    self.batch = _regression(batch) if name == "squares" else batch
+    self.z = _mlp(_params(), self.batch)
+    self.dense = _dense(self.plain, self.batch)
+
+
+@pytest.fixture(scope="module", params=sorted(LOSSES))
 def case(request):
-  """(loss under test, its plain definition, batch)."""
-  batch = _batch(jnp.asarray(WEIGHTS))
-  if request.param == "squares":
-    batch = _regression(batch)
-  return *LOSSES[request.param], batch
+  return Case(request.param)
 
 
-def _dense(plain, batch, params=None):
-  """(loss, g, G, J) at the parameters, all dense, from the plain loss."""
-  params = _params() if params is None else params
-  flat, unflatten = jax.flatten_util.ravel_pytree(params)
+def _dense(plain, batch):
+  """(loss, gradient, G, J, Hessian of the loss in the parameters)."""
+  flat, unflatten = jax.flatten_util.ravel_pytree(_params())
 
   def outputs(x):
     return _mlp(unflatten(x), batch).ravel()
@@ -98,10 +104,15 @@ def _dense(plain, batch, params=None):
   def loss(z):
     return plain(z.reshape(7, 3), batch)
 
-  z, jacobian = outputs(flat), jax.jacobian(outputs)(flat)
-  hessian = jax.hessian(loss)(z)
-  gradient = jacobian.T @ jax.grad(loss)(z)
-  return loss(z), gradient, jacobian.T @ hessian @ jacobian, jacobian
+  @jax.jit
+  def compute(flat):
+    z, jacobian = outputs(flat), jax.jacobian(outputs)(flat)
+    gradient = jacobian.T @ jax.grad(loss)(z)
+    matrix = jacobian.T @ jax.hessian(loss)(z) @ jacobian
+    hessian = jax.hessian(lambda x: loss(outputs(x)))(flat)
+    return loss(z), gradient, matrix, jacobian, hessian
+
+  return compute(flat)
 
 
 def _flat(tree):
@@ -120,81 +131,65 @@ def _direction(seed=20, scale=0.3):
 
 
 def test_product_is_the_dense_one(case):
-  loss, plain, batch = case
   v = _direction()
-  actual = jax.jit(
-    lambda v: optim.ggn_vector_product(_mlp, loss, _params(), batch, v)
-  )(v)
-  _, _, matrix, _ = _dense(plain, batch)
-  _close(actual, matrix @ _flat(v))
-  damped = optim.ggn_vector_product(
-    _mlp, loss, _params(), batch, v, damping=0.5
+  product = jax.jit(
+    lambda v, damping: optim.ggn_vector_product(
+      _mlp, case.loss, _params(), case.batch, v, damping=damping
+    )
   )
-  _close(damped, matrix @ _flat(v) + 0.5 * _flat(v))
+  wanted = case.dense[2] @ _flat(v)
+  _close(product(v, 0.0), wanted)
+  _close(product(v, 0.5), wanted + 0.5 * _flat(v))
 
 
 def test_hessian_is_gauss_newton_and_the_curvature_of_the_model(case):
-  loss, plain, batch = case
-  flat, unflatten = jax.flatten_util.ravel_pytree(_params())
-  hessian = jax.hessian(lambda x: plain(_mlp(unflatten(x), batch), batch))(flat)
+  _, _, matrix, _, hessian = case.dense
   v = _direction()
-  actual = optim.hvp(_mlp, loss, _params(), batch, v, damping=0.1)
+  actual = jax.jit(
+    lambda v: optim.hvp(_mlp, case.loss, _params(), case.batch, v, damping=0.1)
+  )(v)
   _close(actual, hessian @ _flat(v) + 0.1 * _flat(v), 1e-11)
-  z = _mlp(_params(), batch)
-  slope = jax.grad(lambda z: plain(z, batch))(z)
+  flat, unflatten = jax.flatten_util.ravel_pytree(_params())
+  slope = jax.grad(lambda z: case.plain(z, case.batch))(case.z)
 
   def linear(x):  # The outputs along the slope: its Hessian is the rest.
-    return jnp.vdot(slope, _mlp(unflatten(x), batch))
+    return jnp.vdot(slope, _mlp(unflatten(x), case.batch))
 
-  _, _, matrix, _ = _dense(plain, batch)
-  _close(hessian, matrix + jax.hessian(linear)(flat), 1e-10)
+  _close(hessian, matrix + jax.jit(jax.hessian(linear))(flat), 1e-10)
 
 
 def test_matrix_is_positive_with_the_rank_of_the_outputs():
   # Softmax outputs have V - 1 degrees of freedom; one weight is zero.
-  _, _, matrix, _ = _dense(_plain_cross_entropy, _batch(jnp.asarray(WEIGHTS)))
+  matrix = _dense(_plain_cross_entropy, _batch(jnp.asarray(WEIGHTS)))[2]
   eigenvalues = np.linalg.eigvalsh(matrix)
   assert eigenvalues[0] > -1e-12
   assert np.sum(eigenvalues > 1e-10) == 6 * 2
 
 
-def test_quadratic_model_is_the_taylor_one(case):
-  loss, plain, batch = case
+def test_local_models(case):
   d = _direction()
-  value, grad = jax.jit(
-    lambda d: optim.local_value_and_grad(_mlp, loss, _params(), d, batch)
+  actual = jax.jit(
+    lambda d: {
+      mode: optim.local_value_and_grad(
+        _mlp, case.loss, _params(), d, case.batch, mode=mode
+      )
+      for mode in MODES
+    }
   )(d)
-  level, gradient, matrix, _ = _dense(plain, batch)
+  level, gradient, matrix, jacobian, _ = case.dense
   x = _flat(d)
-  _close(grad, gradient + matrix @ x)
-  _close(value, level + gradient @ x + x @ matrix @ x / 2)
+  taylor = level + gradient @ x + x @ matrix @ x / 2
+  _close(actual["quadratic"], (taylor, gradient + matrix @ x))
 
+  def linear(x):
+    return case.plain(case.z + (jacobian @ x).reshape(7, 3), case.batch)
 
-def test_prox_linear_model_is_the_loss_of_linear_outputs(case):
-  loss, plain, batch = case
-  d = _direction()
-  value, grad = optim.local_value_and_grad(
-    _mlp, loss, _params(), d, batch, mode="prox_linear"
-  )
-  _, _, _, jacobian = _dense(plain, batch)
-  z = _mlp(_params(), batch)
+  def itself(p):
+    return case.plain(_mlp(p, case.batch), case.batch)
 
-  def model(x):
-    return plain(z + (jacobian @ x).reshape(z.shape), batch)
-
-  wanted = jax.value_and_grad(model)(_flat(d))
-  _close((value, grad), wanted)
-
-
-def test_nonlinear_is_the_loss_itself(case):
-  loss, plain, batch = case
-  d = _direction()
-  actual = optim.local_value_and_grad(
-    _mlp, loss, _params(), d, batch, mode="nonlinear"
-  )
+  _close(actual["prox_linear"], jax.jit(jax.value_and_grad(linear))(x))
   moved = jax.tree.map(jnp.add, _params(), d)
-  wanted = jax.value_and_grad(lambda p: plain(_mlp(p, batch), batch))(moved)
-  _close(actual, wanted)
+  _close(actual["nonlinear"], jax.jit(jax.value_and_grad(itself))(moved))
 
 
 def test_squared_loss_makes_both_models_equal():
@@ -222,33 +217,46 @@ def test_cross_entropy_models_part_with_the_square_of_the_step():
   assert gap(0.01) / gap(0.005) == pytest.approx(4, rel=0.1)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_damping_pulls_towards_its_centre(mode):
+def test_damping_pulls_towards_its_centre():
   d, at = _direction(), _direction(40)
   loss, batch = optim.softmax_cross_entropy(), _batch()
 
-  def model(**damping):
-    return optim.local_value_and_grad(
-      _mlp, loss, _params(), d, batch, mode=mode, **damping
-    )
+  @jax.jit
+  def model(damping, at):
+    return [
+      optim.local_value_and_grad(
+        _mlp, loss, _params(), d, batch, mode=mode, damping=damping,
+        damping_at=at,
+      )
+      for mode in MODES
+    ]  # fmt: skip
 
-  (value, grad), (value0, grad0) = model(damping=0.2), model()
-  _close(_flat(grad) - _flat(grad0), 0.2 * _flat(d), 1e-14)
-  _close(value - value0, 0.1 * jnp.vdot(_flat(d), _flat(d)), 1e-14)
-  centred = model(damping=jnp.asarray(0.2), damping_at=at)[1]
-  _close(_flat(centred) - _flat(grad0), 0.2 * (_flat(d) - _flat(at)), 1e-14)
+  zero = jax.tree.map(jnp.zeros_like, at)
+  for damped, centred, plain in zip(
+    model(0.2, None), model(0.2, at), model(0.0, zero), strict=True
+  ):
+    slope = _flat(damped[1]) - _flat(plain[1])
+    _close(slope, 0.2 * _flat(d), 1e-14)
+    _close(damped[0] - plain[0], 0.1 * jnp.vdot(_flat(d), _flat(d)), 1e-14)
+    slope = _flat(centred[1]) - _flat(plain[1])
+    _close(slope, 0.2 * (_flat(d) - _flat(at)), 1e-14)
 
 
 def test_linearized_is_the_joint_form(case):
-  loss, plain, batch = case
   d = _direction()
-  at = optim.linearize_at(_mlp, loss, _params(), batch)
-  level, gradient, matrix, jacobian = _dense(plain, batch)
-  _close((at.value, at.grad), (level, gradient))
-  _close(at.ggn(d), matrix @ _flat(d))
-  _close(at.outputs, _mlp(_params(), batch))
-  _close(at.jvp(d), jacobian @ _flat(d))
-  _close(at.vjp(at.outputs), jacobian.T @ at.outputs.ravel())
+
+  @jax.jit
+  def compute(d):
+    at = optim.linearize_at(_mlp, case.loss, _params(), case.batch)
+    return at[:3], at.ggn(d), at.jvp(d), at.vjp(at.outputs)
+
+  (outputs, value, grad), ggn, jvp, vjp = compute(d)
+  level, gradient, matrix, jacobian, _ = case.dense
+  _close((value, grad), (level, gradient))
+  _close(ggn, matrix @ _flat(d))
+  _close(outputs, case.z)
+  _close(jvp, jacobian @ _flat(d))
+  _close(vjp, jacobian.T @ outputs.ravel())
 
 
 def test_trees_of_outputs_need_a_plain_loss():
@@ -260,7 +268,7 @@ def test_trees_of_outputs_need_a_plain_loss():
 
   flat, unflatten = jax.flatten_util.ravel_pytree(_params())
   a, batch = _params()["a"], _batch()
-  _, _, matrix, _ = _dense(_plain_cross_entropy, batch)
+  matrix = _dense(_plain_cross_entropy, batch)[2]
   v = _direction()
   wanted = matrix @ _flat(v)
   norm = unflatten(jnp.zeros_like(flat)) | dict(a=2 * a)

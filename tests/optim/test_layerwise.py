@@ -126,12 +126,10 @@ def _sums(mode, groups, model=_mlp, params=None, batch=None, axis=None):
   params = _params() if params is None else params
   d = jax.tree.map(lambda x: 0.3 * jnp.cos(5 * x), params)
   batch = _batch() if batch is None else batch
-  return (
-    layerwise.sums(model, LOSS, params, d, batch, mode, groups, axis),
-    params,
-    d,
-    batch,
-  )
+  total = jax.jit(
+    lambda d: layerwise.sums(model, LOSS, params, d, batch, mode, groups, axis)
+  )(d)
+  return total, params, d, batch
 
 
 @pytest.mark.parametrize("mode", ["quadratic", "prox_linear", "nonlinear"])
@@ -141,9 +139,11 @@ def test_each_group_has_the_model_of_its_own_leaves(mode, float64):
   values = []
   for members in (("a", "c"), ("b",)):
     own = {k: x if k in members else 0 * x for k, x in d.items()}
-    value, grad = optim.local_value_and_grad(
-      _mlp, LOSS, params, own, batch, mode=mode
-    )
+    value, grad = jax.jit(
+      lambda own: optim.local_value_and_grad(
+        _mlp, LOSS, params, own, batch, mode=mode
+      )
+    )(own)
     values.append(value)
     for k in members:
       np.testing.assert_allclose(total.grad[k] / 7, grad[k], atol=1e-12)
@@ -157,9 +157,13 @@ def test_products_are_diagonal_blocks(float64):
   def outputs(x):
     return _mlp(unflatten(x), batch).ravel()
 
-  jacobian = jax.jacobian(outputs)(flat)
-  hessian = jax.hessian(lambda z: LOSS(z.reshape(7, 3), batch))(outputs(flat))
-  matrix = jacobian.T @ hessian @ jacobian
+  @jax.jit
+  def dense(flat):
+    jacobian = jax.jacobian(outputs)(flat)
+    hessian = jax.hessian(lambda z: LOSS(z.reshape(7, 3), batch))
+    return jacobian.T @ hessian(outputs(flat)) @ jacobian
+
+  matrix = dense(flat)
   groups = dict(a=(0,), b=(1,), c=(2,))
   total, params, d, _ = _sums("quadratic", groups)
   at_zero = layerwise.sums(
