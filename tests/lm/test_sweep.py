@@ -15,13 +15,25 @@ from ml_collections import config_flags
 
 from lm import config as configs
 from lm import program, sweep
-from ml_collections_configs import sweeps
+from ml_collections_configs import (
+  gauss_newton_study,
+  lotion_study,
+  optimizer_study,
+  sweeps,
+)
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _rel(module):
+  return pathlib.Path(module.__file__).relative_to(_ROOT)
+
+
 _NAMES = [
-  name
-  for name, value in vars(sweeps).items()
-  if getattr(value, "__module__", "") == sweeps.__name__
+  name if module is sweeps else f"{_rel(module)}:{name}"
+  for module in (sweeps, optimizer_study, lotion_study, gauss_newton_study)
+  for name, value in vars(module).items()
+  if getattr(value, "__module__", "") == module.__name__
   and not name.startswith("_")
   and name != "product"
 ]

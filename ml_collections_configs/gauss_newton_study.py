@@ -1,0 +1,94 @@
+"""Gauss-Newton beside AdamW, Muon and SOAP at three batch sizes.
+
+    SWEEP=ml_collections_configs/gauss_newton_study.py
+    python -m lm.sweep --sweep=$SWEEP:rates --root=runs/gauss_newton_study
+    python -m lm.sweep --sweep=$SWEEP:seeds --root=runs/gauss_newton_study
+
+All in one folder. `rates` chooses learning rates at the middle batch on seed
+0, which `_RATE` states. All methods see the same tokens for an update: N
+microbatches of 2,048, to solve on or to sum the gradients of. Gauss-Newton's
+line search has N / 4 more, which its tokens count. `nonlinear` is the control:
+the same loop on the loss itself.
+"""
+
+from typing import Any
+
+Run = dict[str, Any]
+
+_CONFIG = "ml_collections_configs/study1m.py"
+_SEEDS = (0, 1, 2)
+_ROWS = 8  # Of a microbatch.
+
+# N -> updates: about 1M tokens to solve on, at 8k, 32k and 128k an update.
+_BATCHES = {4: 120, 16: 32, 64: 10}
+_MIDDLE = 16
+
+_BASELINES: dict[str, dict[str, Any]] = {
+  "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
+  "muon": {"decay": 0.95, "weight_decay": 0.1, "consistent_rms": 0.2},
+  "soap": {"b1": 0.95, "b2": 0.95, "weight_decay": 0.1},
+}
+_SOLVERS: dict[str, dict[str, Any]] = {
+  "gn": {},
+  "prox": {"gauss_newton.mode": "prox_linear"},
+  "layerwise": {
+    "gauss_newton.scope": "layerwise",
+    "model.layers": "unroll",
+  },
+  "nonlinear": {"gauss_newton.mode": "nonlinear"},
+}
+_TRIED = {
+  **dict.fromkeys(_BASELINES, (6e-3, 1.2e-2, 2.4e-2, 4.8e-2)),
+  **dict.fromkeys(_SOLVERS, (3e-3, 6e-3, 1.2e-2, 2.4e-2)),
+}
+
+# Method -> rate: the best of `rates`.
+_RATE = {method: tried[2] for method, tried in _TRIED.items()}
+
+
+def rates() -> list[Run]:
+  """Four learning rates of each method at the middle batch, on one seed."""
+  return [
+    _run(method, _MIDDLE, tried[i], 0)
+    for i in range(4)
+    for method, tried in _TRIED.items()
+  ]
+
+
+def seeds() -> list[Run]:
+  """Every method at every batch size, three seeds."""
+  return [
+    _run(method, count, _RATE[method], seed)
+    for seed in _SEEDS
+    for count in _BATCHES
+    for method in _TRIED
+  ]
+
+
+def _run(method: str, count: int, rate: float, seed: int) -> Run:
+  overrides = {
+    "train.num_tokens": 0,
+    "train.num_steps": _BATCHES[count],
+    "train.microbatch_size": _ROWS,
+    "optim.learning_rate": rate,
+    "eval.every": max(1, _BATCHES[count] // 16),
+    "seed": seed,
+  }
+  if method in _BASELINES:
+    overrides |= {
+      "optim.name": method,
+      "optim.kwargs": dict(_BASELINES[method]),
+      "data.batch_size": count * _ROWS,
+      "schedule.name": "cosine",
+    }
+  else:
+    overrides |= {
+      "optim.name": "gauss_newton",
+      "optim.kwargs": dict(_BASELINES["muon"]),
+      "gauss_newton.inner_steps": count,
+      "data.batch_size": (count + max(1, count // 4)) * _ROWS,
+      "schedule.warmup": 0.0,
+      **_SOLVERS[method],
+    }
+  name = f"{method}_batches={count}_rate={rate:g}_seed={seed}"
+  return {"config": _CONFIG, "overrides": overrides, "name": name}

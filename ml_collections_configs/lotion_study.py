@@ -1,0 +1,128 @@
+"""Rounded weights on the default corpus: PTQ, QAT, RAT and LOTION, 3 grids.
+
+    SWEEP=ml_collections_configs/lotion_study.py
+    python -m lm.sweep --sweep=$SWEEP:rates --root=runs/lotion_study
+    python -m lm.sweep --sweep=$SWEEP:strengths --root=runs/lotion_study
+    python -m lm.sweep --sweep=$SWEEP:seeds --root=runs/lotion_study
+
+All in one folder. `rates` chooses the learning rate of each optimiser without
+rounding, `strengths` LOTION's strength by curvature and grid on seed 0;
+`_RATE` and `_STRENGTH` state them. Every run is scored in full precision,
+rounded to nearest and at random.
+"""
+
+from typing import Any
+
+Run = dict[str, Any]
+
+_CONFIG = "ml_collections_configs/study1m.py"
+_SEEDS = (0, 1, 2)
+_GRIDS = ("int4", "fp4", "int8")
+_RATES = (3e-3, 6e-3, 1.2e-2)
+
+# Updates of 2,048 tokens; the rate falls to 0, or weights hop around the grid.
+_RUN = {
+  "data.batch_size": 8,
+  "train.num_tokens": 0,
+  "train.num_steps": 500,
+  "schedule.name": "cosine",
+  "schedule.end_factor": 0.0,
+  "eval.every": 0,
+}
+_OPTIMIZERS: dict[str, dict[str, Any]] = {
+  "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
+  "soap": {"b1": 0.95, "b2": 0.95, "weight_decay": 0.1},
+}
+
+# Name -> keys of `config.quant`; the suffix -s: the scales are differentiated.
+_METHODS: dict[str, dict[str, Any]] = {
+  "ptq": {"method": "ptq"},
+  "qat": {"method": "qat", "scale_gradient": False},
+  "qat-s": {"method": "qat"},
+  "rat": {"method": "rat", "scale_gradient": False},
+  "rat-s": {"method": "rat"},
+  "lotion": {"method": "lotion"},
+  "lotion-sampled": {"method": "lotion", "curvature": "sampled"},
+}
+_FACTORS = {"method": "lotion", "curvature": "factors"}
+
+# Strengths to try: squared mean gradients of 2,048 tokens are about 1 / 2048
+# of the Fisher diagonal that drawn labels estimate (docs/lotion.md).
+_TRIED = {
+  "lotion": (100.0, 1000.0, 10_000.0),
+  "lotion-sampled": (0.1, 1.0, 10.0),
+  "lotion-factors": (100.0, 1000.0, 10_000.0),
+}
+
+# Optimiser -> rate, and (method, grid) -> strength: the best of the sweeps.
+_RATE = dict.fromkeys(_OPTIMIZERS, 6e-3)
+_STRENGTH = {
+  (method, grid): tried[1] for method, tried in _TRIED.items()
+  for grid in _GRIDS
+}  # fmt: skip
+
+
+def rates() -> list[Run]:
+  """Three learning rates of each optimiser, not rounded in training."""
+  return [
+    _run(optimizer, "ptq", "int4", rate, 0)
+    for rate in _RATES
+    for optimizer in _OPTIMIZERS
+  ]
+
+
+def strengths() -> list[Run]:
+  """Three strengths of each curvature and grid, on one seed."""
+  return [
+    _lotion(method, grid, 0, strength)
+    for i in range(3)
+    for grid in _GRIDS
+    for method, tried in _TRIED.items()
+    for strength in [tried[i]]
+  ]
+
+
+def seeds() -> list[Run]:
+  """Every method on every grid, three seeds; SOAP's own PTQ beside it."""
+  runs = []
+  for seed in _SEEDS:
+    for grid in _GRIDS:
+      for method in _METHODS:
+        if method in _TRIED:
+          strength = _STRENGTH[method, grid]
+          runs.append(_lotion(method, grid, seed, strength))
+        else:
+          runs.append(_run("adamw", method, grid, _RATE["adamw"], seed))
+      strength = _STRENGTH["lotion-factors", grid]
+      runs.append(_lotion("lotion-factors", grid, seed, strength))
+      runs.append(_run("soap", "ptq", grid, _RATE["soap"], seed))
+  return runs
+
+
+def _lotion(method: str, grid: str, seed: int, strength: float) -> Run:
+  optimizer = "soap" if method == "lotion-factors" else "adamw"
+  return _run(optimizer, method, grid, _RATE[optimizer], seed, strength)
+
+
+def _run(
+  optimizer: str,
+  method: str,
+  grid: str,
+  rate: float,
+  seed: int,
+  strength: float = 0.0,
+) -> Run:
+  quant = dict(_METHODS.get(method, _FACTORS), grid=grid)
+  name = f"{grid}_{optimizer}_{method}_rate={rate:g}_seed={seed}"
+  if strength:
+    quant["strength"] = strength
+    name += f"_strength={strength:g}"
+  overrides = {
+    **_RUN,
+    "optim.name": optimizer,
+    "optim.kwargs": dict(_OPTIMIZERS[optimizer]),
+    "optim.learning_rate": rate,
+    **{f"quant.{key}": value for key, value in quant.items()},
+    "seed": seed,
+  }
+  return {"config": _CONFIG, "overrides": overrides, "name": name}
