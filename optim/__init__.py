@@ -15,7 +15,7 @@ from .curvature import (
   linearize_at,
   local_value_and_grad,
 )
-from .damping import LevenbergMarquardt
+from .dampings import LevenbergMarquardt
 from .diagonal import diagonal_preconditioner
 from .dimensions import DimensionNumbers
 from .estimators import (
@@ -30,7 +30,6 @@ from .gauss_newton_state import GNInfo, GNState
 from .grids import E2M1, E2M3, E3M2, E4M3, E5M2, INT4, INT8, MXINT8, Grid
 from .inner_schedules import inner_schedule
 from .kronecker import Precision, refresh_counts
-from .line_search import LineSearch, QuadraticLineSearch, line_search_losses
 from .losses import MeanLoss, mean_loss, softmax_cross_entropy, squared_error
 from .lotion import add_rounding_penalty, with_rounding_penalty
 from .lotion_aliases import lotion_adamw, lotion_soap
@@ -57,6 +56,7 @@ from .quantize import (
 )
 from .quantize_params import mean_step_size, on_grid_share, quantize_params
 from .scales import Quantizer
+from .searches import LineSearch, QuadraticLineSearch, line_search_losses
 from .shampoo import scale_by_shampoo, shampoo
 from .shampoo_analysis import (
   kronecker_cosine,

@@ -15,15 +15,11 @@ import optax
 
 from . import (
   conjugate_gradient,
+  dampings,
   layerwise,
   local_model,
   outer_step,
-)
-from . import (
-  damping as dampings,
-)
-from . import (
-  line_search as searches,
+  searches,
 )
 from .curvature import LossFn, ModelFn
 
@@ -89,7 +85,8 @@ def gauss_newton(
       d; xi < 1 takes xi d, Martens' decay; 0 starts anew.
     reset_inner_state: Whether the inner state starts anew as well.
     learning_rate: Multiplies the inner updates: a number, or a function of
-      (outer step, inner step), e.g. from `inner_schedule`.
+      (outer step, inner update), e.g. from `inner_schedule`; there are N
+      times `steps_per_batch` inner updates.
     clip_norm: Bound on the norm of the inner gradient, over all groups; None
       or 0 for none.
     steps_per_batch: Inner updates on each batch.

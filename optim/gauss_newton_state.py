@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import arguments, damping, layerwise, line_search
+from . import arguments, dampings, layerwise, searches
 
 
 class GNInfo(NamedTuple):
@@ -72,7 +72,7 @@ def inner_rule(
 def init(o: types.SimpleNamespace, params: Any) -> GNState:
   """The state before the first outer step."""
   work = work_params(o, params)
-  num = len(line_search.candidates(o.line_search, num_groups(o, params)))
+  num = len(searches.candidates(o.line_search, num_groups(o, params)))
 
   def zero(dtype=jnp.float32):
     return jnp.zeros((), dtype)
@@ -80,7 +80,7 @@ def init(o: types.SimpleNamespace, params: Any) -> GNState:
   info = GNInfo(
     losses=jnp.full(num, jnp.nan, jnp.float32),
     rho=jnp.full((), jnp.nan, jnp.float32),
-    damping=damping.initial(o.damping),
+    damping=dampings.initial(o.damping),
     loss=zero(),
     grad_norm=zero(),
     solve_tokens=zero(),
@@ -95,14 +95,14 @@ def init(o: types.SimpleNamespace, params: Any) -> GNState:
     optax.tree.zeros_like(work),
     inner_rule(o, work).init(work),
     zero(),
-    damping.initial(o.damping),
+    dampings.initial(o.damping),
     info,
   )
 
 
 def current_damping(o: types.SimpleNamespace, state: GNState) -> jax.Array:
   """Of this outer step."""
-  return damping.at(o.damping, state.count, state.damping)
+  return dampings.at(o.damping, state.count, state.damping)
 
 
 def begin(state: GNState) -> GNState:
@@ -200,7 +200,7 @@ def finish(
     delta=delta,
     inner_state=inner_state,
     alpha=alpha,
-    damping=damping.at(o.damping, count, state.damping),
+    damping=dampings.at(o.damping, count, state.damping),
     info=state.info._replace(rejected=rejected),
   )
   return updates, state
@@ -216,7 +216,7 @@ def check_shared(o: types.SimpleNamespace) -> None:
         "its updates."
       )
   arguments.check_count("inner_steps", o.inner_steps)
-  damping.check(o.damping)
+  dampings.check(o.damping)
   arguments.check_learning_rate(o.learning_rate)
   traced = isinstance(o.warm_start, jax.core.Tracer)
   if not traced and not 0 <= float(o.warm_start) <= 1:

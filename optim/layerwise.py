@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from . import curvature, local_model
+from . import curvature, local_model, losses
 from .local_model import Mode, Sums
 
 Groups = dict[str, tuple[int, ...]]  # Label -> indices of its leaves.
@@ -94,7 +94,7 @@ def sums(
     values, weight, found = solve(
       model_fn, loss_fn, params, delta, batch, mode, which
     )
-    leaves, treedef = jax.tree.flatten(local_model.losses.upcast(params))
+    leaves, treedef = jax.tree.flatten(losses.upcast(params))
     grads = [found.get(i, jnp.zeros_like(p)) for i, p in enumerate(leaves)]
     # Each device knows the weight; its share makes the sum over devices right.
     share = len(which) / len(parts)
@@ -178,7 +178,7 @@ def _linear(model_fn, loss_fn, params, delta, batch, mode, groups):
     )
     values.append(value[0])
     (grads,) = pull(ct)
-    found |= dict(zip(group, local_model.losses.upcast(grads), strict=True))
+    found |= dict(zip(group, losses.upcast(grads), strict=True))
     if ct_head is not None:
       head_indices = jax.tree.leaves(head.take(indices))
       for i, x in zip(head_indices, jax.tree.leaves(ct_head), strict=True):

@@ -16,13 +16,10 @@ import optax
 
 from . import (
   curvature,
+  dampings,
   gauss_newton_state,
-)
-from . import (
-  damping as dampings,
-)
-from . import (
-  line_search as searches,
+  losses,
+  searches,
 )
 from .gauss_newton_state import GNInfo, GNState
 
@@ -210,7 +207,7 @@ def _end(o, state, params):
     alphas = searches.candidates(
       o.line_search, gauss_newton_state.num_groups(o, params)
     )
-    values = state.losses / curvature.losses.safe(state.weight)
+    values = state.losses / losses.safe(state.weight)
     alpha = searches.choose(alphas, values)
     solver = solver._replace(info=solver.info._replace(losses=values))
   updates, solver = gauss_newton_state.finish(o, solver, params, alpha)

@@ -18,19 +18,15 @@ from . import (
   arguments,
   conjugate_gradient,
   curvature,
+  dampings,
   gauss_newton_state,
   layerwise,
   local_model,
   losses,
-)
-from . import (
-  damping as dampings,
-)
-from . import (
-  line_search as searches,
+  searches,
 )
 from .gauss_newton_state import GNInfo, GNState
-from .line_search import LineSearch
+from .searches import LineSearch
 
 
 class GaussNewton(NamedTuple):

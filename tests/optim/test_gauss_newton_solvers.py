@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optim
-from optim import conjugate_gradient, line_search
+from optim import conjugate_gradient, dampings, searches
 
 SQUARES = optim.squared_error()
 EXACT = optim.CG(50, tol=0.0)
@@ -156,12 +156,12 @@ def test_curvature_of_some_batches_needs_damping(float64):
 
 @pytest.mark.parametrize("search", ["grid", "quadratic"])
 def test_a_perfect_model_lowers_the_damping(search, float64):
-  searches = dict(
+  kinds = dict(
     grid=optim.LineSearch(num_batches=2),
     quadratic=optim.QuadraticLineSearch(num_batches=2),
   )
   after, state, batches, params = _newton(
-    damping=optim.LevenbergMarquardt(0.5), line_search=searches[search]
+    damping=optim.LevenbergMarquardt(0.5), line_search=kinds[search]
   )
   x, y = _stack(batches)
   d = np.linalg.solve(
@@ -191,8 +191,6 @@ def test_a_bad_model_raises_the_damping():
 
 
 def test_a_ratio_that_is_no_number_raises_the_damping():
-  from optim import damping
-
   rule = optim.LevenbergMarquardt()
   old = jnp.float32(0.3)
   for actual, predicted, wanted in (
@@ -200,11 +198,11 @@ def test_a_ratio_that_is_no_number_raises_the_damping():
     (-1.0, jnp.nan, 0.45), (-0.5, -1.0, 0.3), (-0.2, -1.0, 0.45),
     (-0.9, -1.0, 0.2),
   ):  # fmt: skip
-    _, new = damping.adapt(
+    _, new = dampings.adapt(
       rule, old, jnp.float32(actual), jnp.float32(predicted)
     )
     assert float(new) == pytest.approx(wanted), (actual, predicted)
-  _, new = damping.adapt(rule, jnp.float32(1e-8), jnp.float32(-1), -1.0)
+  _, new = dampings.adapt(rule, jnp.float32(1e-8), jnp.float32(-1), -1.0)
   assert float(new) == pytest.approx(1e-8)
 
 
@@ -238,7 +236,7 @@ def test_the_quadratic_search_finds_the_minimum_of_a_quadratic(float64):
 
 
 def test_losses_that_are_not_finite_do_not_count():
-  alphas = line_search.candidates(optim.LineSearch(include_zero=True))
+  alphas = searches.candidates(optim.LineSearch(include_zero=True))
   np.testing.assert_allclose(alphas, [1, 2**-0.5, 0.5, 2**-1.5, 0.25, 0])
   nan, inf = jnp.nan, jnp.inf
   for values, wanted in (
@@ -248,7 +246,7 @@ def test_losses_that_are_not_finite_do_not_count():
     ([1, 1, 1, 1, 1, 0.5], 0),
     ([inf] * 6, 0),
   ):
-    alpha = line_search.choose(alphas, jnp.asarray(values, jnp.float32))
+    alpha = searches.choose(alphas, jnp.asarray(values, jnp.float32))
     assert float(alpha) == pytest.approx(wanted)
 
 
@@ -320,3 +318,24 @@ def test_losses_of_one_batch_for_the_streaming_form():
     wanted = SQUARES(_linear(moved, batch), batch)
     assert float(losses[i]) == pytest.approx(float(wanted), rel=1e-5)
   assert float(weight) == 3
+
+
+def test_precision_of_products_reaches_model_and_search():
+  batches, params = _problem(10)
+
+  def products(precision):
+    tx = optim.gauss_newton(
+      _linear, SQUARES, optax.sgd(1.0), inner_steps=2,
+      matmul_precision=precision,
+      line_search=optim.LineSearch(num_batches=2),
+    )  # fmt: skip
+    text = str(
+      jax.make_jaxpr(tx.update)(
+        None, tx.init(params), params, batches=batches, ls_batches=batches
+      )
+    )
+    return text.count("= dot_general["), text.count("precision=(Precision.H")
+
+  count, precise = products("highest")
+  assert count == precise == 4  # Forward, tangent, back; and the search.
+  assert products(None)[1] == 0
