@@ -242,7 +242,7 @@ def test_a_run_reports_exports_and_loads_rounded_weights(tiny, tmp_path):
   a, b = params, again
   for key in leaf:
     a, b = a[key], b[key]
-  np.testing.assert_array_equal(a, b)
+  np.testing.assert_allclose(a, b, rtol=1e-6)  # 7 (max / 7) need not be max.
   code, output = tiny.run(tmp_path / "next", train__init_from=str(out))
   assert code == 0, output
 
