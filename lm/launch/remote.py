@@ -75,7 +75,7 @@ input={input}
 mkdir -p "$HOME/goldenpath-input"
 gcloud storage rsync "$input" "$HOME/goldenpath-input" --recursive
 for path in "$HOME"/goldenpath-input/*; do
-  ln -sfn "$path" "$HOME/goldenpath/$(basename "$path")"
+  ln -s "$path" "$HOME/goldenpath/"
 done
 """
 

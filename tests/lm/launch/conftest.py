@@ -36,10 +36,12 @@ for _ in $(seq 200); do sleep 0.05; done
 exit 9
 """
 
+# Lives on for a while, as a mount does, with all it has inherited.
 _GCSFUSE = """\
 #!/bin/bash
 echo "$*" >> "$HOME/mounts"
 touch "${@: -1}/.mounted"
+sleep 5 < /dev/null > /dev/null 2>&1 &
 """
 
 _MOUNTPOINT = """\
@@ -103,6 +105,11 @@ class Cloud:
     """Ends a worker's run as when its machine is taken: all at once."""
     pid = int(self.wait_for(worker, "goldenpath-job/pid"))
     os.killpg(os.getpgid(pid), signal.SIGKILL)
+
+  def shut_down(self, worker: int) -> None:
+    """Sends SIGTERM to all that runs on a worker."""
+    pid = int(self.wait_for(worker, "goldenpath-job/pid"))
+    os.killpg(os.getpgid(pid), signal.SIGTERM)
 
   def stop_all(self) -> None:
     """Kills what is still running."""

@@ -12,6 +12,7 @@ _TASK = yaml.safe_load((_ROOT / "lm" / "launch" / "skypilot.yaml").read_text())
 _INTERPRETER = """\
 #!/bin/bash
 printf '%s\\n' "$JAX_PLATFORMS" "$@" > "$HOME/arguments"
+echo $$ > "$HOME/pid"
 exit 75
 """
 
@@ -40,14 +41,17 @@ def _run(script, folder, **variables):
   """Runs one of the task's scripts with `folder` as home and as root."""
   given = {k: v for k, v in _TASK["envs"].items() if v is not None}
   environment = os.environ | given | {"HOME": str(folder), "RUN": "a"}
-  done = subprocess.run(
+  process = subprocess.Popen(
     ["bash", "-c", _TASK[script].replace("/bucket", f"{folder}/bucket")],
     cwd=folder,
     env=environment | {"SKYPILOT_NUM_NODES": "1"} | variables,
-    capture_output=True,
+    stderr=subprocess.PIPE,
     text=True,
   )
-  return done.returncode, done.stderr
+  error = process.communicate()[1]
+  if script == "run":  # The program itself, so signals reach it.
+    assert (folder / "pid").read_text() == f"{process.pid}\n"
+  return process.returncode, error
 
 
 @pytest.fixture

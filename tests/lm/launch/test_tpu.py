@@ -106,6 +106,9 @@ def test_setup_installs_the_commit_and_copies_the_input(cloud, capfd):
     assert len(mounts) == 1
     assert "--metadata-cache-ttl-secs=0" in mounts[0]
     assert mounts[0].endswith(f" bucket {worker}/gcs/bucket")
+  capfd.readouterr()
+  tpu.main(["status"])  # The mounts do not hold the lock.
+  assert tpu._JOB.findall(capfd.readouterr().out) == ["new", "new"]
 
 
 def test_run_once_stop_and_resume(cloud, capfd):
@@ -136,6 +139,15 @@ def test_run_once_stop_and_resume(cloud, capfd):
   assert capfd.readouterr().out.count("nothing is running") == 2
   assert tpu.main(_RUN) == 0
   cloud.wait_for(0, "starts", "start\nstart\n")
+  assert not (home / "goldenpath-job" / "exit_code").exists()
+
+
+def test_the_exit_code_is_kept_when_a_machine_shuts_down(cloud):
+  cloud.make_ready()
+  tpu.main(_RUN)
+  cloud.wait_for(0, "goldenpath-job/log.txt", "training")
+  cloud.shut_down(0)
+  assert cloud.wait_for(0, "goldenpath-job/exit_code", "\n") == "75\n"
 
 
 def test_one_worker_out_of_reach_is_an_error_that_the_next_run_heals(
@@ -306,6 +318,7 @@ def test_keep_goes_through_a_preemption_to_the_end(cloud, capfd):
   assert cloud.verbs().count("scp") == 2
   creates = [call for call in cloud.calls if call[3] == "create"]
   assert all("--spot" in call for call in creates)
+  assert not any("--config=c.py" in call for call in creates)
   assert "The run is finished" in capfd.readouterr().out
 
 
