@@ -112,7 +112,7 @@ def _run(
   seed: int,
   strength: float = 0.0,
 ) -> Run:
-  quant = dict(_METHODS.get(method, _FACTORS), grid=grid)
+  quant: dict[str, Any] = dict(_METHODS.get(method, _FACTORS), grid=grid)
   name = f"{grid}_{optimizer}_{method}_rate={rate:g}_seed={seed}"
   if strength:
     quant["strength"] = strength

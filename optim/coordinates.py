@@ -211,7 +211,8 @@ def interpolate_bases(start_PQ: Any, end_PQ: Any, s: float) -> np.ndarray:
   if np.linalg.det(start.T @ end) < 0:
     end[:, 0] *= -1
   # Block diagonal for an orthogonal matrix: 2 x 2 rotations, and +1 or -1.
-  schur, vectors = linalg.schur(start.T @ end, output="real")
+  form: Any = linalg.schur(start.T @ end, output="real")
+  schur, vectors = form
   turned, planes, lone, i = np.eye(len(start)), [], [], 0
   while i < len(start):
     if i + 1 < len(start) and abs(schur[i + 1, i]) > 1e-8:

@@ -111,8 +111,8 @@ def refresh_counts(opt_state: Any) -> RefreshCounts | None:
   if not found:
     return None
   return RefreshCounts(
-    sum(jnp.sum(node.failures) for node in found),
-    sum(jnp.sum(node.rejections) for node in found),
+    jnp.sum(jnp.stack([jnp.sum(node.failures) for node in found])),
+    jnp.sum(jnp.stack([jnp.sum(node.rejections) for node in found])),
   )
 
 
