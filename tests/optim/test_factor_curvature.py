@@ -27,11 +27,10 @@ def _kronecker_gradients(count, seed=0):
 
 
 def _state_after(tx, grads, params):
-  state = tx.init(params)
-  update = jax.jit(lambda g, s: tx.update(g, s, params)[1])
-  for i in range(len(jax.tree.leaves(grads)[0])):
-    state = update(jax.tree.map(lambda g, i=i: g[i], grads), state)
-  return state
+  def step(state, g):
+    return tx.update(g, state, params)[1], None
+
+  return jax.jit(lambda g: jax.lax.scan(step, tx.init(params), g)[0])(grads)
 
 
 @pytest.mark.parametrize("make", [optim.soap, optim.shampoo])
@@ -62,9 +61,10 @@ def _rank_one(shape, seed):
 def test_is_exact_for_one_gradient_of_rank_one(one_sided):
   parts, g = _rank_one((5, 3), 0)
   options = dict(one_sided=one_sided)
-  tx = optim.scale_by_soap(**options)
+  tx = optim.scale_by_soap(first_step="identity", **options)
   params = jnp.zeros((5, 3))
-  _, state = tx.update(jnp.asarray(g, jnp.float32), tx.init(params))
+  update = jax.jit(tx.update)
+  _, state = update(jnp.asarray(g, jnp.float32), tx.init(params))
   actual = optim.factor_diagonal(state, params, decay=0.95, **options)
   wanted = g**2
   if one_sided:  # The shorter side keeps its sums, the other is flat.
@@ -93,11 +93,16 @@ def test_tensors_blocks_stacks_and_lonely_leaves():
     layers=np.stack([_rank_one((4, 4), i)[1] for i in (3, 4, 5)]),
     gain=np.ones(5),
   )
-  tx = optim.scale_by_soap(**options)
+  tx = optim.scale_by_soap(first_step="identity", **options)
   grads = jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), grads)
-  _, state = tx.update(grads, tx.init(params))
-  chained = (optax.EmptyState(), dict(inner=state))  # Found wherever it is.
-  actual = optim.factor_diagonal(chained, params, decay=0.95, **options)
+
+  @jax.jit
+  def curvature(grads):
+    _, state = tx.update(grads, tx.init(params))
+    chained = (optax.EmptyState(), dict(inner=state))  # Found wherever it is.
+    return optim.factor_diagonal(chained, params, decay=0.95, **options)
+
+  actual = curvature(grads)
   assert actual.pop("gain") == optax.MaskedNode()
   for name, leaf in actual.items():
     np.testing.assert_allclose(leaf, grads[name] ** 2, rtol=1e-5)
@@ -139,13 +144,15 @@ def test_soap_sees_the_penalised_gradient_and_its_factors_the_task():
   plain = optim.soap(1e-2, **options)
   state, reference = tx.init(params), plain.init(params)
   update, update_plain = jax.jit(tx.update), jax.jit(plain.update)
+  diagonal_of = jax.jit(optim.factor_diagonal, static_argnames="decay")
+  force_of = jax.jit(jax.grad(optim.rounding_penalty), static_argnums=2)
   average = jnp.zeros(4)
   for step in range(5):
     grads = _grads(1 + step)
-    diagonal = optim.factor_diagonal(reference, params, decay=0.95)
+    diagonal = diagonal_of(reference, params, decay=0.95)
     average = 0.99 * average + 0.01 * grads["gain"] ** 2
     curvature = dict(w=diagonal["w"], gain=average / (1 - 0.99 ** (step + 1)))
-    force = jax.grad(optim.rounding_penalty)(params, curvature, INT4)
+    force = force_of(params, curvature, INT4)
     penalized = jax.tree.map(lambda g, f: g + strength * f, grads, force)
     wanted, reference = update_plain(
       penalized, reference, params, statistics=grads

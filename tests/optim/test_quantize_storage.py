@@ -11,7 +11,7 @@ from oracles import rounding
 import optim
 
 NAMES = (*rounding.FLOATS, "INT4", "INT8", "MXINT8")
-RULES = ("absmax", "pow2_floor", "pow2_ceil")
+RULES = ("absmax", "pow2_floor")
 nearest = jax.jit(optim.round_nearest, static_argnums=1)
 random = jax.jit(optim.round_random, static_argnums=2)
 
@@ -64,7 +64,8 @@ def test_straight_through_details():
   x = jnp.asarray([2.0, -2.0, 0.7])
 
   def grad(q, **options):
-    return jax.grad(lambda x: optim.straight_through(x, q, **options)[2])(x)
+    loss = lambda x: optim.straight_through(x, q, **options)[2]  # noqa: E731
+    return jax.jit(jax.grad(loss))(x)
 
   share = (2 - 0.7 / (2 / 7)) / 7 / 2
   np.testing.assert_allclose(
@@ -82,7 +83,7 @@ def test_straight_through_details():
       )
     )
   )
-  _equal(clipped(jnp.asarray([1.9, 1.5, -1.6, 0.3])), [0, 1, 0, 1])
+  _equal(jax.jit(clipped)(jnp.asarray([1.9, 1.5, -1.6, 0.3])), [0, 1, 0, 1])
 
 
 def test_straight_through_under_checkpoint_and_vmap():
@@ -93,15 +94,16 @@ def test_straight_through_under_checkpoint_and_vmap():
     return jnp.sum(y * jnp.cos(100 * x))
 
   keys = jax.random.split(jax.random.key(0), 4)
-  many = jax.vmap(loss)(keys)
+  many = jax.jit(jax.vmap(loss))(keys)
   assert len(set(many.tolist())) == 4
-  np.testing.assert_allclose(many, jnp.stack(list(map(loss, keys))), rtol=1e-6)
+  single = jnp.stack([jax.jit(loss)(key) for key in keys])
+  np.testing.assert_allclose(many, single, rtol=1e-6)
 
   def square(x):
     return jnp.sum(optim.straight_through(x, q, key=keys[0]) ** 2)
 
   np.testing.assert_array_equal(
-    jax.grad(jax.checkpoint(square))(x), jax.grad(square)(x)
+    jax.jit(jax.grad(jax.checkpoint(square)))(x), jax.jit(jax.grad(square))(x)
   )
 
 
@@ -147,11 +149,12 @@ def test_nvfp4():
   x[0, :16], x[1, 16:32] = 0, x[1, 16:32] * 1e-9
   x[1, 20] = 0
   q = _quantizer("E2M1", -1, 16, "nvfp4")
-  codes, (block, tensor) = optim.quantize(x, q)
+  codes, (block, tensor) = jax.jit(optim.quantize, static_argnums=1)(x, q)
   assert (block.dtype, tensor.dtype) == ("float8_e4m3fn", "float32")
   assert (block.shape, tensor.shape) == ((4, 4), (1, 1))
   y = np.asarray(nearest(x, q))
-  _equal(optim.dequantize(codes, (block, tensor), q), y)
+  back = jax.jit(optim.dequantize, static_argnums=2)
+  _equal(back(codes, (block, tensor), q), y)
   # The definition, in float64, for the blocks that are not zero.
   t = np.abs(x).max() / (448 * 6)
   blocks = x.reshape(4, 4, 16).astype(np.float64)

@@ -11,6 +11,12 @@ from oracles import rounding
 import optim
 
 INT4 = optim.Quantizer(optim.INT4)
+penalty_and_grad = jax.jit(
+  jax.value_and_grad(optim.rounding_penalty),
+  static_argnums=2,
+  static_argnames="scale_gradient",
+)
+vertex_gradient = jax.jit(optim.vertex_gradient, static_argnums=(0, 2))
 
 
 def _quantizer(name, *args, **kwargs):
@@ -50,12 +56,12 @@ def test_gradient_is_that_of_differences(name, moving):
 
   with jax.enable_x64(True):
     q = _quantizer(name, 0, 6)
-    value, grad = jax.value_and_grad(optim.rounding_penalty)(
+    value, grad = penalty_and_grad(
       jnp.asarray(w), jnp.asarray(g), q, scale_gradient=moving
     )
-    naive = jax.grad(lambda w: jnp.sum(g * optim.rounding_variance(w, q)) / 2)(
-      jnp.asarray(w)
-    )
+    naive = jax.jit(
+      jax.grad(lambda w: jnp.sum(g * optim.rounding_variance(w, q)) / 2)
+    )(jnp.asarray(w))
   np.testing.assert_allclose(value, penalty(w), rtol=1e-13)
   wanted = _differences(penalty, w)
   largest = np.abs(w) == fixed * rounding.table(name)[-1]
@@ -207,9 +213,9 @@ def test_vertex_gradient_is_that_of_differences():
 
   wanted = _differences(smoothed, w[:5], 1e-6)
   with jax.enable_x64(True):
-    grad = optim.vertex_gradient(_loss, jnp.asarray(w), INT4)
+    grad = vertex_gradient(_loss, jnp.asarray(w), INT4)
     # The last is on the grid: the mean slope of the loss at the roundings.
-    at_roundings = jax.grad(_loss)
+    at_roundings = jax.jit(jax.grad(_loss))
     last = _vertex_sum(lambda v: at_roundings(v)[5], w, s)
   np.testing.assert_allclose(grad[:5], wanted, atol=1e-8)
   np.testing.assert_allclose(grad[5], last, rtol=1e-10)
@@ -241,10 +247,10 @@ def test_penalty_is_exact_for_quadratics():
 
   with jax.enable_x64(True):
     w_jax, diagonal = jnp.asarray(w), jnp.asarray(np.diag(h))
-    penalty, force = jax.value_and_grad(optim.rounding_penalty)(
+    penalty, force = penalty_and_grad(
       w_jax, diagonal, INT4, scale_gradient=False
     )
-    whole = optim.vertex_gradient(loss, w_jax, INT4)
+    whole = vertex_gradient(loss, w_jax, INT4)
   np.testing.assert_allclose(
     loss(w) + float(penalty), _vertex_sum(loss, w, 0.2), rtol=1e-12
   )
