@@ -187,10 +187,12 @@ def finish(
     return jnp.where(healthy, left * d, 0).astype(d.dtype)
 
   delta = jax.tree.map(remainder, state.delta)
-  fresh = inner_rule(o, work).init(work)
-  keep = healthy & jnp.logical_not(o.reset_inner_state)
-  inner_state = jax.tree.map(
-    lambda a, b: jnp.where(keep, a, b), state.inner_state, fresh
+  # A branch, not a selection: the states are large.
+  inner_state = jax.lax.cond(
+    healthy & jnp.logical_not(o.reset_inner_state),
+    lambda kept: kept,
+    lambda _: inner_rule(o, work).init(work),
+    state.inner_state,
   )
   rejected = state.info.rejected + (alpha == 0).astype(jnp.int32)
   count: Any = optax.safe_increment(state.count)

@@ -118,28 +118,34 @@ def gauss_newton_microsteps(
         "tx.update(grads, opt_state, params)."
       )
     searching = state.step >= o.inner_steps
-    if ls_losses is None:
-      if updates is None:
-        raise ValueError(
-          "gauss_newton_microsteps got neither gradients nor ls_losses: call "
-          "tx.update(grads, state, params) while needs_line_search(state) is "
-          "false, and with ls_losses when it is true."
-        )
-      new = _solve(o, state, params, updates)
-      valid, last = ~searching, num_searches == 0
-    else:
-      new = _search(o, state, params, ls_losses, ls_weight)
-      valid, last = searching, True
-    new = new._replace(step=state.step + 1)
-    if last:
-      at_end = new.step == o.inner_steps + num_searches
-      updates, ended = _end(o, new, params)
-      new = _where(at_end, ended, new)
-      updates = _where(at_end & valid, updates, _zeros(params))
-    else:
-      updates = _zeros(params)
-    ignored = state._replace(ignored=state.ignored + 1)
-    return updates, _where(valid, new, ignored)
+    if ls_losses is None and updates is None:
+      raise ValueError(
+        "gauss_newton_microsteps got neither gradients nor ls_losses: call "
+        "tx.update(grads, state, params) while needs_line_search(state) is "
+        "false, and with ls_losses when it is true."
+      )
+
+    def advance(state):
+      if ls_losses is None:
+        new = _solve(o, state, params, updates)
+        if num_searches:  # No step ends here.
+          return _zeros(params), new._replace(step=state.step + 1)
+      else:
+        new = _search(state, ls_losses, ls_weight)
+      new = new._replace(step=state.step + 1)
+      return jax.lax.cond(
+        new.step == o.inner_steps + num_searches,
+        lambda new: _end(o, new, params),
+        lambda new: (_zeros(params), new),
+        new,
+      )
+
+    def ignore(state):
+      return _zeros(params), state._replace(ignored=state.ignored + 1)
+
+    # Branches, not selections: the states are large.
+    right_kind = searching if ls_losses is not None else ~searching
+    return jax.lax.cond(right_kind, advance, ignore, state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -175,9 +181,8 @@ def _solve(o, state, params, grads):
   return state._replace(solver=solver)
 
 
-def _search(o, state, params, ls_losses, ls_weight):
+def _search(state, ls_losses, ls_weight):
   """Adds the losses of one batch."""
-  del o, params
   ls_losses = jnp.asarray(ls_losses, jnp.float32)
   if ls_losses.shape != state.losses.shape:
     raise ValueError(
@@ -217,10 +222,6 @@ def _end(o, state, params):
     weight=jnp.zeros_like(state.weight),
     solver=solver,
   )
-
-
-def _where(condition, a, b):
-  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _zeros(params):
