@@ -7,7 +7,7 @@ One kernel [width, width], float32. The steps take turns, so that a busy machine
 slows all alike: compare ratios, which are taken round by round. Bytes are what
 the compiler says it reads and writes, per weight; kernels are the operations of
 the compiled program's entry. A step of LOTION has no matrix product and rounds
-no weights for a forward pass; QAT and RAT cast once a microbatch and keep
+no weights for a forward pass; QAT and RAT cast at least once a step and keep
 AdamW's step besides. Ideal traffic, all fused: AdamW 28 bytes a weight, the
 penalty 24 more.
 """
