@@ -1,5 +1,6 @@
 """A cloud in a folder: programs on PATH that record and do little."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -23,16 +24,16 @@ fi
 """
 
 # Stands for the program: ends with the code in $FAKE/ends, or trains until it
-# is told to save, for ten seconds at most.
+# is told to save, for half a minute at most.
 INTERPRETER = """\
 #!/bin/bash
+trap 'echo saved; exit 75' TERM
 echo start >> "$HOME/starts"
 pwd > "$HOME/arguments"
 printf '%s\\n' "$JAX_PLATFORMS" "$@" >> "$HOME/arguments"
 echo "training $2"
-trap 'echo saved; exit 75' TERM
 if [ -e "$FAKE/ends" ]; then exit "$(cat "$FAKE/ends")"; fi
-for _ in $(seq 200); do sleep 0.05; done
+for _ in $(seq 600); do sleep 0.05; done
 exit 9
 """
 
@@ -94,32 +95,40 @@ class Cloud:
 
   def wait_for(self, worker: int, name: str, text: str = "") -> str:
     """Contents of a file of a worker's home, once they hold `text`."""
-    path, end = self.workers[worker] / name, time.monotonic() + 8
-    while time.monotonic() < end:
-      if path.exists() and text in (found := path.read_text()):
-        return found
-      time.sleep(0.02)
-    raise TimeoutError(f"{path} never held {text!r}")
+    path = self.workers[worker] / name
+    self._await(lambda: path.exists() and text in path.read_text())
+    return path.read_text()
 
   def kill(self, worker: int) -> None:
     """Ends a worker's run as when its machine is taken: all at once."""
-    pid = int(self.wait_for(worker, "goldenpath-job/pid"))
+    pid = int(self.wait_for(worker, "goldenpath-job/pid", "\n"))
     os.killpg(os.getpgid(pid), signal.SIGKILL)
 
   def shut_down(self, worker: int) -> None:
     """Sends SIGTERM to all that runs on a worker."""
-    pid = int(self.wait_for(worker, "goldenpath-job/pid"))
+    pid = int(self.wait_for(worker, "goldenpath-job/pid", "\n"))
     os.killpg(os.getpgid(pid), signal.SIGTERM)
 
   def stop_all(self) -> None:
-    """Kills what is still running."""
+    """Kills what is still running, or about to."""
     for worker in self.workers:
-      path = worker / "goldenpath-job" / "pid"
-      if path.exists():
-        try:
-          os.killpg(os.getpgid(int(path.read_text())), signal.SIGKILL)
-        except ProcessLookupError:
-          pass
+      job = worker / "goldenpath-job"
+      if (job / "command").exists():
+        self._await(lambda job=job: _ended(job) or (job / "pid").exists())
+        if not _ended(job):
+          with contextlib.suppress(ProcessLookupError):
+            self.kill(int(worker.name[-1]))
+
+  def _await(self, condition) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+      if time.monotonic() > end:
+        raise TimeoutError
+      time.sleep(0.02)
+
+
+def _ended(job: pathlib.Path) -> bool:
+  return (job / "exit_code").exists()
 
 
 def write_program(path: pathlib.Path, text: str) -> None:

@@ -25,6 +25,7 @@ wait $!
 """,
   "scancel": """
 echo "$*" >> "$FAKE/scancel"
+until [ -s "$FAKE/task" ]; do sleep 0.02; done
 kill -TERM "$(cat "$FAKE/task")"
 """,
   "scontrol": 'echo "$*" >> "$FAKE/scontrol"\n',
@@ -33,7 +34,7 @@ kill -TERM "$(cat "$FAKE/task")"
 trap 'sleep 0.2; echo saved; exit 75' TERM
 touch "$FAKE/training"
 if [ -n "$ENDS" ]; then exit "$ENDS"; fi
-for _ in $(seq 200); do sleep 0.05; done
+for _ in $(seq 600); do sleep 0.05; done
 exit 9
 """,
 }
@@ -75,7 +76,7 @@ class Slurm:
   def run(self, *arguments: str, **variables: str) -> tuple[int, str]:
     """Exit code and output."""
     process = self.start(*arguments, **variables)
-    output = process.communicate(timeout=20)[0]
+    output = process.communicate(timeout=60)[0]
     return process.returncode, output
 
   def read(self, name: str) -> list[str]:
@@ -91,7 +92,7 @@ def slurm(tmp_path):
 
 
 def _wait_for(path: pathlib.Path) -> None:
-  end = time.monotonic() + 8
+  end = time.monotonic() + 20
   while not path.exists():
     assert time.monotonic() < end, f"{path} never came"
     time.sleep(0.02)
@@ -151,7 +152,7 @@ def test_told_to_stop_it_saves_and_goes_back_into_the_queue(
   process.send_signal(signal.SIGTERM)
   _wait_for(slurm.folder / "scancel")
   process.send_signal(signal.SIGTERM)  # A second one changes nothing.
-  output = process.communicate(timeout=20)[0]
+  output = process.communicate(timeout=60)[0]
   assert process.returncode == 75
   assert slurm.read("scancel") == [f"--signal=TERM {id_}"]
   assert slurm.read("scontrol") == [f"requeue {id_}"]
