@@ -40,7 +40,8 @@ setuptools.setup(
     include=[glob for name in _PACKAGES for glob in (name, f"{name}.*")]
   ),
   package_data={
-    name: ["py.typed", "*.txt", "data/*.txt"] for name in _PACKAGES
+    name: ["py.typed", "*.txt", "data/*.txt", "launch/*.sh", "launch/*.yaml"]
+    for name in _PACKAGES
   },
   install_requires=["jax>=0.10", "numpy>=2.0", "optax>=0.2.8"],
   extras_require={
@@ -57,6 +58,7 @@ setuptools.setup(
       "pyrefly>=1.4",
       "pytest>=9.0",
       "pytest-xdist>=3.6",
+      "pyyaml>=6.0",
       "ruff>=0.17",
       "tensorboardX>=2.6",
     ],

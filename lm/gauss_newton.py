@@ -130,7 +130,7 @@ def learning_rate(config: Config) -> Callable[[Any, Any], jax.Array]:
     g.inner_schedule,
     peak,
     num_outer_steps(config),
-    g.inner_steps,
+    g.inner_steps * g.steps_per_batch,
     schedule.warmup_steps(config) / config.num_steps,  # A fraction of T.
     g.inner_warmup,
     peak * config.schedule.end_factor,

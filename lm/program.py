@@ -95,6 +95,23 @@ def parse(argv: Sequence[str]) -> None:
     )
 
 
+def check_local(name: str, path: str | os.PathLike) -> None:
+  """Raises for a URL, which would become a folder of that name here.
+
+  Args:
+    name: Of the flag or key, for the message.
+    path: Its value.
+
+  Raises:
+    InputError: If it is one.
+  """
+  if "://" in str(path):
+    raise InputError(
+      f"{name}={path} is not a folder of this machine; mount the bucket and "
+      "give the folder, as lm.launch.tpu does (docs/pods.md)."
+    )
+
+
 def quiet() -> None:
   """Silences the libraries' own lines; what went wrong is ours to say."""
   absl_logging.set_verbosity(absl_logging.FATAL)

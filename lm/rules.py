@@ -209,6 +209,11 @@ def _model(config: "Config") -> Iterator[str]:
 
 def _data(config: "Config") -> Iterator[str]:
   d = config.data
+  if "://" in d.root:
+    yield (
+      f"config.data.root={d.root} is not a folder of this machine; mount the "
+      "bucket and give the folder (docs/pods.md)."
+    )
   if not d.mixture:
     yield "config.data.mixture is empty; name a corpus, e.g. (('sotu', 1.0),)."
   names = []

@@ -234,7 +234,9 @@ def summary(
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; returns its exit code."""
   args, extra = _parse(sys.argv[1:] if argv is None else list(argv))
-  root = pathlib.Path(args.root or f"runs/{_safe(args.sweep)}")
+  root = args.root or f"runs/{_safe(args.sweep)}"
+  program.check_local("--root", root)
+  root = pathlib.Path(root)
   try:
     jobs = expand(load_sweep(args.sweep))
     index = _index(args, len(jobs))

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from .. import batches, spec
+from .. import batches, program, spec
 from .. import config as configs
 from ..data import layout
 from ..text import human
@@ -27,6 +27,7 @@ def prepare(path: str | os.PathLike) -> pathlib.Path:
   Raises:
     ValueError: If it cannot.
   """
+  program.check_local("--workdir", path)
   workdir = pathlib.Path(path).expanduser().absolute()
   try:
     workdir.mkdir(parents=True, exist_ok=True)

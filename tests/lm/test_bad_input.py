@@ -51,6 +51,7 @@ _CASES = {
     "stack_shards",
     "trainer",
   ],
+  "data.root=gs://bucket/data": ["config.data.root", "docs/pods.md"],
   # Growing batches; the tiny run is measured in steps.
   "data.batch_schedule=((0,8),(99,16))": ["batch_schedule", "num_tokens"],
   "data.batch_schedule=((5,8),)": ["batch_schedule", "(0, 8)"],
