@@ -60,7 +60,8 @@ def gauss_newton_microsteps(
   """`gauss_newton` fed by the caller, one batch a call.
 
   For N = `inner_steps` calls, `update(grads, state, params)` takes the gradient
-  of the local model at `state.delta`, undamped, and returns zeros. Then, for M
+  of the local model at `state.delta`, undamped, and returns zeros (`weight=`,
+  its tokens, is for the counts of `state.info`). Then, for M
   = `line_search.num_batches` calls (`needs_line_search(state)` is true), it is
   `update(None, state, params, ls_losses=..., ls_weight=...)` with the result of
   `line_search_losses`; the last one returns alpha times the displacement. These
@@ -109,7 +110,14 @@ def gauss_newton_microsteps(
     )  # fmt: skip
 
   def update_fn(
-    updates, state, params=None, *, ls_losses=None, ls_weight=1.0, **extra_args
+    updates,
+    state,
+    params=None,
+    *,
+    weight=1.0,
+    ls_losses=None,
+    ls_weight=1.0,
+    **extra_args,
   ):
     del extra_args
     if params is None:
@@ -127,7 +135,7 @@ def gauss_newton_microsteps(
 
     def advance(state):
       if ls_losses is None:
-        new = _solve(o, state, params, updates)
+        new = _solve(o, state, params, updates, weight)
         if num_searches:  # No step ends here.
           return _zeros(params), new._replace(step=state.step + 1)
       else:
@@ -165,7 +173,7 @@ def needs_line_search(state: MicrostepsState, inner_steps: int) -> jax.Array:
   return state.step >= inner_steps
 
 
-def _solve(o, state, params, grads):
+def _solve(o, state, params, grads, weight):
   """One inner update."""
   solver = gauss_newton_state.begin(state.solver)
   grads = jax.tree.map(lambda g, d: g.astype(d.dtype), grads, solver.delta)
@@ -178,7 +186,9 @@ def _solve(o, state, params, grads):
   # The caller has the value of the model, we have not.
   nothing = jnp.full((), jnp.nan)
   solver = gauss_newton_state.descend(o, solver, params, nothing, grads)
-  return state._replace(solver=solver)
+  tokens = solver.info.solve_tokens + jnp.asarray(weight, jnp.float32)
+  info = solver.info._replace(solve_tokens=tokens)
+  return state._replace(solver=solver._replace(info=info))
 
 
 def _search(state, ls_losses, ls_weight):

@@ -109,20 +109,13 @@ setsid nohup bash "$job/run.sh" >> "$job/log.txt" 2>&1 < /dev/null &
 echo "$(hostname): started"
 """
 
-# A trap in the shell leaves the program's own handling of SIGTERM alone. The
-# signal ends `wait`, so it is called until the program has really ended, and
-# once more for its exit code.
+# A trap in the shell leaves the program's own handling of SIGTERM alone, and
+# waits for the end of the program in the foreground, whose exit code follows.
 _WRAPPER = """\
 trap : TERM
 export JAX_PLATFORMS=tpu,cpu  # Without a TPU it is an error, not a slow run.
-"$HOME/goldenpath-env/bin/python" -u -m {program} {arguments} &
-pid=$!
-echo $pid > "$HOME/goldenpath-job/pid"
-wait $pid
-while kill -0 $pid 2> /dev/null; do
-  wait $pid
-done
-wait $pid
+bash -c 'echo $$ > "$HOME/goldenpath-job/pid" && exec "$@"' run \\
+  "$HOME/goldenpath-env/bin/python" -u -m {program} {arguments}
 code=$?
 echo $code > "$HOME/goldenpath-job/exit_code"
 rm "$HOME/goldenpath-job/pid"

@@ -65,16 +65,21 @@ trap 'trap : TERM
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 fi
-srun --ntasks="$tasks" --kill-on-bad-exit=0 "${command[@]}" &
+# Its exit code by a file: after an interrupted `wait` bash may have lost it.
+status=$(mktemp)
+{
+  srun --ntasks="$tasks" --kill-on-bad-exit=0 "${command[@]}"
+  echo $? > "$status"
+} &
 pid=$!
 wait "$pid"
 while kill -0 "$pid" 2> /dev/null; do # The signal ended `wait`, not srun.
   wait "$pid"
 done
-wait "$pid" # Again, for the exit code of srun.
-code=$?
+code=$(cat "$status")
+rm "$status"
 
-if [ "$code" -eq 75 ]; then
+if [ "${code:=1}" -eq 75 ]; then
   echo "Saved; job $id goes back into the queue."
   scontrol requeue "$id"
 fi

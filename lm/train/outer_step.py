@@ -82,7 +82,10 @@ def make_micro_step(
       model_fn, loss_fn, state.params, state.opt_state.delta, tokens,
       mode=g.mode,
     )  # fmt: skip
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = tx.update(
+      grads, state.opt_state, state.params,
+      weight=jnp.sum(tokens[:, 1:] != config.model.pad_id),
+    )  # fmt: skip
     return updates, opt_state, loss
 
   def search(state, tokens):

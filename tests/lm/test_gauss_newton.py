@@ -108,6 +108,7 @@ def test_microsteps_are_the_outer_step_in_parts(tiny):
       np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
   assert lines[-1]["gn/outer_steps"] == 3
   assert lines[-2]["gn/outer_steps"] == 2
+  assert lines[-1]["gn/solve_tokens"] == 4 * 256
   averaged = state.averaged_params(
     micro, 0.9, gauss_newton.updates_per_average(parts.config)
   )
