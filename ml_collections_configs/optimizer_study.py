@@ -9,7 +9,7 @@
 
 All in one folder: a run that two sweeps share is run once. `rates` chooses a
 learning rate a method and batch size on seed 0, `_BEST` states it, the others
-use it on three seeds. docs/optimizer_study.md has the results.
+use it on three seeds.
 """
 
 from collections.abc import Mapping

@@ -5,7 +5,7 @@ r"""The demo with Shampoo: exponent 1/2 a factor, grafted onto Adam.
         --workdir=runs/shampoo
 
 Matrices inside the blocks get both factors; embedding and head stay with Adam
-(`config.optim.embeddings`; measured in docs/optimizer_study.md).
+(`config.optim.embeddings`).
 """
 
 import ml_collections

@@ -5,7 +5,7 @@ r"""The demo with SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
         --workdir=runs/soap
 
 Matrices inside the blocks get both factors; embedding and head stay with Adam
-(`config.optim.embeddings`; measured in docs/optimizer_study.md).
+(`config.optim.embeddings`).
 """
 
 import ml_collections
