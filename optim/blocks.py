@@ -12,7 +12,10 @@ axis, J and P the same axes once more (a left factor is [S, I, J], a right one
 """
 
 import dataclasses
+import functools
 import math
+import types
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -220,6 +223,18 @@ def parse_bucket_name(name: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
   shape, sides = name.split("_")[:2]
   lengths = tuple(int(n) for n in shape.split("x"))
   return lengths, tuple(str(i) in sides for i in range(len(lengths)))
+
+
+def planner(o: types.SimpleNamespace) -> Callable[[Any], Plan]:
+  """`make_plan` with the options of a method that has factors."""
+  return functools.partial(
+    make_plan,
+    dimension_numbers=o.dimension_numbers,
+    max_precond_dim=o.max_precond_dim,
+    one_sided=o.one_sided,
+    block_size=o.block_size,
+    stack_shards=o.stack_shards,
+  )
 
 
 def find_shard_axis(

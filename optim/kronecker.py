@@ -212,8 +212,12 @@ def observe(
   decay: jax.Array | float,
   precision: Precision,
   stack_axes: Any | None,
+  statistics: Any | None = None,
 ) -> tuple[Split, dict[str, Kronecker]]:
-  """Stacks and screens the gradients, and averages their Gram matrices."""
+  """Stacks and screens the gradients, and averages their Gram matrices.
+
+  Or those of `statistics`, if the updates are not the gradients they shall see.
+  """
   split = sharding.constrain_stacks(plan.split(updates), plan, stack_axes)
   stacks, factors = {}, {}
   for bucket in plan.buckets:
@@ -226,6 +230,8 @@ def observe(
     factors[name] = jax.tree.map(
       lambda array, axis=axis: sharding.constrain(array, axis, stack_axes), kept
     )
+  if statistics is not None:
+    _, factors = observe(plan, statistics, state, decay, precision, stack_axes)
   return Split(stacks, jax.tree.map(screen_leaf, split.rest)), factors
 
 

@@ -7,7 +7,6 @@ by Morwani et al.), and inverse roots are refreshed a part at each step.
 Dimension key: see `optim/blocks.py`.
 """
 
-import functools
 import types
 from typing import Any, Literal, NamedTuple
 
@@ -200,15 +199,7 @@ def _transform(
   adam_rule = adam.scale_by_split_adam(
     o.b1, o.b2, o.eps, mu_dtype=o.mu_dtype, nu_dtype=o.nu_dtype
   )
-
-  plan_of = functools.partial(
-    blocks.make_plan,
-    dimension_numbers=o.dimension_numbers,
-    max_precond_dim=o.max_precond_dim,
-    one_sided=o.one_sided,
-    block_size=o.block_size,
-    stack_shards=o.stack_shards,
-  )
+  plan_of = blocks.planner(o)
 
   def init_fn(params):
     plan = plan_of(params)
@@ -223,17 +214,9 @@ def _transform(
     if plan.empty:
       return updates, state
     count: Any = optax.safe_increment(state.count)
-    observe = functools.partial(
-      kronecker.observe,
-      plan,
-      state=state.kronecker,
-      decay=beta,
-      precision=precision,
-      stack_axes=o.stack_axes,
+    grads, factors = kronecker.observe(
+      plan, updates, state.kronecker, beta, precision, o.stack_axes, statistics
     )
-    grads, factors = observe(updates)
-    if statistics is not None:
-      _, factors = observe(statistics)
 
     def root(factor, old):
       del old

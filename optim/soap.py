@@ -10,7 +10,6 @@ the authors' trajectories.
 Dimension key: see `optim/blocks.py`.
 """
 
-import functools
 import types
 from typing import Any, Literal, NamedTuple
 
@@ -230,14 +229,7 @@ def _transform(
   beta = o.b2 if o.shampoo_beta is None else o.shampoo_beta
   precision = kronecker.Precision(*o.precision)
   rule = optax.with_extra_args_support(o.inner or _adam(o))
-  plan_of = functools.partial(
-    blocks.make_plan,
-    dimension_numbers=o.dimension_numbers,
-    max_precond_dim=o.max_precond_dim,
-    one_sided=o.one_sided,
-    block_size=o.block_size,
-    stack_shards=o.stack_shards,
-  )
+  plan_of = blocks.planner(o)
 
   def init_fn(params):
     plan = plan_of(params)
@@ -254,17 +246,9 @@ def _transform(
     if plan.empty:
       return updates, state
     first = state.count == 0
-    observe = functools.partial(
-      kronecker.observe,
-      plan,
-      state=state.kronecker,
-      decay=beta,
-      precision=precision,
-      stack_axes=o.stack_axes,
+    grads, factors = kronecker.observe(
+      plan, updates, state.kronecker, beta, precision, o.stack_axes, statistics
     )
-    grads, factors = observe(updates)
-    if statistics is not None:
-      _, factors = observe(statistics)
     if o.first_step != "identity":
       factors = bases.first_bases(factors, first)
     rotated = bases.rotate(grads, factors, precision, transpose=True)
