@@ -19,7 +19,10 @@ Run = dict[str, Any]
 
 _CONFIG = "ml_collections_configs/study1m.py"
 _SEEDS = (0, 1, 2)
-_RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
+_RATES = {
+  "large": (3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
+  "small": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
+}
 
 # Name of the batch -> its overrides. 16,384 and 2,048 tokens an update.
 _BATCHES: dict[str, dict[str, Any]] = {
@@ -49,11 +52,11 @@ _BEST: dict[tuple[str, str], float] = {
 
 
 def rates() -> list[Run]:
-  """Four learning rates for each method and batch size, on one seed."""
+  """Learning rates of each method and batch size, on one seed."""
   return [
     _run(batch, method, rate, 0)
     for batch in _BATCHES
-    for rate in _RATES
+    for rate in _RATES[batch]
     for method in _METHODS
   ]
 
