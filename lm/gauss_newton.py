@@ -61,8 +61,6 @@ def problems(config: Config) -> Iterator[str]:
       f"{MICRO} has line_search 'grid' or 'none', and neither adapt_damping "
       f"nor cg_iters in config.gauss_newton; or take {OUTER}."
     )
-  if config.optim.name == MICRO and g.scope == "layerwise":
-    yield f"config.gauss_newton.scope='layerwise' needs {OUTER}, not {MICRO}."
   if g.scope == "layerwise" and config.model.layers != "unroll":
     yield (
       f"config.model.layers={config.model.layers!r} stacks the layers, but "
@@ -99,7 +97,7 @@ def make(
   g: Any = config.gauss_newton
   shared: dict[str, Any] = dict(
     inner_steps=g.inner_steps,
-    scope=groups if g.scope == "layerwise" else "full",
+    scope=scope(config),
     line_search=_line_search(config),
     damping=(
       optim.LevenbergMarquardt(g.damping) if g.adapt_damping else g.damping
@@ -189,6 +187,11 @@ def groups(params: Any) -> Any:
   after = [name for name in ("final_norm", "head") if name in params]
   rules = {"embed": before, "block {}": "blocks/*", "head": after}
   return optim.path_groups(params, rules)
+
+
+def scope(config: Config) -> Any:
+  """As configured, for `optim`: "full", or what labels the parameters."""
+  return groups if config.gauss_newton.scope == "layerwise" else "full"
 
 
 def num_groups(config: Config) -> int:

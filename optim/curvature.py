@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import arguments, local_model, losses
+from . import arguments, layerwise, local_model, losses
+from .layerwise import Scope
 from .local_model import Mode
 
 ModelFn = Callable[[Any, Any], Any]
@@ -119,6 +120,8 @@ def local_value_and_grad(
   batch: Any,
   *,
   mode: Mode = "quadratic",
+  scope: Scope = "full",
+  group_axis: str | None = None,
   damping: float | jax.Array = 0.0,
   damping_at: Any | None = None,
 ) -> tuple[jax.Array, Any]:
@@ -132,6 +135,10 @@ def local_value_and_grad(
   all three have the plain gradient. Matrix products: 5 forward passes, where a
   gradient has 3; "nonlinear" has 3.
 
+  Layerwise, each group of leaves has such a model of its own, in which only its
+  part of delta is displaced: its leaves get that model's gradient, and the
+  value is the mean over the groups.
+
   Args:
     model_fn: As for `ggn_vector_product`.
     loss_fn: Likewise.
@@ -139,6 +146,8 @@ def local_value_and_grad(
     delta: Displacement from there, like params; float32 or wider is kept.
     batch: Any tree.
     mode: See above.
+    scope: "full", or labels of groups, as of `gauss_newton`.
+    group_axis: Mesh axis that shares the groups out, as of `gauss_newton`.
     damping: >= 0.
     damping_at: Centre of the damping, like params; None is 0, that is params.
 
@@ -146,7 +155,8 @@ def local_value_and_grad(
     The value [] and the gradient like params, float32 or wider.
 
   Raises:
-    ValueError: As `ggn_vector_product`; for an unknown mode.
+    ValueError: As `ggn_vector_product`; for an unknown mode, or labels that
+      are no partition.
 
   References:
     Abreu et al., "The potential of second-order optimization for LLMs: a study
@@ -155,26 +165,13 @@ def local_value_and_grad(
   arguments.check_choice("mode", mode, local_model.MODES)
   arguments.check_positive("damping", damping, zero_too=True)
   check_like_params("delta", delta, params)
-  total = local_sums(model_fn, loss_fn, params, delta, batch, mode)
+  total = layerwise.scoped_sums(
+    model_fn, loss_fn, params, delta, batch, mode, scope, group_axis
+  )
   weight = losses.safe(total.weight)
   value, grad = total.values[0] / weight, total.grad
   grad = jax.tree.map(lambda g: g / weight, grad)
   return add_damping(value, grad, delta, damping, damping_at)
-
-
-def local_sums(
-  model_fn: ModelFn,
-  loss_fn: LossFn,
-  params: Any,
-  delta: Any,
-  batch: Any,
-  mode: Mode,
-) -> local_model.Sums:
-  """`local_value_and_grad` as sums over the batch, undamped and unchecked."""
-  if mode == "nonlinear":
-    params, delta = displaced(params, delta), None
-  rule = local_model.RULES[mode]
-  return local_model.sums(model_fn, loss_fn, params, delta, batch, rule)
 
 
 def loss_sums(
@@ -212,17 +209,6 @@ def add_damping(
     away = jax.tree.map(jnp.subtract, away, losses.upcast(damping_at))
   value = value + damping / 2 * local_model.dot(away, away)
   return value, jax.tree.map(lambda g, x: g + damping * x, grad, away)
-
-
-def displaced(params: Any, delta: Any) -> Any:
-  """params + delta, added in float32 or wider, in the dtypes of params."""
-  return jax.tree.map(
-    lambda p, d: (p.astype(jnp.promote_types(p.dtype, d.dtype)) + d).astype(
-      p.dtype
-    ),
-    params,
-    losses.upcast(delta),
-  )
 
 
 class Linearized(NamedTuple):

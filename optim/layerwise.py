@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from . import curvature, local_model, losses
+from . import local_model, losses
 from .local_model import Mode, Sums
 
 Groups = dict[str, tuple[int, ...]]  # Label -> indices of its leaves.
@@ -62,6 +62,29 @@ def find_groups(labels: Any) -> Groups:
   return {label: tuple(groups[label]) for label in sorted(groups)}
 
 
+def scoped_sums(
+  model_fn: Callable[[Any, Any], Any],
+  loss_fn: Callable[[Any, Any], jax.Array],
+  params: Any,
+  delta: Any,
+  batch: Any,
+  mode: Mode,
+  scope: Scope = "full",
+  axis: str | None = None,
+) -> Sums:
+  """`local_model.local_sums`, or `sums` of the groups of a scope."""
+  labels = label_tree(scope, params)
+  if labels is not None:
+    groups = find_groups(labels)
+    return sums(model_fn, loss_fn, params, delta, batch, mode, groups, axis)
+  if axis is not None:
+    raise ValueError(
+      f"group_axis={axis!r} shares groups out, and scope='full' has none; take "
+      "group_axis=None."
+    )
+  return local_model.local_sums(model_fn, loss_fn, params, delta, batch, mode)
+
+
 def sums(
   model_fn: Callable[[Any, Any], Any],
   loss_fn: Callable[[Any, Any], jax.Array],
@@ -72,7 +95,7 @@ def sums(
   groups: Groups,
   axis: str | None = None,
 ) -> Sums:
-  """Sums like `curvature.local_sums`, of the groups' own models.
+  """Sums like `local_model.local_sums`, of the groups' own models.
 
   The value is the mean over the groups; each leaf's gradient is its group's.
 
@@ -194,7 +217,7 @@ def _nonlinear(model_fn, loss_fn, params, delta, batch, mode, groups):
   values, weight, found = [], jnp.zeros(()), {}
   for group in groups or [()]:
     own = [d if i in group else jnp.zeros_like(d) for i, d in enumerate(steps)]
-    total = curvature.local_sums(
+    total = local_model.local_sums(
       model_fn, loss_fn, params, jax.tree.unflatten(treedef, own), batch, mode
     )
     values.append(total.values[0])

@@ -126,6 +126,31 @@ def sums(
   return Sums(values, weight, gradient)
 
 
+def local_sums(
+  model_fn: Callable[[Any, Any], Any],
+  loss_fn: Callable[[Any, Any], jax.Array],
+  params: Any,
+  delta: Any,
+  batch: Any,
+  mode: Mode,
+) -> Sums:
+  """Value and gradient at delta of the local model that a mode names."""
+  if mode == "nonlinear":
+    params, delta = displaced(params, delta), None
+  return sums(model_fn, loss_fn, params, delta, batch, RULES[mode])
+
+
+def displaced(params: Any, delta: Any) -> Any:
+  """params + delta, added in float32 or wider, in the dtypes of params."""
+  return jax.tree.map(
+    lambda p, d: (p.astype(jnp.promote_types(p.dtype, d.dtype)) + d).astype(
+      p.dtype
+    ),
+    params,
+    losses.upcast(delta),
+  )
+
+
 class Pushed(NamedTuple):
   """Outputs, tangents (or None) and pull-back (or None) of a function."""
 

@@ -60,8 +60,9 @@ def gauss_newton_microsteps(
   """`gauss_newton` fed by the caller, one batch a call.
 
   For N = `inner_steps` calls, `update(grads, state, params)` takes the gradient
-  of the local model at `state.delta`, undamped, and returns zeros (`weight=`,
-  its tokens, is for the counts of `state.info`). Then, for M
+  of the local model at `state.delta`, undamped, from `local_value_and_grad`
+  with the same scope, and returns zeros (`weight=`, its tokens, is for the
+  counts of `state.info`). Then, for M
   = `line_search.num_batches` calls (`needs_line_search(state)` is true), it is
   `update(None, state, params, ls_losses=..., ls_weight=...)` with the result of
   `line_search_losses`; the last one returns alpha times the displacement. These
@@ -72,8 +73,8 @@ def gauss_newton_microsteps(
   Args:
     inner_optimizer: As for `gauss_newton`, like all other arguments.
     inner_steps: N.
-    scope: "full", or labels for an inner state for each group; the gradients
-      are the caller's affair.
+    scope: As for `gauss_newton`; pass it to `local_value_and_grad` as well, and
+      its number of groups to `line_search_losses`.
     line_search: A `LineSearch`, or None: the N-th call then returns d.
     damping: Number or function of the outer step; added here.
     warm_start: See `gauss_newton`.

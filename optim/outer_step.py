@@ -189,7 +189,6 @@ def _count_solve_tokens(state, weight):
 
 def _local_model(o, params, batch):
   """delta -> (mean value, mean gradient, weight) on one batch."""
-  labels = layerwise.label_tree(o.scope, params)
   if o.linearization == "reuse":
     _, _, _, linear = curvature.linear_sums(
       o.model_fn, o.loss_fn, params, batch
@@ -198,18 +197,14 @@ def _local_model(o, params, batch):
   def sums(delta, batch):
     if o.linearization == "reuse":
       return linear(delta, local_model.RULES[o.mode])
-    if labels is None:
-      return curvature.local_sums(
-        o.model_fn, o.loss_fn, params, delta, batch, o.mode
-      )
-    return layerwise.sums(
+    return layerwise.scoped_sums(
       o.model_fn,
       o.loss_fn,
       params,
       delta,
       batch,
       o.mode,
-      layerwise.find_groups(labels),
+      o.scope,
       o.group_axis,
     )
 

@@ -131,7 +131,7 @@ def losses_along(
 
   def mean(alpha):
     step = jax.tree.map(lambda d: (alpha * d).astype(d.dtype), delta)
-    moved = curvature.displaced(params, step)
+    moved = local_model.displaced(params, step)
     total, weight = over_batches(
       lambda b: curvature.loss_sums(model_fn, loss_fn, moved, b), batches
     )

@@ -80,7 +80,7 @@ def make_micro_step(
   def solve(state, tokens):
     loss, grads = optim.local_value_and_grad(
       model_fn, loss_fn, state.params, state.opt_state.delta, tokens,
-      mode=g.mode,
+      mode=g.mode, scope=gauss_newton.scope(config),
     )  # fmt: skip
     updates, opt_state = tx.update(
       grads, state.opt_state, state.params,

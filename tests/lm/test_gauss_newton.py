@@ -94,10 +94,14 @@ def test_a_chunked_head_changes_nothing(tiny):
     assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
 
 
-def test_microsteps_are_the_outer_step_in_parts(tiny):
+@pytest.mark.parametrize(
+  "name", ["full", pytest.param("layerwise", marks=pytest.mark.slow)]
+)
+def test_microsteps_are_the_outer_step_in_parts(tiny, name):
   """The same rows, one microbatch an update: the same weights."""
-  outer, _ = _train(_parts(tiny, _OUTER | {"optim__ema": 0.9}), steps=3)
-  parts = _parts(tiny, _MICRO | {"optim__ema": 0.9, "train__num_steps": 5 * 6})
+  changes = _VARIANTS[name] | {"optim__ema": 0.9}
+  outer, _ = _train(_parts(tiny, _OUTER | changes), steps=3)
+  parts = _parts(tiny, _MICRO | changes | {"train__num_steps": 5 * 6})
   micro, lines = _train(parts, steps=15)
   for field in ("params", "ema"):
     for a, b in zip(
@@ -149,10 +153,21 @@ def test_a_loss_that_is_not_finite_halts_with_sound_weights(tiny):
     assert np.isnan(metrics["train/loss"])
 
 
-@pytest.mark.parametrize("changes", [_OUTER, _MICRO], ids=["outer", "micro"])
+@pytest.mark.parametrize(
+  "changes",
+  [
+    pytest.param(_OUTER, id="outer"),
+    pytest.param(_MICRO, id="micro"),
+    pytest.param(
+      _MICRO | _VARIANTS["layerwise"],
+      id="layerwise micro",
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, changes):
   """Within an outer step too: 13 microsteps are two of them and a half."""
-  steps = 13 if changes is _MICRO else 5
+  steps = 5 if changes is _OUTER else 13
   changes = changes | {"train__num_steps": steps, "optim__ema": 0.9}
   assert tiny.run(tmp_path / "whole", **changes)[0] == 0
   stopped = tmp_path / "stopped"

@@ -340,6 +340,8 @@ def test_nonlinear_mode_needs_no_forward_mode():
   [
     (dict(mode="newton"), "mode='newton'.*quadratic"),
     (dict(damping=-1.0), "damping=-1.0 must be >= 0"),
+    (dict(group_axis="data"), "group_axis=.data. shares groups out"),
+    (dict(scope="layers"), "scope=.layers. is not known"),
     (dict(delta={}), "delta must be a tree like params"),
     (dict(delta=_params() | dict(a=jnp.ones(3))), r"delta\['a'\] has shape"),
     (dict(loss_fn=lambda z, b: z), "loss_fn returned an array of shape"),

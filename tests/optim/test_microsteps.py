@@ -44,6 +44,7 @@ class _Driver:
   """A training loop that knows nothing but the two kinds of calls."""
 
   def __init__(self, scope="full", **options):
+    self.scope, self.num_groups = scope, len(scope) if scope != "full" else 1
     self.tx = optim.gauss_newton_microsteps(
       optax.adam(1.0), scope=scope, **(SHARED | options)
     )
@@ -52,14 +53,14 @@ class _Driver:
 
   def _solve(self, params, state, batch):
     _, grads = optim.local_value_and_grad(
-      _model, LOSS, params, state.delta, batch
+      _model, LOSS, params, state.delta, batch, scope=self.scope
     )
     updates, state = self.tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
   def _search(self, params, state, batch):
     losses, weight = optim.line_search_losses(
-      _model, LOSS, params, state.delta, batch, SEARCH
+      _model, LOSS, params, state.delta, batch, SEARCH, self.num_groups
     )
     updates, state = self.tx.update(
       None, state, params, ls_losses=losses, ls_weight=weight
@@ -85,8 +86,9 @@ class _Driver:
 @pytest.mark.parametrize("scope", ["full", dict(a="a", b="b")])
 def test_equals_the_whole_step(scope):
   driver = _Driver(scope)
-  # Layerwise gradients are the caller's affair; these are the full ones.
-  whole = optim.gauss_newton(_model, LOSS, optax.adam(1.0), **SHARED)
+  whole = optim.gauss_newton(
+    _model, LOSS, optax.adam(1.0), scope=scope, **SHARED
+  )
   params, wanted = _params(), _params()
   state, whole_state = driver.tx.init(params), whole.init(params)
   assert not optim.has_updated(state)
