@@ -158,6 +158,7 @@ def test_a_growing_batch_is_the_sum_of_its_microbatches(tiny):
   assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_killed_on_the_ramp_goes_on_to_the_same_bits(tiny, tmp_path):
   assert tiny.run(tmp_path / "whole", **_RAMP)[0] == 0
   stopped = tmp_path / "stopped"

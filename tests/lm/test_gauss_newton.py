@@ -123,17 +123,12 @@ def test_microsteps_are_the_outer_step_in_parts(tiny, name):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["full", "layerwise"])
-def test_eight_devices_compute_what_one_computes(tiny, name):
-  changes = _OUTER | _VARIANTS[name] | {"model__D": 64, "model__F": 128}
-  changes |= {"gauss_newton__optimizer": "adamw"}
-  _, one = _train(_parts(tiny, changes), 2)
-  parts = _parts(tiny, changes, 8, mesh__data=4, mesh__fsdp=2)
-  _, eight = _train(parts, 2)
-  for a, b in zip(one, eight, strict=True):
-    assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-5)
+def test_the_displacement_lies_as_the_weights_do(tiny):
+  sizes = {"model__D": 64, "model__F": 128}
+  parts = _parts(tiny, _OUTER | sizes, 8, mesh__data=4, mesh__fsdp=2)
   delta = parts.shardings.opt_state.delta["blocks"]["0"]["mlp"]["in"]
   assert delta == parts.shardings.params["blocks"]["0"]["mlp"]["in"]
+  assert delta.spec != jax.sharding.PartitionSpec()
 
 
 def test_a_loss_that_is_not_finite_halts_with_sound_weights(tiny):
