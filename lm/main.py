@@ -7,6 +7,8 @@ The same line runs on one CPU, on several devices and, with --distributed, on
 several processes. Exit codes are in `lm/program.py`.
 """
 
+import contextlib
+
 from . import allocator, program
 
 allocator.settle()  # Before jax allocates anything.
@@ -42,15 +44,17 @@ def main() -> int:
     )
   config = configs.from_config_dict(_CONFIG.value)
   from . import optimizer
-  from .train import distributed, loop
+  from .train import distributed, loop, peers
 
   problems = optimizer.problems(config)
   if problems:
     raise configs.ConfigError("\n".join(problems))
-  distributed.initialize(
-    _DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
-  )
-  return loop.train(config, _WORKDIR.value)
+  alone = _DISTRIBUTED.value == "none"
+  with contextlib.nullcontext() if alone else peers.Watch(_WORKDIR.value):
+    distributed.initialize(
+      _DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    )
+    return loop.train(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":

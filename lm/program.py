@@ -1,12 +1,14 @@
 """What the programs share: flags in, one clear message and an exit code out.
 
 Exit codes: 0 done, 2 bad input, 3 stopped on a non-finite loss, 74 the disk
-failed, 75 told to stop and saved (run the same command again).
+failed, 75 told to stop and saved, 76 another process of the run was lost (after
+the last two, run the same command again).
 """
 
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 import ml_collections
@@ -20,6 +22,7 @@ BAD_INPUT = 2
 NOT_FINITE = 3
 DISK = 74
 PREEMPTED = 75
+PEER_LOST = 76
 
 
 class InputError(ValueError):
@@ -55,19 +58,30 @@ def run(
     code = main() or 0
     sys.exit(code)
   except (ValueError, FileNotFoundError, PermissionError) as error:
-    if os.environ.get("GOLDENPATH_TRACEBACK"):
-      raise
-    fail(str(error), BAD_INPUT)
+    sys.exit(tell(error))
   except OSError as error:
-    print(f"error: {error}", file=sys.stderr, flush=True)
     # At once: the threads of a failed save would trip over a slow end.
-    os._exit(DISK)
+    os._exit(tell(error))
 
 
-def fail(message: str, code: int) -> None:
-  """Prints one message to standard error and exits."""
-  print(f"error: {message}", file=sys.stderr)
-  sys.exit(code)
+def tell(error: BaseException) -> int:
+  """Prints what ended the program to standard error; returns its exit code.
+
+  One message for what the user or the disk did, a traceback for the rest, and
+  for everything with GOLDENPATH_TRACEBACK in the environment.
+  """
+  codes = {
+    FileNotFoundError: BAD_INPUT,
+    PermissionError: BAD_INPUT,
+    OSError: DISK,
+    ValueError: BAD_INPUT,
+  }
+  code = next((c for kind, c in codes.items() if isinstance(error, kind)), 1)
+  if code == 1 or os.environ.get("GOLDENPATH_TRACEBACK"):
+    traceback.print_exception(error)
+  else:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+  return code
 
 
 def parse(argv: Sequence[str]) -> None:

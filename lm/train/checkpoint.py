@@ -84,6 +84,8 @@ class Checkpointer:
     return self
 
   def __exit__(self, kind, error, trace) -> None:
+    if kind is not None and jax.process_count() > 1:
+      return  # The end of a save waits for processes that may be lost.
     try:
       self.wait()
     except CheckpointError:

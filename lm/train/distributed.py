@@ -9,6 +9,10 @@ import jax
 # once would wait for ever.
 _THREADS = 64
 
+# Seconds without a sign of life after which a process counts as lost: longer
+# than a machine that swaps or moves is silent, shorter than anyone waits.
+HEARTBEAT = 40
+
 
 def widen_thread_pool() -> None:
   """Gives collectives on a CPU threads to wait in; before devices are made.
@@ -56,7 +60,7 @@ def initialize(
     return
   widen_thread_pool()
   if mode == "auto":
-    jax.distributed.initialize()
+    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     return
   missing = [name for name, value in given.items() if value is None]
   if missing:
@@ -69,5 +73,8 @@ def initialize(
       f"[0, {num_processes})."
     )
   jax.distributed.initialize(
-    coordinator, num_processes=num_processes, process_id=process_id
+    coordinator,
+    num_processes=num_processes,
+    process_id=process_id,
+    heartbeat_timeout_seconds=HEARTBEAT,
   )

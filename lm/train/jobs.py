@@ -72,7 +72,7 @@ def preempt(s: Session) -> int:
   s.checkpointer.wait()
   s.run_file.write("preempted", step=s.clock.step)
   s.progress.log(
-    f"Stopped by {s.signals.received or 'another process'}; step "
+    f"Stopped by {s.signals.received or 'SIGTERM to a process'}; step "
     f"{s.clock.step} is saved. Run the same command again to go on."
   )
   return program.PREEMPTED

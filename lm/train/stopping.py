@@ -11,7 +11,7 @@ class StopSignals:
 
   A second SIGINT interrupts at once, as usual. With several processes SIGTERM
   is left to `jax.distributed`, which makes all of them stop at one step
-  (`Checkpointer.reached_preemption`).
+  (`Checkpointer.reached_preemption`), and SIGINT is passed on as SIGTERM.
   """
 
   def __init__(self):
@@ -20,8 +20,10 @@ class StopSignals:
     self._before: dict[int, object] = {}
 
   def __enter__(self) -> "StopSignals":
-    alone = jax.process_count() == 1
-    for number in (signal.SIGTERM, signal.SIGINT) if alone else ():
+    several = jax.process_count() > 1
+    for number in (
+      (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+    ):
       self._before[number] = signal.signal(number, self._remember)
     return self
 
@@ -30,6 +32,10 @@ class StopSignals:
       signal.signal(number, handler)  # pyrefly: ignore
 
   def _remember(self, number: int, _: types.FrameType | None) -> None:
-    self.received = signal.Signals(number).name
     if number == signal.SIGINT:
       signal.signal(number, signal.default_int_handler)
+    if jax.process_count() > 1:
+      # Remembered here, this process would save at a step of its own.
+      signal.raise_signal(signal.SIGTERM)
+    else:
+      self.received = signal.Signals(number).name
