@@ -1,14 +1,16 @@
 """Gauss-Newton beside AdamW, Muon and SOAP at three batch sizes.
 
     SWEEP=ml_collections_configs/gauss_newton_study.py
+    python -m benchmarks.gauss_newton_study --plan
     python -m lm.sweep --sweep=$SWEEP:rates --root=runs/gauss_newton_study
     python -m lm.sweep --sweep=$SWEEP:seeds --root=runs/gauss_newton_study
+    python -m benchmarks.gauss_newton_study runs/gauss_newton_study
 
-All in one folder. `rates` chooses learning rates at the middle batch on seed
-0, which `_RATE` states. All methods see the same tokens for an update: N
-microbatches of 2,048, to solve on or to sum the gradients of. Gauss-Newton's
-line search has N / 4 more, which its tokens count. `nonlinear` is the control:
-the same loop on the loss itself.
+All in one folder: a run that both sweeps share is run once. `rates` chooses
+learning rates at the middle batch on seed 0, which `_RATE` states. All methods
+see the same tokens for an update: N microbatches of 2,048, to solve on or to
+sum the gradients of. Gauss-Newton's line search has N / 4 more, which its
+tokens count. `nonlinear` is the control: the same loop on the loss itself.
 """
 
 from typing import Any
@@ -19,9 +21,10 @@ _CONFIG = "ml_collections_configs/study1m.py"
 _SEEDS = (0, 1, 2)
 _ROWS = 8  # Of a microbatch.
 
-# N -> updates: about 1M tokens to solve on, at 8k, 32k and 128k an update.
-_BATCHES = {4: 120, 16: 32, 64: 10}
-_MIDDLE = 16
+# N -> updates: 8k, 25k and 74k tokens to solve on an update, the larger ones
+# for longer, since their curves have fewer points.
+_BATCHES = {4: 36, 12: 16, 36: 8}
+_MIDDLE = 12
 
 _BASELINES: dict[str, dict[str, Any]] = {
   "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
@@ -37,20 +40,18 @@ _SOLVERS: dict[str, dict[str, Any]] = {
   },
   "nonlinear": {"gauss_newton.mode": "nonlinear"},
 }
-_TRIED = {
-  **dict.fromkeys(_BASELINES, (6e-3, 1.2e-2, 2.4e-2, 4.8e-2)),
-  **dict.fromkeys(_SOLVERS, (3e-3, 6e-3, 1.2e-2, 2.4e-2)),
-}
+_TRIED = dict.fromkeys(_BASELINES | _SOLVERS, (6e-3, 1.2e-2, 2.4e-2))
+_TRIED["muon"] = (1.2e-2, 2.4e-2, 4.8e-2)  # Few large steps want larger ones.
 
 # Method -> rate: the best of `rates`.
-_RATE = {method: tried[2] for method, tried in _TRIED.items()}
+_RATE = {method: tried[1] for method, tried in _TRIED.items()}
 
 
 def rates() -> list[Run]:
-  """Four learning rates of each method at the middle batch, on one seed."""
+  """Three learning rates of each method at the middle batch, on one seed."""
   return [
     _run(method, _MIDDLE, tried[i], 0)
-    for i in range(4)
+    for i in range(3)
     for method, tried in _TRIED.items()
   ]
 
@@ -71,7 +72,8 @@ def _run(method: str, count: int, rate: float, seed: int) -> Run:
     "train.num_steps": _BATCHES[count],
     "train.microbatch_size": _ROWS,
     "optim.learning_rate": rate,
-    "eval.every": max(1, _BATCHES[count] // 16),
+    "eval.every": max(1, _BATCHES[count] // 12),
+    "eval.final_batches": 4,  # The same rows at each point of a curve.
     "seed": seed,
   }
   if method in _BASELINES:

@@ -1,11 +1,13 @@
 """Rounded weights on the default corpus: PTQ, QAT, RAT and LOTION, 3 grids.
 
     SWEEP=ml_collections_configs/lotion_study.py
+    python -m benchmarks.lotion_study --plan
     python -m lm.sweep --sweep=$SWEEP:rates --root=runs/lotion_study
     python -m lm.sweep --sweep=$SWEEP:strengths --root=runs/lotion_study
     python -m lm.sweep --sweep=$SWEEP:seeds --root=runs/lotion_study
+    python -m benchmarks.lotion_study runs/lotion_study
 
-All in one folder. `rates` chooses the learning rate of each optimiser without
+All in one folder: a run that two sweeps share is run once. `rates` chooses the learning rate of each optimiser without
 rounding, `strengths` LOTION's strength by curvature and grid on seed 0;
 `_RATE` and `_STRENGTH` state them. Every run is scored in full precision,
 rounded to nearest and at random.
@@ -18,16 +20,17 @@ Run = dict[str, Any]
 _CONFIG = "ml_collections_configs/study1m.py"
 _SEEDS = (0, 1, 2)
 _GRIDS = ("int4", "fp4", "int8")
-_RATES = (3e-3, 6e-3, 1.2e-2)
+_RATES = (6e-3, 1.2e-2, 2.4e-2)
 
 # Updates of 2,048 tokens; the rate falls to 0, or weights hop around the grid.
 _RUN = {
   "data.batch_size": 8,
   "train.num_tokens": 0,
-  "train.num_steps": 500,
+  "train.num_steps": 180,
   "schedule.name": "cosine",
   "schedule.end_factor": 0.0,
   "eval.every": 0,
+  "eval.final_batches": 8,  # Of the 65; scored ten times by rounded runs.
 }
 _OPTIMIZERS: dict[str, dict[str, Any]] = {
   "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
@@ -55,7 +58,7 @@ _TRIED = {
 }
 
 # Optimiser -> rate, and (method, grid) -> strength: the best of the sweeps.
-_RATE = dict.fromkeys(_OPTIMIZERS, 6e-3)
+_RATE = dict.fromkeys(_OPTIMIZERS, _RATES[1])
 _STRENGTH = {
   (method, grid): tried[1] for method, tried in _TRIED.items()
   for grid in _GRIDS

@@ -1,0 +1,298 @@
+"""Plan, tables and figures of `ml_collections_configs/gauss_newton_study.py`.
+
+    python -m benchmarks.gauss_newton_study --plan [--tokens_per_s=10000]
+    python -m benchmarks.gauss_newton_study runs/gauss_newton_study
+        [--time] [--rounds=3] [--out=FOLDER]
+
+The first counts what the sweeps compute. The second reads what runs are
+finished: the updates, tokens (those of line searches too), passes one after the
+other and seconds that each method needs to the loss that AdamW ends with, and
+one figure for each of the four. Seconds are those of updates that take turns in
+one process (--time), since runs may have shared the machine; without it there
+are none.
+"""
+
+import argparse
+import math
+import pathlib
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lm import config as configs
+from lm import gauss_newton, report, text
+from lm.train import flops
+from ml_collections_configs import gauss_newton_study as definition
+from optim import searches
+
+from . import study
+
+SET = "sotu"
+METHODS = ("adamw", "muon", "soap", "gn", "prox", "layerwise", "nonlinear")
+_NAME = re.compile(
+  r"(?P<method>[a-z]+)_batches=(?P<batches>\d+)_rate=(?P<rate>[0-9.e-]+)"
+  r"_seed=(?P<seed>\d+)"
+)
+_AXES = {
+  "updates": "outer steps",
+  "tokens": "tokens, line searches included",
+  "depth": "passes one after the other",
+  "seconds": "seconds on two cores",
+}
+
+
+class Result(NamedTuple):
+  """One finished run."""
+
+  method: str
+  batches: int
+  rate: float
+  seed: int
+  named: study.Named
+
+  @property
+  def loss(self) -> float:
+    """At the end."""
+    return self.named.last(f"eval/{SET}/loss")
+
+  def curve(self) -> tuple[np.ndarray, np.ndarray]:
+    """Updates and validation losses."""
+    column = self.named.run.columns[f"eval/{SET}/loss"]
+    return column.steps, column.values
+
+  def updates_to(self, loss: float) -> float:
+    """Infinite if the loss was not reached."""
+    reached = report.steps_to_loss(self.named.run, SET, loss)
+    return math.inf if reached is None else reached.steps
+
+  def clock(self, axis: str, updates: Any, ms: float) -> Any:
+    """What so many updates took on an axis.
+
+    Args:
+      axis: A key of `_AXES`.
+      updates: Number or array.
+      ms: Milliseconds of an update, or NaN.
+    """
+    columns = self.named.run.columns
+    if axis == "tokens":
+      column = columns["tokens"]
+      return updates * column.values[-1] / column.steps[-1]
+    if axis == "depth":
+      known = "gn/depth" in columns
+      return updates * (columns["gn/depth"].values[-1] if known else 1.0)
+    if axis == "seconds":
+      return updates * ms / 1e3
+    return updates
+
+
+def load(folder: pathlib.Path) -> list[Result]:
+  """The finished runs of a folder."""
+  return [
+    Result(
+      named.fields["method"],
+      int(named.fields["batches"]),
+      float(named.fields["rate"]),
+      int(named.fields["seed"]),
+      named,
+    )
+    for named in study.load(folder, _NAME)
+  ]
+
+
+def tuned(results: Sequence[Result]) -> list[Result]:
+  """Runs of the middle batch on seed 0, where the rates are chosen."""
+  middle = sorted({r.batches for r in results})
+  middle = middle[len(middle) // 2]
+  return [r for r in results if (r.batches, r.seed) == (middle, 0)]
+
+
+def at_best(results: Sequence[Result]) -> dict[tuple[int, str], list[Result]]:
+  """Runs at their method's best rate by (batches, method), one a seed."""
+  best = study.best(tuned(results), lambda r: r.method, lambda r: r.rate)
+  found: dict[tuple[int, str], list[Result]] = {}
+  for batches in sorted({r.batches for r in results}):
+    for method in METHODS:
+      mine = [
+        r
+        for r in results
+        if (r.batches, r.method, r.rate) == (batches, method, best.get(method))
+      ]
+      if mine:
+        found[batches, method] = mine
+  return found
+
+
+def reach_table(
+  groups: Mapping[tuple[int, str], Sequence[Result]],
+  step_ms: Mapping[Any, float],
+  target: float | None = None,
+) -> str:
+  """What it took to reach a loss; mean over seeds and its standard error.
+
+  Args:
+    groups: From `at_best`.
+    step_ms: Milliseconds of an update by (batches, method); may be empty.
+    target: The loss; None: the highest that AdamW ends with on a seed, which
+      all of its runs reach, at each batch size.
+  """
+  rows = []
+  for (batches, method), mine in groups.items():
+    base = groups.get((batches, "adamw"), [])
+    goal = target
+    if goal is None:
+      goal = max((r.loss for r in base), default=math.nan)
+    updates = [r.updates_to(goal) for r in mine]
+
+    def cell(axis, digits, unit=1.0, mine=mine, updates=updates):
+      ms = step_ms.get((mine[0].batches, mine[0].method), math.nan)
+      clocks = [
+        r.clock(axis, u, ms) / unit for r, u in zip(mine, updates, strict=True)
+      ]
+      return study.mean_error(clocks, digits)
+
+    ratio = math.nan
+    if base:
+      ratio = statistics.fmean(r.updates_to(goal) for r in base)
+      ratio /= statistics.fmean(updates)
+    rows.append(
+      [
+        str(batches), method, f"{mine[0].rate:g}", str(len(mine)),
+        study.mean_error([r.loss for r in mine], 3), f"{goal:.3f}",
+        cell("updates", 1), study.mean_error([ratio], 2),
+        cell("tokens", 0, 1e3), cell("depth", 0), cell("seconds", 1),
+      ]
+    )  # fmt: skip
+  header = ["N", "method", "rate", "seeds", "final loss", "target", "updates"]
+  return text.format_table(
+    [*header, "fewer than adamw", "ktokens", "depth", "seconds"], rows
+  )
+
+
+def draw(
+  groups: Mapping[tuple[int, str], Sequence[Result]],
+  step_ms: Mapping[Any, float],
+  axis: str,
+  path: pathlib.Path,
+) -> None:
+  """Loss against one axis, a panel for each batch size.
+
+  Args:
+    groups: From `at_best`.
+    step_ms: Milliseconds of an update by (batches, method); for "seconds".
+    axis: A key of `_AXES`.
+    path: Of the figure.
+  """
+  from matplotlib import figure as mpl_figure
+  from matplotlib import ticker
+
+  sizes = sorted({batches for batches, _ in groups})
+  figure = mpl_figure.Figure((4 * len(sizes), 3.6), layout="constrained")
+  panels = figure.subplots(1, len(sizes), squeeze=False)[0]
+  for panel, batches in zip(panels, sizes, strict=True):
+    for look, method in enumerate(METHODS):
+      mine = groups.get((batches, method))
+      if mine:
+        steps, _ = mine[0].curve()
+        ms = step_ms.get((batches, method), math.nan)
+        study.draw_band(
+          panel, mine[0].clock(axis, steps, ms), [r.curve()[1] for r in mine],
+          method, look,
+        )  # fmt: skip
+    panel.set(title=f"N = {batches}", xlabel=_AXES[axis], xscale="log")
+    panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+    panel.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    panel.xaxis.set_minor_formatter(ticker.NullFormatter())
+  panels[0].set_ylabel("validation loss (nats/token)")
+  panels[-1].legend(frameon=False, fontsize="small")
+  figure.savefig(path, dpi=150)
+
+
+def passes(config: configs.Config) -> float:
+  """Forward passes that a token costs; of Gauss-Newton, a mean over tokens.
+
+  A gradient is 3, a local model's 5 (`docs/gauss_newton.md`). Layerwise, the
+  forward pass is shared; each group's tangents go from its first layer to the
+  end, its cotangents back to there.
+  """
+  if not gauss_newton.chosen(config):
+    return 3.0
+  g: Any = config.gauss_newton
+  solve = 3.0 if g.mode == "nonlinear" else 5.0
+  if g.scope == "layerwise":
+    head = 2 * config.model.D * config.model.V
+    forward = flops.forward_flops_per_token(config.model)
+    # Layers behind the embedding, each block and the head, in this order.
+    layers = [config.model.N, *range(config.model.N, 0, -1), 0]
+    behind = sum(
+      head / forward + layer / config.model.N * (1 - head / forward)
+      for layer in layers
+    )
+    solve = 1 + 2 * behind
+  n, m = g.inner_steps, gauss_newton.num_search_batches(config)
+  alphas = searches.candidates(
+    gauss_newton.grid(config), gauss_newton.num_groups(config)
+  )
+  return (n * solve + m * len(alphas)) / (n + m)
+
+
+def method_of(run: Mapping[str, Any]) -> str:
+  """Its name in the tables."""
+  return run["name"].partition("_")[0]
+
+
+def time_methods(rounds: int) -> dict[Any, float]:
+  """Milliseconds of an update by (batches, method), methods turn by turn."""
+  found: dict[Any, float] = {}
+  runs: dict[int, dict[Any, Any]] = {}
+  for run in definition.seeds():
+    fields = _NAME.fullmatch(run["name"])
+    if fields and fields["seed"] == "0":
+      batches = int(fields["batches"])
+      runs.setdefault(batches, {})[batches, fields["method"]] = run
+  for mine in runs.values():
+    found |= study.time_updates(mine, rounds)
+  return found
+
+
+def main() -> None:
+  """Prints the plan, or the tables."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("folder", nargs="?", type=pathlib.Path)
+  parser.add_argument("--out", type=pathlib.Path, help="folder of the figures")
+  parser.add_argument("--to", type=float, help="loss; default: AdamW's last")
+  parser.add_argument("--time", action="store_true", help="measure updates")
+  parser.add_argument("--rounds", type=int, default=3)
+  study.add_plan_arguments(parser)
+  args = parser.parse_args()
+  if args.plan:
+    sweeps = {"rates": definition.rates(), "seeds": definition.seeds()}
+    print(study.plan_table(sweeps, method_of, passes, args))
+  step_ms = time_methods(args.rounds) if args.time else {}
+  for (batches, method), ms in step_ms.items():
+    base = step_ms[batches, "adamw"]
+    print(f"N={batches} {method}: {ms:.0f} ms, {ms / base:.2f} of adamw's")
+  if args.folder is None:
+    return
+  results = load(args.folder)
+  groups = at_best(results)
+  rates = study.choices_table(
+    tuned(results), lambda r: (r.method,), lambda r: r.rate, ["method"]
+  )
+  print(f"{len(results)} finished runs\n\n{rates}\n")
+  print(reach_table(groups, step_ms, args.to))
+  if args.out:
+    args.out.mkdir(parents=True, exist_ok=True)
+    for axis in _AXES:
+      if axis != "seconds" or step_ms:
+        path = args.out / f"gauss_newton_{axis}.png"
+        draw(groups, step_ms, axis, path)
+
+
+if __name__ == "__main__":
+  from lm import allocator
+
+  allocator.settle()
+  main()
