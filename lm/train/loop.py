@@ -20,7 +20,7 @@ from .. import batches
 from .. import config as configs
 from .. import mesh as meshes
 from ..data.stream import Prefetcher, prefetch
-from . import compiles, jobs, samples, setup, weights, workdir
+from . import compiles, jobs, resume, samples, setup, weights, workdir
 from .session import Session, open_session
 
 
@@ -136,15 +136,14 @@ def _buffers(s: Session) -> Prefetcher:
       local[i] = s.stream.rows(start + i * shape[1] + first, end - first)
     return setup.put_buffer(s.parts, local), size
 
-  def schedule() -> Iterator[tuple[int, int]]:
-    start = s.clock.examples
+  def schedule(done: resume.Clock) -> Iterator[tuple[int, int]]:
+    start = done.examples
     for phase in batches.of_config(config):
-      for _ in range(max(phase.step, s.clock.step), phase.step + phase.updates):
+      for _ in range(max(phase.step, done.step), phase.step + phase.updates):
         yield start, phase.rows
         start += phase.rows
 
-  # The clock moves on while the thread reads: taken now, all of it.
-  return prefetch(read, list(schedule()), config.data.prefetch)
+  return prefetch(read, schedule(s.clock), config.data.prefetch)
 
 
 def _profile(s: Session) -> Generator[None]:
