@@ -13,7 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -89,6 +95,21 @@ def make_mesh(
     devices=devices,
     # Explicit, jax's default, makes linen's metadata boxes fail.
     axis_types=(AxisType.Auto,) * len(AXES),
+  )
+
+
+def abstract_mesh(sizes: Sequence[int], num_devices: int) -> AbstractMesh:
+  """`make_mesh` over devices that are not there: for shapes and shares only.
+
+  Args:
+    sizes: Devices along the three axes; at most one is -1.
+    num_devices: How many there would be.
+
+  Raises:
+    ValueError: If the sizes do not multiply to the number of devices.
+  """
+  return AbstractMesh(
+    mesh_sizes(sizes, num_devices), AXES, (AxisType.Auto,) * len(AXES)
   )
 
 

@@ -70,11 +70,12 @@ class Estimate(NamedTuple):
   hours: float
 
 
-def work(config: configs.Config) -> Work:
-  """Counts a run.
+def resolve(config: configs.Config, platform: str) -> configs.Config:
+  """`config.resolve` without the prepared data, if the vocabulary is known.
 
   Args:
     config: Validated, not resolved.
+    platform: cpu | gpu | tpu.
 
   Raises:
     ConfigError: If only the tokenizer's file knows the vocabulary.
@@ -86,9 +87,21 @@ def work(config: configs.Config) -> Work:
       f"config.model.V=0 takes the vocabulary of config.data.tokenizer="
       f"{config.data.tokenizer}; pass its size, e.g. --config.model.V=32100."
     )
-  model = configs.resolve(
-    config, vocab_size=vocab_size, eos_id=0, pad_id=0, platform="tpu"
-  ).model
+  return configs.resolve(
+    config, vocab_size=vocab_size, eos_id=0, pad_id=0, platform=platform
+  )
+
+
+def work(config: configs.Config) -> Work:
+  """Counts a run.
+
+  Args:
+    config: Validated, not resolved.
+
+  Raises:
+    ConfigError: If only the tokenizer's file knows the vocabulary.
+  """
+  model = resolve(config, "tpu").model
   phases = batches.of_config(config)
   return Work(
     spec.count_params(model),

@@ -20,7 +20,7 @@ from .. import batches
 from .. import config as configs
 from .. import mesh as meshes
 from ..data.stream import Prefetcher, prefetch
-from . import compiles, jobs, resume, samples, setup, weights, workdir
+from . import compiles, jobs, memory, resume, samples, setup, weights, workdir
 from .session import Session, open_session
 
 
@@ -43,6 +43,7 @@ def train(config: configs.Config, folder: str | os.PathLike) -> int:
   data = setup.find_data(config)
   parts = setup.build(setup.resolve(config, data))
   setup.check_rows(parts.config, parts.mesh)
+  memory.check(parts)
   with jax.set_mesh(parts.mesh), contextlib.ExitStack() as stack:
     session = open_session(parts, data, path, stack)
     code = _steps(session)

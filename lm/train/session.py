@@ -7,7 +7,16 @@ import pathlib
 from .. import config as configs
 from ..data import layout
 from ..data.stream import Stream, open_stream
-from . import evaluation, resume, rounding, setup, state, workdir, writers
+from . import (
+  evaluation,
+  memory,
+  resume,
+  rounding,
+  setup,
+  state,
+  workdir,
+  writers,
+)
 from .checkpoint import Checkpointer
 from .progress import Progress, make_progress
 from .reporter import Reporter
@@ -86,6 +95,7 @@ def open_session(
   )
   stack.callback(progress.close)
   progress.log(workdir.headline(parts, clock.step))
+  progress.log(memory.table(memory.kept(parts)))
   stopwatch = resume.Stopwatch(clock.seconds)
   return Session(
     state=train_state,

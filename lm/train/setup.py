@@ -23,7 +23,7 @@ class Parts(NamedTuple):
 
   Attributes:
     config: Resolved.
-    mesh: The devices.
+    mesh: The devices, or an abstract one (`build`).
     model: The Flax module.
     specs: Tree of `ParamSpec`, like the parameters.
     quantizers: How each parameter is rounded, None for those that are not;
@@ -90,19 +90,24 @@ def resolve(
 
 
 def build(
-  config: configs.Config, devices: Sequence[jax.Device] | None = None
+  config: configs.Config,
+  devices: Sequence[jax.Device] | None = None,
+  mesh: Any = None,
 ) -> Parts:
   """Builds the parts of a run.
 
   Args:
     config: Resolved.
     devices: Of the mesh; None for all.
+    mesh: Instead of one over `devices`. A `jax.sharding.AbstractMesh` is enough
+      to see where everything would lie (`lm/train/memory.py`), not to run.
 
   Raises:
     ValueError: If the mesh does not fit the devices.
   """
   m = config.mesh
-  mesh = meshes.make_mesh((m.data, m.fsdp, m.tensor), devices)
+  if mesh is None:
+    mesh = meshes.make_mesh((m.data, m.fsdp, m.tensor), devices)
   model, specs = Transformer(config.model), spec.param_specs(config.model)
   inner = gauss_newton.chosen(config)
   learning_rate = (lambda _: 1.0) if inner else schedule.learning_rate(config)

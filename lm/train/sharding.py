@@ -7,6 +7,7 @@ is is replicated (`optim.state_specs`). With
 `config.mesh.rules = "fsdp_shape"` every leaf is placed by its shape alone.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -90,16 +91,10 @@ def state_shardings(
 
 def bytes_per_device(abstract_state: Any, shardings: Any) -> int:
   """Largest share of the state that one device holds, in bytes."""
-  sizes = jax.tree.map(
-    lambda a, s: a.dtype.itemsize * _size(s.shard_shape(a.shape)),
-    abstract_state,
-    shardings,
-  )
+  sizes = jax.tree.map(leaf_bytes, abstract_state, shardings)
   return sum(jax.tree.leaves(sizes))
 
 
-def _size(shape: tuple[int, ...]) -> int:
-  size = 1
-  for n in shape:
-    size *= n
-  return size
+def leaf_bytes(leaf: Any, lies: NamedSharding) -> int:
+  """Largest share of one array that one device holds, in bytes."""
+  return leaf.dtype.itemsize * math.prod(lies.shard_shape(leaf.shape))

@@ -1,0 +1,291 @@
+r"""Would it fit? Bytes of each device for a configuration and some hardware.
+
+    python -m lm.tools.plan --config=ml_collections_configs/olmo150m.py \
+        --topology=v5p-32 --config.mesh.fsdp=16 --config.mesh.data=1
+
+Needs none of the devices, and no data. What a device keeps from update to
+update is exact; the peak within one is the compiler's where it is installed
+for the described topology (`pip install libtpu`, TPU slices), and an estimate
+otherwise: the last line says which. With `--by=compiler` and no such compiler,
+the program is compiled for as many CPU devices, up to 64. A plan that does not
+hold ends with exit code 2 and the changes that would make it hold.
+"""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags
+
+from .. import config as configs
+from .. import gauss_newton, program, spec
+from .. import mesh as meshes
+from ..text import human
+from ..train import memory, setup
+from . import estimate, topologies
+
+_MOST_CPU_DEVICES = 64
+Change = tuple[str, dict[str, Any]]  # Section of the configuration, its keys.
+_CLOSE = 0.8  # Of the memory: from here on an estimate decides little.
+
+
+class Plan(NamedTuple):
+  """What would lie on each device.
+
+  Attributes:
+    rows: See `lm/train/memory.py`.
+    source: How the peak was found.
+    exact: Whether by a compiler for these devices.
+  """
+
+  rows: list[memory.Row]
+  source: str
+  exact: bool
+
+  @property
+  def peak(self) -> int:
+    """Bytes of one device."""
+    return memory.peak(self.rows)
+
+
+def by_formula(config: configs.Config, devices: int) -> Plan:
+  """The plan on so many devices, none of which need exist.
+
+  Args:
+    config: Resolved.
+    devices: How many.
+
+  Raises:
+    ValueError: If the mesh or the rows do not fit them.
+  """
+  m = config.mesh
+  mesh: Any = meshes.abstract_mesh((m.data, m.fsdp, m.tensor), devices)
+  setup.check_rows(config, mesh)
+  rows = memory.plan(setup.build(config, mesh=mesh))
+  return Plan(rows, "an estimate from the traced program", False)
+
+
+def by_compiler(config: configs.Config, devices: list[Any]) -> Plan:
+  """The plan with the peak of the compiled program.
+
+  Args:
+    config: Resolved.
+    devices: Described (`topologies.described_devices`) or real.
+
+  Raises:
+    ValueError: If the mesh or the rows do not fit, or the compiler finds that
+      the program does not.
+  """
+  parts = setup.build(config, devices)
+  setup.check_rows(config, parts.mesh)
+  kind = devices[0].device_kind
+  source = f"the compiler's for {len(devices)} {kind}"
+  try:
+    with jax.set_mesh(parts.mesh):
+      step: Any = setup.compile_step(parts)
+      used = step.memory_analysis()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    reason = str(error).splitlines()[0]
+    raise configs.ConfigError(f"It would not hold: {reason}") from error
+  kept = memory.kept(parts)
+  more = used.temp_size_in_bytes + used.generated_code_size_in_bytes
+  rows = [*kept, memory.Row("within an update", more, None, memory.GRADIENTS)]
+  return Plan(rows, source, kind != "cpu")
+
+
+def make(
+  config: configs.Config, topology: topologies.Topology, by: str = "auto"
+) -> Plan:
+  """The plan by the best means there is.
+
+  Args:
+    config: Resolved.
+    topology: Of the run.
+    by: auto, the compiler of the topology if it is there; compiler, that or
+      fake CPU devices; formula.
+
+  Raises:
+    ValueError: If the configuration does not fit the topology, or there is no
+      compiler.
+  """
+  if by != "formula":
+    devices = topologies.described_devices(topology)
+    if devices is not None:
+      return by_compiler(config, devices)
+  if by != "compiler":
+    return by_formula(config, topology.devices)
+  if topology.devices > _MOST_CPU_DEVICES:
+    raise program.InputError(
+      f"--by=compiler: no compiler for {topology.name} is installed, and "
+      f"{topology.devices} devices are too many to stand in for; take "
+      "--by=formula, or `pip install libtpu` for TPU slices."
+    )
+  return by_compiler(config, jax.devices("cpu")[: topology.devices])
+
+
+def text(
+  plan: Plan, config: configs.Config, topology: topologies.Topology
+) -> str:
+  """The table with its surroundings, for people.
+
+  Args:
+    plan: From `make`.
+    config: The same.
+    topology: The same.
+  """
+  m, kind = config.mesh, topology.kind
+  sizes = meshes.mesh_sizes((m.data, m.fsdp, m.tensor), topology.devices)
+  mesh = " x ".join(
+    f"{n} {axis}" for n, axis in zip(sizes, meshes.AXES, strict=True)
+  )
+  of = f" of {memory.size_text(kind.memory)}" if kind.memory else ""
+  counts = spec.count_params(config.model)
+  share = ""
+  if kind.memory:
+    share = f", {100 * plan.peak / kind.memory:.0f} % of a device"
+    if not plan.exact and _CLOSE <= plan.peak / kind.memory <= 1:
+      share += ": close, for an estimate"
+  return (
+    f"{topology.name}: {topology.devices} {kind.device_kind}{of}, {mesh}\n"
+    f"{human(counts.total)} parameters, {config.optim.name}, "
+    f"{config.microbatch_size} rows of {config.data.seq_length} a pass\n\n"
+    f"{memory.table(plan.rows)}\n\n"
+    f"The peak is {plan.source}{share}."
+  )
+
+
+def check(
+  plan: Plan, config: configs.Config, topology: topologies.Topology
+) -> None:
+  """Refuses a plan that a device would not hold, with the ways out.
+
+  Raises:
+    ConfigError: If it would not.
+  """
+  limit = topology.kind.memory
+  if limit is None or plan.peak <= limit:
+    return
+  found = list(ways_out(config, topology))
+  if found:
+    advice = " Estimated to hold:\n" + "\n".join(found)
+  else:
+    advice = (
+      " Neither config.mesh.fsdp over all devices, nor config.model.remat=full,"
+      " nor the smallest config.train.microbatch_size, nor all of them, are "
+      "estimated to help: take more or larger devices, or config.mesh.tensor."
+    )
+  raise configs.ConfigError(
+    f"{topology.name} would not hold it: {memory.size_text(plan.peak)} on a "
+    f"device of {memory.size_text(limit)}.{advice}"
+  )
+
+
+def ways_out(
+  config: configs.Config, topology: topologies.Topology
+) -> Iterator[str]:
+  """Flags that would make it hold by the formula, as few as possible.
+
+  Args:
+    config: Resolved.
+    topology: Of the run.
+
+  Yields:
+    The mildest setting of each smallest set of changes that is enough.
+  """
+  limit, count = topology.kind.memory or 0, topology.devices
+  knobs = _knobs(config, count)
+  for number in range(1, len(knobs) + 1):
+    found = [
+      _first_that_holds(config, chosen, count, limit)
+      for chosen in itertools.combinations(knobs, number)
+    ]
+    if any(found):
+      yield from filter(None, found)
+      return
+
+
+def _first_that_holds(
+  config: configs.Config,
+  knobs: Sequence[list[Change]],
+  devices: int,
+  limit: int,
+) -> str | None:
+  """Flags of the mildest setting of all these knobs that holds, if any."""
+  settings = list(itertools.product(*knobs))
+  # The last saves most: where it is not enough, no other is.
+  if _setting(config, settings[-1], devices, limit) is None:
+    return None
+  found = (_setting(config, s, devices, limit) for s in settings)
+  return next(filter(None, found))
+
+
+def _setting(
+  config: configs.Config, changes: Sequence[Change], devices: int, limit: int
+) -> str | None:
+  """The flags of these changes if they are enough."""
+  for section, keys in changes:
+    section_now = dataclasses.replace(getattr(config, section), **keys)
+    config = dataclasses.replace(config, **{section: section_now})
+  try:
+    peak = by_formula(config, devices).peak
+  except ValueError:  # Such as rows that do not divide over the mesh.
+    return None
+  if peak > limit:
+    return None
+  words = [
+    f"--config.{section}.{key}={value}"
+    for section, keys in changes
+    for key, value in keys.items()
+  ]
+  return f"  {' '.join(words)}  ({memory.size_text(peak)})"
+
+
+def _knobs(config: configs.Config, devices: int) -> list[list[Change]]:
+  """What saves memory and leaves the numbers alone, each from mild to most."""
+  knobs: list[list[Change]] = []
+  sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+  _, fsdp, tensor = meshes.mesh_sizes(sizes, devices)
+  rest = devices // tensor
+  if fsdp < rest:
+    knobs.append([("mesh", {"data": 1, "fsdp": rest})])
+  if config.model.remat != "full":
+    knobs.append([("model", {"remat": "full"})])
+  batch = config.data.batch_size
+  fits = [n for n in range(rest, batch, rest) if batch % n == 0]
+  smaller = [n for n in reversed(fits) if n < config.microbatch_size]
+  if smaller and not gauss_newton.chosen(config):
+    knobs.append([("train", {"microbatch_size": n}) for n in smaller])
+  return knobs
+
+
+if __name__ == "__main__":
+  _CONFIG = program.define_config()
+  _TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Devices, e.g. v5p-32 (16 chips), v5e-16, h100-8, cpu-8."
+  )
+  _BY = flags.DEFINE_enum(
+    "by", "auto", ["auto", "compiler", "formula"], "How to find the peak."
+  )
+  flags.mark_flags_as_required(["config", "topology"])
+
+  def main() -> None:
+    """Prints the plan of the flags."""
+    topology = topologies.find(_TOPOLOGY.value or "")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Whatever devices there are, this program only describes some.
+    jax.config.update("jax_platforms", "cpu")
+    if topology.devices <= _MOST_CPU_DEVICES:
+      jax.config.update("jax_num_cpu_devices", topology.devices)
+    config = estimate.resolve(
+      configs.from_config_dict(_CONFIG.value), topology.kind.platform
+    )
+    plan = make(config, topology, _BY.value)
+    print(text(plan, config, topology), flush=True)
+    check(plan, config, topology)
+
+  program.run(main)
