@@ -82,6 +82,10 @@ class Reporter:
     where = {"tokens": clock.tokens, "seconds": self._stopwatch.seconds()}
     self._writer.write(clock.step, where | values)
 
+  def sync(self) -> None:
+    """Has everything written so far on the disk."""
+    self._writer.sync()
+
   @contextlib.contextmanager
   def paused(self, clock: Clock) -> Iterator[None]:
     """Leaves the time of the block out of the step times."""

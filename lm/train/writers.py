@@ -1,9 +1,11 @@
 """Where the numbers of a run go: JSON lines always, TensorBoard and W&B beside.
 
-Every writer has `write(step, scalars)` and `close()`. The file
+Every writer has `write(step, scalars)`, `sync()` and `close()`. The file
 `<workdir>/metrics.jsonl` holds one JSON object a line with the integer "step"
 and flat keys such as "train/loss"; it is flushed line by line, so a killed
 process loses at most the line it was writing, and it is appended to on resume.
+Before a checkpoint is saved everything is synced: a resume begins after the
+checkpoint, and would not write again what is missing before it.
 
 Two conventions a reader of the raw file needs:
 
@@ -32,6 +34,10 @@ class Writer(Protocol):
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Records the scalars of one step."""
+    ...
+
+  def sync(self) -> None:
+    """Hands all that was written to the disk; it outlives the process."""
     ...
 
   def close(self) -> None:
@@ -68,6 +74,10 @@ class JsonlWriter:
     self._file.write(json.dumps(line, allow_nan=False) + "\n")
     self._file.flush()
 
+  def sync(self) -> None:
+    """Has the lines on the disk even if the machine stops."""
+    os.fsync(self._file.fileno())
+
   def close(self) -> None:
     """Closes the file."""
     self._file.close()
@@ -97,6 +107,11 @@ class TensorBoardWriter:
       self._writer = self._make(self._logdir, purge_step=int(step))
     for key, value in scalars.items():
       self._writer.add_scalar(key, float(value), int(step))
+
+  def sync(self) -> None:
+    """Writes the events that wait in memory, two minutes of them otherwise."""
+    if self._writer is not None:
+      self._writer.flush()
 
   def close(self) -> None:
     """Flushes the last events."""
@@ -140,6 +155,9 @@ class WandbWriter:
     """Logs the scalars of one step."""
     self._run.log({k: float(v) for k, v in scalars.items()}, step=int(step))
 
+  def sync(self) -> None:
+    """Nothing: W&B's own process has what it was given."""
+
   def close(self) -> None:
     """Uploads what is left and marks the W&B run finished."""
     self._run.finish()
@@ -156,6 +174,11 @@ class MultiWriter:
     """Calls `write` of each."""
     for writer in self._writers:
       writer.write(step, scalars)
+
+  def sync(self) -> None:
+    """Calls `sync` of each."""
+    for writer in self._writers:
+      writer.sync()
 
   def close(self) -> None:
     """Calls `close` of each."""

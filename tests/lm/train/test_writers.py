@@ -1,5 +1,6 @@
 """The metrics file survives kills, resumes and bad numbers."""
 
+import contextlib
 import json
 import math
 import sys
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.train import writers
+from lm.train import checkpoint, loop, writers
 
 
 def _write(path, *lines):
@@ -82,6 +83,45 @@ def test_reopening_repairs_the_last_line(tmp_path, tail, steps):
   assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
+def test_a_file_cut_anywhere_is_as_if_the_writer_had_stopped_a_line_before(
+  tmp_path,
+):
+  """Killed after any byte, and repeating the steps from there."""
+  whole = tmp_path / "whole.jsonl"
+  with contextlib.closing(writers.JsonlWriter(whole)) as writer:
+    for step in range(3):
+      writer.write(step, {"a": step / 3, "b": float("nan")})
+  data = whole.read_bytes()
+  for cut in range(len(data) + 1):
+    path = tmp_path / f"{cut}.jsonl"
+    path.write_bytes(data[:cut])
+    with contextlib.closing(writers.JsonlWriter(path)) as writer:
+      for step in range(path.read_text().count("\n"), 3):
+        writer.write(step, {"a": step / 3, "b": float("nan")})
+    assert path.read_bytes() == data
+
+
+def test_lines_are_on_the_disk_before_the_checkpoint_that_follows_them(
+  tiny, tmp_path, monkeypatch
+):
+  order = []
+
+  def note(name, method):
+    def noting(self, *args):
+      order.append((name, writers.read(tmp_path)["train/loss"].steps[-1]))
+      return method(self, *args)
+
+    return noting
+
+  for owner, name in [
+    (writers.JsonlWriter, "sync"), (checkpoint.Checkpointer, "save"),
+  ]:  # fmt: skip
+    monkeypatch.setattr(owner, name, note(name, getattr(owner, name)))
+  changes = {"train__num_steps": 4, "checkpoint__every": 2, "eval__every": 2}
+  assert loop.train(tiny.config(**changes), tmp_path) == 0
+  assert order == [("sync", 2), ("save", 2), ("sync", 4), ("save", 4)]
+
+
 def test_a_resume_replaces_repeated_steps_key_by_key(tmp_path):
   path = tmp_path / "metrics.jsonl"
   _write(path, (10, {"loss": 1.0, "eval": 5.0}), (20, {"loss": 2.0}))
@@ -137,6 +177,9 @@ def test_tensorboard_gets_every_scalar_and_purges_from_the_first_step(
     def add_scalar(self, key, value, step):
       calls.append((key, value, step))
 
+    def flush(self):
+      calls.append("flushed")
+
     def close(self):
       calls.append("closed")
 
@@ -144,10 +187,11 @@ def test_tensorboard_gets_every_scalar_and_purges_from_the_first_step(
   monkeypatch.setitem(sys.modules, "tensorboardX", module)
   writer = writers.open_writers(tmp_path, tensorboard=True)
   writer.write(5, {"a": jnp.float32(1.5)})
+  writer.sync()
   writer.write(6, {"a": 2.0})
   writer.close()
   opened = (str(tmp_path / "tensorboard"), 5)
-  assert calls == [opened, ("a", 1.5, 5), ("a", 2.0, 6), "closed"]
+  assert calls == [opened, ("a", 1.5, 5), "flushed", ("a", 2.0, 6), "closed"]
   np.testing.assert_array_equal(writers.read(tmp_path)["a"].values, [1.5, 2.0])
 
 
