@@ -1,5 +1,7 @@
 """Curvature products against dense matrices in float64."""
 
+import pathlib
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 import optim
 
 MODES = ("quadratic", "prox_linear", "nonlinear")
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "kfac_products.npz"
 WEIGHTS = np.array([1.0, 0.0, 2.0, 1.0, 0.5, 1.0, 1.0])
 
 
@@ -333,6 +336,27 @@ def test_nonlinear_mode_needs_no_forward_mode():
     _direction(), _batch(), mode="nonlinear",
   )  # fmt: skip
   assert np.isfinite(value)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "squares"])
+def test_products_are_those_of_kfac_jax(name):
+  """Numbers by another library, see `tests/golden/make_kfac_products.py`."""
+  found = np.load(GOLDEN)
+  params = {k: jnp.asarray(found[f"p_{k}"]) for k in _params()}
+  v = {k: jnp.asarray(found[f"v_{k}"]) for k in params}
+  targets, loss_fn = dict(
+    cross_entropy=(found["labels"], optim.softmax_cross_entropy()),
+    squares=(found["numbers"], optim.squared_error()),
+  )[name]
+  batch = dict(x=jnp.asarray(found["x"]), targets=jnp.asarray(targets))
+  products = dict(ggn=optim.ggn_vector_product, hessian=optim.hvp)
+  for kind, product in products.items():
+    actual = jax.jit(
+      lambda product=product: product(_mlp, loss_fn, params, batch, v)
+    )()
+    for k in params:
+      wanted = found[f"{name}_{kind}_{k}"]
+      np.testing.assert_allclose(actual[k], wanted, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(
