@@ -234,7 +234,9 @@ def _look(cloud: gcloud.Gcloud, args: argparse.Namespace) -> int | None:
   # One that was killed takes the others down, whatever they end with.
   ended = jobs - {"running", _DONE, _STOPPED}
   if ended and not jobs & {"killed", *_UNSTARTED}:
-    worst = max(int(job.split()[1]) for job in ended)
+    codes = {int(job.split()[1]) for job in ended}
+    # Those that lost another one tell less than that one.
+    worst = max(codes - {program.PEER_LOST}, default=program.PEER_LOST)
     print(f"The run ended with exit code {worst}: see `logs`.", file=sys.stderr)
     return worst
   run(cloud, args)

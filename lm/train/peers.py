@@ -53,13 +53,13 @@ class Watch:
     self._leaving = threading.Lock()
 
   def __enter__(self) -> "Watch":
-    handler = _Handler(lambda number: self._lost("see the lines above"))
+    handler = _Handler(
+      lambda number: self._lost("Aborted, see above, most likely because ")
+    )
     _handlers.append(handler)
     install = ctypes.CDLL(None).signal
-    install.argtypes, install.restype = (
-      (ctypes.c_int, _Handler),
-      ctypes.c_void_p,
-    )
+    install.argtypes = (ctypes.c_int, _Handler)
+    install.restype = ctypes.c_void_p
     install(signal.SIGABRT, handler)
     return self
 
@@ -69,14 +69,14 @@ class Watch:
       return
     sign = sign_of_loss(error)
     if sign is not None:
-      self._lost(sign)
+      self._lost(f"{sign}: ")
     code = program.tell(error)
     if jax.process_index() == 0:
       time.sleep(_GRACE)
     sys.stdout.flush()
     os._exit(code)
 
-  def _lost(self, reason: str) -> None:
+  def _lost(self, how: str) -> None:
     """Says what happened and what to do, and ends the process.
 
     Of two threads that notice, one speaks and the other waits for the end.
@@ -85,9 +85,9 @@ class Watch:
     steps = checkpoint.list_steps(self._workdir)
     start = f"step {steps[-1]}" if steps else "the start"
     message = (
-      "error: another process of this run has ended or cannot be reached "
-      f"({reason}), so this one stops, too. Run the same command again on all "
-      f"of them: the run goes on from {start}.\n"
+      f"error: {how}another process of this run has ended or cannot be "
+      "reached. This one stops, too. Run the same command again on all of "
+      f"them: the run goes on from {start}.\n"
     )
     os.write(2, message.encode())  # Past locks that a thread may hold.
     os._exit(program.PEER_LOST)

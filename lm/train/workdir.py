@@ -33,7 +33,7 @@ def prepare(path: str | os.PathLike) -> pathlib.Path:
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f".probe-{os.getpid()}"
     probe.write_text("")
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # In containers, hosts share numbers.
   except OSError as error:
     raise ValueError(
       f"--workdir={path} cannot be written: {error.strerror}. Choose a folder "

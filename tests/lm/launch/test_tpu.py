@@ -1,7 +1,9 @@
 """The TPU launcher against a cloud that lives in a folder."""
 
+import argparse
 import shlex
 import shutil
+import types
 
 import pytest
 
@@ -340,6 +342,15 @@ def test_keep_resumes_what_was_stopped_and_returns_what_failed(cloud, capfd):
   assert code == 3
   assert "exit code 3" in capfd.readouterr().err
   assert cloud.verbs().count("scp") == 1
+
+
+@pytest.mark.parametrize(("codes", "worst"), [((76, 3), 3), ((76, 76), 76)])
+def test_keep_returns_the_code_of_the_worker_that_others_lost(codes, worst):
+  jobs = "".join(f"job {i} ended {code}\n" for i, code in enumerate(codes))
+  cloud = types.SimpleNamespace(
+    state=lambda: gcloud.ACTIVE, ask=lambda script: jobs
+  )
+  assert tpu._look(cloud, argparse.Namespace()) == worst
 
 
 def test_keep_gives_up_after_five_failures_in_a_row(cloud):

@@ -1,6 +1,7 @@
 """Two real processes over gloo are one program."""
 
 import json
+import pathlib
 import signal
 import time
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from lm import program
-from lm.train import checkpoint, peers, writers
+from lm.train import checkpoint, peers, workdir, writers
 
 _STEPS = {
   "train__num_steps": 12,
@@ -83,7 +84,7 @@ def _kill_one(group, folder, processes, devices, victim, bound):
   newest = checkpoint.list_steps(folder)[-1]
   for code, output in zip(codes, outputs, strict=True):
     assert code == program.PEER_LOST, output
-    assert "another process of this run has ended" in output
+    assert "another process of this run has ended or cannot be" in output
     assert "Run the same command again on all of them" in output
     assert f"goes on from step {newest}." in output
   return newest
@@ -141,3 +142,17 @@ def test_the_sign_of_a_loss_is_found_behind_what_it_caused():
   sign = peers.sign_of_loss(caught.value)
   assert sign == "UNKNOWN: Gloo all-reduce failed: closed by peer"
   assert peers.sign_of_loss(OSError("No space left")) is None
+
+
+def test_hosts_whose_processes_have_one_number_share_a_folder(
+  tmp_path, monkeypatch
+):
+  """As in containers: the other one removes the probe first."""
+  write = pathlib.Path.write_text
+
+  def write_and_lose(path, text):
+    write(path, text)
+    path.unlink()
+
+  monkeypatch.setattr(pathlib.Path, "write_text", write_and_lose)
+  assert workdir.prepare(tmp_path / "run") == tmp_path / "run"
