@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_halts_with_sound_weights(tiny):
 @pytest.mark.parametrize(
   "changes",
   [
-    pytest.param(_OUTER, id="outer"),
+    pytest.param(_OUTER, id="outer", marks=pytest.mark.slow),
     pytest.param(_MICRO, id="micro"),
     pytest.param(
       _MICRO | _VARIANTS["layerwise"],

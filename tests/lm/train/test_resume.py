@@ -86,7 +86,10 @@ def test_killed_at_twenty_random_moments(tiny, undisturbed, tmp_path):
   _same(tiny, undisturbed, tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  "number",
+  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_told_to_stop_it_saves_and_says_how_to_go_on(
   tiny, undisturbed, tmp_path, number
 ):
