@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -26,6 +27,7 @@ AXES = ("data", "fsdp", "tensor")
 # Logical axis -> mesh axes, of parameters and of activations.
 RULES: Mapping[str | None, tuple[str, ...]] = {
   "batch": ("data", "fsdp"),
+  "replica_batch": ("data",),
   "seq": (),
   "act_embed": (),
   "act_mlp": ("tensor",),
@@ -81,20 +83,52 @@ def make_mesh(
 ) -> Mesh:
   """A mesh (data, fsdp, tensor) over `devices` (all of them by default).
 
+  Devices of several slices, which a slower network joins, are told apart along
+  `data` alone: replicas exchange one gradient an update, the other axes much
+  more.
+
   Args:
     sizes: Devices along the three axes; at most one is -1.
     devices: The devices, in order; None takes `jax.devices()`.
 
   Raises:
-    ValueError: If the sizes do not multiply to the number of devices.
+    ValueError: If the sizes do not multiply to the number of devices, or `data`
+      is no multiple of the number of slices.
   """
   devices = jax.devices() if devices is None else list(devices)
-  return jax.make_mesh(
-    mesh_sizes(sizes, len(devices)),
-    AXES,
-    devices=devices,
-    # Explicit, jax's default, makes linen's metadata boxes fail.
-    axis_types=(AxisType.Auto,) * len(AXES),
+  sizes = mesh_sizes(sizes, len(devices))
+  # Explicit, jax's default, makes linen's metadata boxes fail.
+  types = (AxisType.Auto,) * len(AXES)
+  if count_slices(devices) > 1:
+    return Mesh(across_slices(sizes, devices), AXES, axis_types=types)
+  return jax.make_mesh(sizes, AXES, devices=devices, axis_types=types)
+
+
+def count_slices(devices: Sequence[Any]) -> int:
+  """Slices that the devices belong to; 1 where there is no such thing."""
+  return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def across_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+  """Devices [data, fsdp, tensor]; the slices one after the other along data.
+
+  Args:
+    sizes: Devices along the three axes.
+    devices: Of several slices, equally many of each.
+
+  Raises:
+    ValueError: If `data` is no multiple of the number of slices.
+  """
+  data, *inner = sizes
+  slices = count_slices(devices)
+  if data % slices:
+    raise ValueError(
+      f"config.mesh.data={data} must be a multiple of the {slices} slices of "
+      f"{len(devices) // slices} devices: fsdp={inner[0]} and "
+      f"tensor={inner[1]} stay within a slice."
+    )
+  return mesh_utils.create_hybrid_device_mesh(
+    (data // slices, *inner), (slices, 1, 1), devices
   )
 
 

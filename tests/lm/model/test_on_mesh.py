@@ -1,5 +1,7 @@
 """The model split over 8 fake devices computes what one device does."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -74,3 +76,23 @@ def test_splash_is_the_plain_attention(make_config):
     split = jax.jit(attention.splash_attention, static_argnames="interpret")
     fused = split(q, k, v, starts, interpret=True)
   np.testing.assert_allclose(fused, expected, rtol=1e-4, atol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+  id: int
+  slice_index: int
+  platform: str = "cpu"
+  device_kind: str = "cpu"
+
+
+def test_slices_differ_along_data_alone():
+  devices = [_Device(i, i // 8) for i in range(16)]
+  assert meshes.count_slices(devices) == 2
+  assert meshes.count_slices(jax.devices()) == 1
+  laid = meshes.across_slices((4, 2, 2), devices[::-1])
+  slices = np.vectorize(lambda device: device.slice_index, [int])(laid)
+  assert (slices == np.array([0, 0, 1, 1])[:, None, None]).all()
+  assert len({device.id for device in laid.flat}) == 16
+  with pytest.raises(ValueError, match=r"data=1 .*multiple of the 2 slices"):
+    meshes.across_slices((1, 8, 2), devices)
