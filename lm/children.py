@@ -1,14 +1,28 @@
 """Child processes that stop when their parent is told to."""
 
 import contextlib
+import os
 import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 _POLL = 0.05  # Seconds.
+
+
+def shares_of_cores(count: int) -> list[set[int]]:
+  """Cores for each of `count` programs at once; empty sets for no limit.
+
+  There is none for a single program, for more programs than cores, and where
+  the system has no such thing (macOS).
+  """
+  if not hasattr(os, "sched_getaffinity"):
+    return [set() for _ in range(count)]
+  cores = sorted(os.sched_getaffinity(0))
+  limited = 1 < count <= len(cores)
+  return [set(cores[i::count]) if limited else set() for i in range(count)]
 
 
 class Children:
@@ -42,7 +56,11 @@ class Children:
     return len(self._running)
 
   def start(
-    self, name: str, command: Sequence[str], log: pathlib.Path | None = None
+    self,
+    name: str,
+    command: Sequence[str],
+    log: pathlib.Path | None = None,
+    cores: Collection[int] = (),
   ) -> None:
     """Starts a program.
 
@@ -50,6 +68,7 @@ class Children:
       name: What `wait` calls it.
       command: Program and arguments.
       log: File its output is appended to; None leaves it on the terminal.
+      cores: That it may use; empty for all.
     """
     with contextlib.ExitStack() as stack:
       output: Any = None
@@ -63,6 +82,9 @@ class Children:
         stderr=output and subprocess.STDOUT,
         start_new_session=True,
       )
+    if cores:  # In time for its threads, which do not exist yet.
+      with contextlib.suppress(ProcessLookupError):
+        os.sched_setaffinity(self._running[name].pid, cores)
     if self.stopping:  # The signal came while it was being started.
       self._running[name].terminate()
 

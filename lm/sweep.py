@@ -1,12 +1,14 @@
 r"""Runs a list of configurations, here or as the tasks of an array job.
 
     python -m lm.sweep --sweep=tiny_learning_rate --root=runs/rates
+    python -m lm.sweep --sweep=tiny_learning_rate --root=runs/rates --jobs=2
     python -m lm.sweep --sweep=tiny_learning_rate --root=runs/rates --list
     sbatch --array=0-8 --wrap="python -m lm.sweep --sweep=cbs_151m --root=DIR"
 
 A sweep is a function of `ml_collections_configs/sweeps.py`, a function of
 another file (FILE.py:NAME), or a JSON file with the list such a function
-returns. Each run has the folder ROOT/ID, where ID is its name and a hash of
+returns. With --jobs, so many run at a time, each on its share of the cores:
+small models use one core better than two. Each run has the folder ROOT/ID, where ID is its name and a hash of
 its resolved configuration, and is the program `lm.main`, started anew. So the
 same command skips what is finished and resumes what is not; a changed
 configuration is another run.
@@ -178,7 +180,9 @@ def run_sweep(
     jobs: From `expand`.
     root: Parent of their folders.
     parallel: Runs at a time. With several, the output of each goes to
-      ROOT/ID/log.txt instead of the terminal.
+      ROOT/ID/log.txt instead of the terminal, and each has cores of its own,
+      if there are enough: threads of one run that wait for each other lose
+      most of their time to another run's on the same cores.
     extra: Further arguments of every run.
 
   Returns:
@@ -187,10 +191,13 @@ def run_sweep(
   """
   outcomes = {job.id: "finished before" for job in jobs}
   todo = [job for job in jobs if not is_finished(root / job.id)]
+  free = children.shares_of_cores(parallel)
+  lent: dict[str, set[int]] = {}
   with children.Children() as running:
 
     def finish_one():
       id_, code = running.wait()
+      free.append(lent.pop(id_))
       outcomes[id_] = _outcome(code, running.stopping)
 
     for number, job in enumerate(todo):
@@ -201,7 +208,8 @@ def run_sweep(
         continue
       log = root / job.id / "log.txt" if parallel > 1 else None
       print(f"[{number + 1}/{len(todo)}] {job.id}", flush=True)
-      running.start(job.id, job.command(root, extra), log)
+      lent[job.id] = free.pop()
+      running.start(job.id, job.command(root, extra), log, lent[job.id])
     while len(running):
       finish_one()
   return outcomes

@@ -13,8 +13,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from lm import children, program, sweep
 from lm import config as configs
-from lm import program, sweep
 from ml_collections_configs import (
   gauss_newton_study,
   lotion_study,
@@ -150,7 +150,7 @@ def test_sweeps_from_files(tmp_path):
 # 2 waits for SIGTERM and then says that it saved, 3 heeds nothing; both give
 # up after 30 seconds.
 _PROGRAM = """
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)
 def stop(*_): sys.exit(75)
@@ -158,6 +158,8 @@ signal.signal(signal.SIGTERM, stop if seed == 2 else signal.SIG_IGN)
 with (folder / "starts").open("a") as file:
   print("start", file=file)
 print("output of", seed)
+time.sleep(0.05)
+(folder / "cores").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
 if seed == 0:
   (folder / "run.json").write_text(json.dumps({"status": "finished"}))
 if seed == 1:
@@ -215,6 +217,25 @@ def test_parallel_runs_write_their_output_to_files(start, tmp_path, capfd):
   logs = {p.read_text() for p in tmp_path.glob("runs/*/log.txt")}
   assert logs == {"output of 0\n", "output of 1\n"}
   assert "output of" not in capfd.readouterr().out
+
+
+@pytest.mark.skipif(
+  not hasattr(os, "sched_getaffinity"), reason="the system pins no process"
+)
+def test_parallel_runs_share_out_the_cores(start, tmp_path):
+  whole = os.sched_getaffinity(0)
+  if len(whole) < 2:
+    pytest.skip("one core")
+  assert start([0, 1], "--jobs=2") == 1
+  mine = [
+    set(json.loads(path.read_text())) for path in tmp_path.glob("runs/*/cores")
+  ]
+  assert len(mine) == 2
+  assert mine[0] | mine[1] == whole
+  assert not mine[0] & mine[1]
+  assert start([0], "--jobs=1") == 0
+  assert children.shares_of_cores(1) == [set()]
+  assert children.shares_of_cores(len(whole) + 1)[0] == set()
 
 
 def test_one_index_runs_one_and_gives_its_exit_code(
