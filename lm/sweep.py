@@ -8,10 +8,10 @@ r"""Runs a list of configurations, here or as the tasks of an array job.
 A sweep is a function of `ml_collections_configs/sweeps.py`, a function of
 another file (FILE.py:NAME), or a JSON file with the list such a function
 returns. With --jobs, so many run at a time, each on its share of the cores:
-small models use one core better than two. Each run has the folder ROOT/ID, where ID is its name and a hash of
-its resolved configuration, and is the program `lm.main`, started anew. So the
-same command skips what is finished and resumes what is not; a changed
-configuration is another run.
+small models use one core better than two. Each run has the folder ROOT/ID,
+where ID is its name and a hash of its resolved configuration, and is the
+program `lm.main`, started anew. So the same command skips what is finished and
+resumes what is not; a changed configuration is another run.
 
 Ctrl-C or SIGTERM is passed on to the runs, which save and stop; a second one
 kills them. Arguments after a lone -- go to every run:
