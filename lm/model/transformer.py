@@ -269,7 +269,13 @@ class Embedding(nn.Module):
       # A gather from a table split over its rows would be replicated first.
       onehot_BLV = jax.nn.one_hot(tokens_BL, self.cfg.V, dtype=dtype)
       return layers.contract("blv,vd->bld", onehot_BLV, self.table_VD)
-    return self.table_VD.at[tokens_BL].get(mode="clip").astype(dtype)
+    # Each device looks up its columns for all rows of its replica, which are
+    # then exchanged for its rows. Left to the compiler, a mesh with replicas
+    # sends the rows of all devices to each of them.
+    tokens_BL = constrain(tokens_BL, ("replica_batch", "seq"))
+    rows_BLD = self.table_VD.at[tokens_BL].get(mode="clip").astype(dtype)
+    rows_BLD = constrain(rows_BLD, ("replica_batch", "seq", "embed"))
+    return constrain(rows_BLD, _RESIDUAL)
 
   def attend(self, hidden_BLD: jax.Array) -> jax.Array:
     """Product with the transposed table, in float32."""
