@@ -1,0 +1,289 @@
+"""What an update costs on many devices: arithmetic, memory, communication.
+
+Counts come from the program that XLA compiles for so many fake CPU devices
+(`measure`; jax allows up to 2,048): matrix products and the bytes of every
+collective, each as often as it runs. `law` says the same bytes in closed form
+for AdamW, with or without LOTION's penalty, which shows why they scale as they
+do; tests hold the two equal. Times (`seconds`) are estimates: counts over the
+rates that a chip's maker states, by the formulas of ring collectives.
+
+A program compiled for CPUs differs from one for TPUs in two known ways: weights
+are gathered in float32 (a TPU gathers the compute type), and a gradient is
+reduced to its shards by an all-reduce and a slice (a TPU reduce-scatters,
+which sends half). Both make the communication here an upper bound.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from .. import config as configs
+from .. import gauss_newton, spec
+from ..train import memory, setup
+from . import hlo
+
+MOST_DEVICES = 2048  # Devices beyond are another process's to jax on a CPU.
+
+
+class Counts(NamedTuple):
+  """What one device does in an update.
+
+  Attributes:
+    mesh: Devices along each axis.
+    flops: Of matrix products.
+    hbm: Bytes read and written: the state twice, activations twice.
+    sent: Bytes of collectives by (kind, axes joined by "+").
+    tokens: Of the update, over all devices.
+  """
+
+  mesh: dict[str, int]
+  flops: int
+  hbm: int
+  sent: dict[tuple[str, str], int]
+  tokens: int
+
+  @property
+  def devices(self) -> int:
+    """How many there are."""
+    return math.prod(self.mesh.values())
+
+
+class Chip(NamedTuple):
+  """Rates of one chip, in units a second.
+
+  Attributes:
+    flops: bfloat16 operations.
+    hbm: Bytes of its memory.
+    ici: Bytes of a ring over one axis of the torus, in both directions.
+    dcn: Bytes between slices, a chip's share of its host.
+    efficiency: Assumed share of `flops` that products reach.
+  """
+
+  flops: float
+  hbm: float
+  ici: float
+  dcn: float
+  efficiency: float
+
+
+# 459 TFLOP/s, 2,765 GB/s of HBM and 1,200 GB/s of links to six neighbours, in
+# both directions together: https://cloud.google.com/tpu/docs/v5p. A ring over
+# an axis uses two links: 2 x 100 GB/s. A host of four chips has 200 Gbit/s:
+# https://jax-ml.github.io/scaling-book/tpus. The efficiency is assumed.
+V5P = Chip(459e12, 2765e9, 200e9, 6.25e9, 0.5)
+
+
+class Seconds(NamedTuple):
+  """Estimated time of an update, by what takes it."""
+
+  products: float
+  hbm: float
+  ici: float
+  dcn: float
+
+  @property
+  def local(self) -> float:
+    """Of a device that need not talk."""
+    return max(self.products, self.hbm)
+
+  @property
+  def total(self) -> float:
+    """With communication that nothing hides: an upper bound."""
+    return self.local + self.ici + self.dcn
+
+
+def measure(
+  config: configs.Config, devices: Sequence[jax.Device] | None = None
+) -> Counts:
+  """Compiles an update and counts.
+
+  Args:
+    config: Resolved.
+    devices: Of the mesh; None for all.
+  """
+  parts = setup.build(config, devices)
+  setup.check_rows(config, parts.mesh)
+  with jax.set_mesh(parts.mesh):
+    step: Any = setup.compile_step(parts)
+    text = step.as_text()
+  mesh = dict(parts.mesh.shape)
+  passes = parts.buffer_shape[0]
+  return Counts(
+    mesh,
+    hlo.product_flops(text, passes),
+    hbm_bytes(parts),
+    hlo.totals(hlo.collectives(text, mesh, passes)),
+    config.tokens_per_step,
+  )
+
+
+def hbm_bytes(parts: setup.Parts) -> int:
+  """Bytes of memory traffic: state and activations, once in and once out."""
+  rows = memory.plan(parts)
+  passes = parts.buffer_shape[0]
+  sums = {"kept": 0, "gradients": 0, "backward": 0, "update": 0}
+  for row in rows:
+    sums[row.phase] += row.bytes
+  once = sums["kept"] + sums["gradients"] + sums["update"]
+  return 2 * (once + passes * sums["backward"])
+
+
+def law(config: configs.Config, mesh: Mapping[str, int]) -> dict[Any, int]:
+  """Bytes that AdamW's update sends, in closed form, without its scalars.
+
+  For stacked layers with an untied head, on a mesh without `tensor`. P are the
+  bytes of all parameters that lie along `fsdp`, f its size:
+
+      gathered over fsdp    the blocks' P twice, the head's once
+      reduced over fsdp     P but the embedding's, then over data P / f
+      exchanged over fsdp   the embedding's rows, forwards and backwards
+
+  None of it falls with the number of devices but P / f, nor grows with it.
+  What is left out are scalars: losses, norms and, with LOTION, the scale of
+  each matrix, less than 4 kB.
+
+  Args:
+    config: Resolved; one pass an update.
+    mesh: Devices along each axis.
+
+  Returns:
+    Bytes by (kind, axes), as in `Counts.sent`; entries of 0 are left out.
+
+  Raises:
+    ValueError: If it does not hold for this configuration or mesh.
+  """
+  cfg = config.model
+  if (
+    mesh["tensor"] > 1 or cfg.tied or cfg.layers != "scan" or cfg.loss_chunk
+    or gauss_newton.chosen(config) or config.optim.name != "adamw"
+    or config.microbatch_size != config.data.batch_size
+  ):  # fmt: skip
+    raise ValueError(
+      "The law is for AdamW in one pass, with stacked layers, an untied head, "
+      "no loss_chunk and a mesh without tensor; measure anything else."
+    )
+  data, fsdp = mesh["data"], mesh["fsdp"]
+  sizes = _sizes(spec.param_specs(cfg), fsdp)
+  rows = config.data.batch_size // (data * fsdp)
+  split = sizes["blocks"] + sizes["head"]
+  scalars = sizes["gains"]  # Gains are replicated: reduced over all devices.
+  found = {
+    ("all-gather", "fsdp"): 2 * sizes["blocks"] + sizes["head"]
+    + 4 * rows * fsdp * cfg.L,
+    ("all-reduce", "fsdp"): split + (0 if data > 1 else scalars),
+    ("all-reduce", "data+fsdp"): scalars,
+    ("all-reduce", "data"): (split + sizes["embed"]) // fsdp
+    + (0 if fsdp > 1 else scalars),
+    ("all-to-all", "fsdp"): 2 * 4 * rows * cfg.L * cfg.D,
+  }  # fmt: skip
+  here = [axis for axis, n in (("data", data), ("fsdp", fsdp)) if n > 1]
+  known = {"+".join(here), *here}
+  return {key: n for key, n in found.items() if key[1] in known and n}
+
+
+def _sizes(specs: Any, fsdp: int) -> dict[str, int]:
+  """Bytes of the parameters by how they travel."""
+  sizes = dict.fromkeys(("blocks", "head", "embed", "gains"), 0)
+  flat = jax.tree_util.tree_leaves_with_path(
+    specs, is_leaf=lambda x: isinstance(x, spec.ParamSpec)
+  )
+  for path, leaf in flat:
+    top = path[0].key
+    if "embed" not in leaf.axes:
+      sizes["gains"] += 4 * leaf.size
+    elif leaf.shape[leaf.axes.index("embed")] % fsdp:
+      raise ValueError(
+        f"The width {leaf.shape[leaf.axes.index('embed')]} does not divide "
+        f"over fsdp={fsdp}, so that parameters are replicated."
+      )
+    else:
+      sizes[top if top in sizes else "blocks"] += 4 * leaf.size
+  return sizes
+
+
+def ring_seconds(kind: str, size: int, count: int, rate: float) -> float:
+  """Time of a collective by the formula of a ring, without latency.
+
+      all-gather, reduce-scatter, all-to-all   (n - 1) / n  bytes / rate
+      all-reduce                               twice that
+      collective-permute                       bytes / rate
+
+  Args:
+    kind: Of `hlo.KINDS`.
+    size: n, devices of a group.
+    count: Bytes of the whole result on one device.
+    rate: Bytes a second.
+
+  References:
+    Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
+    workstations", 2009, https://doi.org/10.1016/j.jpdc.2008.09.002
+  """
+  if kind == "collective-permute":
+    return count / rate
+  share = (size - 1) / size * count / rate
+  return 2 * share if kind == "all-reduce" else share
+
+
+def seconds(counts: Counts, chip: Chip, slice_devices: int = 0) -> Seconds:
+  """Estimated time of an update.
+
+  Args:
+    counts: Of one device.
+    chip: Its rates.
+    slice_devices: Devices of a slice; what crosses its border goes over the
+      data-centre network. 0: one slice holds all.
+  """
+  ici = dcn = 0.0
+  inner = counts.mesh["fsdp"] * counts.mesh["tensor"]
+  for (kind, axes), count in counts.sent.items():
+    size = math.prod(counts.mesh[axis] for axis in axes.split("+"))
+    reach = size * (inner if axes == "data" else 1)  # Data lies outermost.
+    if 0 < slice_devices < reach:
+      dcn += ring_seconds(kind, size, count, chip.dcn)
+    else:
+      ici += ring_seconds(kind, size, count, chip.ici)
+  return Seconds(
+    counts.flops / (chip.flops * chip.efficiency),
+    counts.hbm / chip.hbm,
+    ici,
+    dcn,
+  )
+
+
+def extrapolate(fewer: Counts, more: Counts, devices: int) -> Counts:
+  """Counts on more devices of `data`, by the law a + b / n for each number.
+
+  Args:
+    fewer: Counts on some devices.
+    more: On more of them along `data`, the rest of the mesh alike.
+    devices: How many are asked for.
+
+  Raises:
+    ValueError: If the two differ in anything but `data`.
+  """
+  for axis in ("fsdp", "tensor"):
+    if fewer.mesh[axis] != more.mesh[axis]:
+      raise ValueError(
+        f"Meshes {fewer.mesh} and {more.mesh} must differ along data alone."
+      )
+  few, many = fewer.devices, more.devices
+
+  def at(a: int, b: int) -> int:
+    slope = (a - b) / (1 / few - 1 / many)
+    return round(b + slope * (1 / devices - 1 / many))
+
+  keys = {*fewer.sent, *more.sent}
+  sent = {
+    key: at(fewer.sent.get(key, 0), more.sent.get(key, 0)) for key in keys
+  }
+  mesh = dict(more.mesh)
+  mesh["data"] = devices // (mesh["fsdp"] * mesh["tensor"])
+  return Counts(
+    mesh,
+    at(fewer.flops, more.flops),
+    at(fewer.hbm, more.hbm),
+    {key: n for key, n in sent.items() if n},
+    more.tokens * devices // many,
+  )
