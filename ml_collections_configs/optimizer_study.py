@@ -46,8 +46,15 @@ _METHODS: dict[str, dict[str, Any]] = {
 }
 
 # (batch, method) -> learning rate: the lowest final loss of `rates`.
-_BEST: dict[tuple[str, str], float] = {
-  (batch, method): 6e-3 for batch in _BATCHES for method in _METHODS
+_BEST = {
+  ("large", "adamw"): 1.2e-2,
+  ("large", "muon"): 4.8e-2,
+  ("large", "shampoo"): 2.4e-2,
+  ("large", "soap"): 1.2e-2,
+  ("small", "adamw"): 6e-3,
+  ("small", "muon"): 1.2e-2,
+  ("small", "shampoo"): 1.2e-2,
+  ("small", "soap"): 1.2e-2,
 }
 
 
