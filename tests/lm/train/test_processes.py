@@ -73,6 +73,17 @@ def test_one_of_two_is_told_to_stop_and_one_process_goes_on(
   assert checkpoint.list_steps(tmp_path)[-1] == stopped + 3
 
 
+@pytest.mark.slow
+def test_one_of_four_is_told_to_stop_and_all_do(group, tmp_path):
+  running = group.start(tmp_path, 4, 1, **_ENDLESS)
+  group.wait_for_a_checkpoint(tmp_path, running)
+  running[2].send_signal(signal.SIGTERM)
+  codes, outputs = group.join(running)
+  assert codes == [program.PREEMPTED] * 4, "\n".join(outputs)
+  status = json.loads((tmp_path / "run.json").read_text())
+  assert status["step"] == checkpoint.list_steps(tmp_path)[-1]
+
+
 def _kill_one(group, folder, processes, devices, victim, bound):
   """Kills one process; the others must end in `bound` seconds, and say why."""
   running = group.start(folder, processes, devices, **_ENDLESS)
