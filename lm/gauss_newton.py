@@ -15,8 +15,9 @@ import optax
 
 import optim
 
-from . import schedule
+from . import schedule, spec
 from .config import Config
+from .mesh import constrain
 from .model.transformer import Transformer
 
 OUTER, MICRO = "gauss_newton", "gauss_newton_microsteps"
@@ -155,8 +156,14 @@ def num_outer_steps(config: Config) -> int:
 def model_fn(model: Transformer, config: Config) -> Callable[[Any, Any], Any]:
   """(params, tokens [B, L + 1]) -> logits, the head in chunks if told."""
 
+  specs = spec.param_specs(model.cfg)
+
   def body(params: Any, tokens_BL1: jax.Array) -> Any:
     inputs_BL = tokens_BL1[:, :-1]
+    if config.mesh.rules == "logical":
+      # For the gradients: where each is split, replicas only reduce its shards.
+      wait = lambda s, p: constrain(p, s.axes)  # noqa: E731
+      params = {k: jax.tree.map(wait, specs[k], p) for k, p in params.items()}
     return model.apply({"params": params}, inputs_BL, method="hidden")
 
   name = "embed" if model.cfg.tied else "head"

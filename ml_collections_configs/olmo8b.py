@@ -1,7 +1,7 @@
 r"""8.1B parameters in the OLMo style, for plans and the cost model.
 
     python -m lm.tools.plan --config=ml_collections_configs/olmo8b.py \
-        --topology=v5p-128 --config.mesh.data=1 --config.mesh.fsdp=-1
+        --topology=v5p-128
 
 Grouped queries, a gated feed-forward block and rematerialisation, as models of
 this size have; rates and length are those of the 150M model, not tuned.
@@ -20,4 +20,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.remat = "full"
   c.optim.learning_rate = 3e-4
   c.mesh.data, c.mesh.fsdp = 1, -1
+  c.eval.batch_size = 64
   return c

@@ -137,6 +137,18 @@ def test_two_counts_foretell_the_others(method):
   assert cost.extrapolate(few, more, 8) == many
 
 
+@pytest.mark.slow
+def test_replicas_of_gauss_newton_reduce_shards_of_gradients():
+  """Once an inner step, as AdamW does once an update."""
+  steps = _METHODS["gauss_newton"]["gauss_newton.inner_steps"]
+  mesh = {"data": 2, "fsdp": 2, "tensor": 1}
+  wanted = cost.law(_config(2, 2), mesh)["all-reduce", "data"]
+  sent = _measure(2, 2, "gauss_newton").sent
+  assert 0 <= sent["all-reduce", "data"] - steps * wanted < _SCALARS
+  gains = cost.law(_config(2, 2), mesh)["all-reduce", "data+fsdp"]
+  assert 0 <= sent["all-reduce", "data+fsdp"] - steps * gains < _SCALARS
+
+
 def test_products_are_those_of_the_formula():
   counts = _measure(8, 1)
   config = _config(8, 1)
