@@ -224,7 +224,7 @@ def _groups(result: Soak) -> list[tuple[str, list[Sample]]]:
   return [
     ("process 0", [s for s in result.samples if s.process == 0]),
     ("process 1", [s for s in result.samples if s.process == 1]),
-    ("undisturbed", result.reference),
+    ("undisturbed, both in one", result.reference),
   ]
 
 

@@ -82,15 +82,17 @@ class Watch:
     Of two threads that notice, one speaks and the other waits for the end.
     """
     self._leaving.acquire()
-    steps = checkpoint.list_steps(self._workdir)
-    start = f"step {steps[-1]}" if steps else "the start"
-    message = (
-      f"error: {how}another process of this run has ended or cannot be "
-      "reached. This one stops, too. Run the same command again on all of "
-      f"them: the run goes on from {start}.\n"
-    )
-    os.write(2, message.encode())  # Past locks that a thread may hold.
-    os._exit(program.PEER_LOST)
+    try:
+      steps = checkpoint.list_steps(self._workdir)
+      start = f"step {steps[-1]}" if steps else "the start"
+      message = (
+        f"error: {how}another process of this run has ended or cannot be "
+        "reached. This one stops, too. Run the same command again on all of "
+        f"them: the run goes on from {start}.\n"
+      )
+      os.write(2, message.encode())  # Past locks that a thread may hold.
+    finally:
+      os._exit(program.PEER_LOST)
 
 
 def sign_of_loss(error: BaseException) -> str | None:

@@ -41,7 +41,7 @@ class Group:
       for i in range(processes)
     ]
 
-  def join(self, running, timeout=180):
+  def join(self, running, timeout=600):
     """Waits for all of them; returns exit codes and outputs."""
     end = time.monotonic() + timeout
     try:
