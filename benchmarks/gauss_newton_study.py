@@ -218,13 +218,11 @@ def passes(config: configs.Config) -> float:
   if not gauss_newton.chosen(config):
     return 3.0
   g: Any = config.gauss_newton
-  solve = 3.0 if g.mode == "nonlinear" else 5.0
+  solve, groups = 3.0 if g.mode == "nonlinear" else 5.0, 1
   if g.scope == "layerwise":
-    solve = 14.2
+    solve, groups = 14.2, config.model.N + 2
   n, m = g.inner_steps, gauss_newton.num_search_batches(config)
-  alphas = searches.candidates(
-    gauss_newton.grid(config), gauss_newton.num_groups(config)
-  )
+  alphas = searches.candidates(gauss_newton.grid(config), groups)
   return (n * solve + m * len(alphas)) / (n + m)
 
 

@@ -201,11 +201,6 @@ def scope(config: Config) -> Any:
   return groups if config.gauss_newton.scope == "layerwise" else "full"
 
 
-def num_groups(config: Config) -> int:
-  """K of the scope."""
-  return config.model.N + 2 if config.gauss_newton.scope == "layerwise" else 1
-
-
 def grid(config: Config) -> optim.LineSearch:
   """The line search over candidates, as configured."""
   g = config.gauss_newton
@@ -219,11 +214,10 @@ def grid(config: Config) -> optim.LineSearch:
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
   """What the state tells of its last outer step; {} without one."""
   is_state = lambda x: isinstance(x, optim.GNState)  # noqa: E731
-  states = [x for x in jax.tree.leaves(opt_state, is_leaf=is_state)]
-  states = [x for x in states if is_state(x)]
-  if not states:
+  nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
+  state = next(filter(is_state, nodes), None)
+  if state is None:
     return {}
-  (state,) = states
   info = state.info._asdict()
   losses = info.pop("losses")
   found = {f"gn/{key}": value for key, value in info.items()}

@@ -31,8 +31,8 @@ def average_weights(
       s <- decay s + (1 - decay) (params + updates),  from s = 0
 
   read as s / (1 - decay^n) by `averaged_params`: the initial parameters have no
-  part in it. One update is one update whatever the
-  optimiser does inside it, so averages of different optimisers compare.
+  part in it. One update is one update whatever the optimiser does inside it, so
+  averages of different optimisers compare.
 
   Args:
     inner: The optimiser.

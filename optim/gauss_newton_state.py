@@ -49,14 +49,6 @@ def work_params(o: types.SimpleNamespace, params: Any) -> Any:
   )
 
 
-def num_groups(o: types.SimpleNamespace, params: Any) -> int:
-  """Of the scope; 1 for "full"."""
-  labels = layerwise.label_tree(o.scope, params)
-  if labels is None:
-    return 1
-  return max(1, len(layerwise.find_groups(labels)))
-
-
 def inner_rule(
   o: types.SimpleNamespace, params: Any
 ) -> optax.GradientTransformationExtraArgs:
@@ -72,7 +64,8 @@ def inner_rule(
 def init(o: types.SimpleNamespace, params: Any) -> GNState:
   """The state before the first outer step."""
   work = work_params(o, params)
-  num = len(searches.candidates(o.line_search, num_groups(o, params)))
+  num_groups = layerwise.num_groups(o.scope, params)
+  num = len(searches.candidates(o.line_search, num_groups))
 
   def zero(dtype=jnp.float32):
     return jnp.zeros((), dtype)

@@ -62,6 +62,12 @@ def find_groups(labels: Any) -> Groups:
   return {label: tuple(groups[label]) for label in sorted(groups)}
 
 
+def num_groups(scope: Scope, params: Any) -> int:
+  """K of a scope; 1 for "full"."""
+  labels = label_tree(scope, params)
+  return 1 if labels is None else max(1, len(find_groups(labels)))
+
+
 def scoped_sums(
   model_fn: Callable[[Any, Any], Any],
   loss_fn: Callable[[Any, Any], jax.Array],

@@ -18,6 +18,7 @@ from . import (
   curvature,
   dampings,
   gauss_newton_state,
+  layerwise,
   losses,
   searches,
 )
@@ -73,8 +74,8 @@ def gauss_newton_microsteps(
   Args:
     inner_optimizer: As for `gauss_newton`, like all other arguments.
     inner_steps: N.
-    scope: As for `gauss_newton`; pass it to `local_value_and_grad` as well, and
-      its number of groups to `line_search_losses`.
+    scope: As for `gauss_newton`; pass it to `local_value_and_grad` and to
+      `line_search_losses` as well.
     line_search: A `LineSearch`, or None: the N-th call then returns d.
     damping: Number or function of the outer step; added here.
     warm_start: See `gauss_newton`.
@@ -221,7 +222,7 @@ def _end(o, state, params):
   alpha = jnp.ones((), jnp.float32)
   if o.line_search is not None:
     alphas = searches.candidates(
-      o.line_search, gauss_newton_state.num_groups(o, params)
+      o.line_search, layerwise.num_groups(o.scope, params)
     )
     values = state.losses / losses.safe(state.weight)
     alpha = searches.choose(alphas, values)

@@ -279,7 +279,7 @@ def _conjugate(o, state, params, batches):
 def _outer(o, state, params, ls_batches=None, ls_losses=None):
   """Line search, damping and the end of an outer step."""
   alphas = searches.candidates(
-    o.line_search, gauss_newton_state.num_groups(o, params)
+    o.line_search, layerwise.num_groups(o.scope, params)
   )
   if o.line_search is None:
     alpha = jnp.ones((), jnp.float32)

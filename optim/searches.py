@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import arguments, curvature, local_model
+from . import arguments, curvature, layerwise, local_model
 from .losses import safe
 
 
@@ -148,7 +148,7 @@ def line_search_losses(
   delta: Any,
   batch: Any,
   line_search: LineSearch = DEFAULT,
-  num_groups: int = 1,
+  scope: layerwise.Scope = "full",
 ) -> tuple[jax.Array, jax.Array]:
   """What `gauss_newton_microsteps` wants of one batch of its line search.
 
@@ -159,12 +159,13 @@ def line_search_losses(
     delta: `state.delta`.
     batch: One batch.
     line_search: The same as the transform's.
-    num_groups: Of a layerwise scope.
+    scope: Likewise.
 
   Returns:
     `ls_losses`, mean losses at the candidates, and their weight `ls_weight`.
   """
   batches = jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
+  num_groups = layerwise.num_groups(scope, params)
   alphas = candidates(check(line_search), num_groups)
   return losses_along(model_fn, loss_fn, params, delta, alphas, batches)
 

@@ -76,11 +76,12 @@ def make_micro_step(
   g: Any = config.gauss_newton
   model_fn = gauss_newton.model_fn(model, config)
   loss_fn = gauss_newton.loss_fn(config)
+  scope = gauss_newton.scope(config)
 
   def solve(state, tokens):
     loss, grads = optim.local_value_and_grad(
       model_fn, loss_fn, state.params, state.opt_state.delta, tokens,
-      mode=g.mode, scope=gauss_newton.scope(config),
+      mode=g.mode, scope=scope,
     )  # fmt: skip
     updates, opt_state = tx.update(
       grads, state.opt_state, state.params,
@@ -91,7 +92,7 @@ def make_micro_step(
   def search(state, tokens):
     losses, weight = optim.line_search_losses(
       model_fn, loss_fn, state.params, state.opt_state.delta, tokens,
-      gauss_newton.grid(config), gauss_newton.num_groups(config),
+      gauss_newton.grid(config), scope,
     )  # fmt: skip
     updates, opt_state = tx.update(
       None, state.opt_state, state.params, ls_losses=losses, ls_weight=weight

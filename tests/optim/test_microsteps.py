@@ -44,7 +44,7 @@ class _Driver:
   """A training loop that knows nothing but the two kinds of calls."""
 
   def __init__(self, scope="full", **options):
-    self.scope, self.num_groups = scope, len(scope) if scope != "full" else 1
+    self.scope = scope
     self.tx = optim.gauss_newton_microsteps(
       optax.adam(1.0), scope=scope, **(SHARED | options)
     )
@@ -60,7 +60,7 @@ class _Driver:
 
   def _search(self, params, state, batch):
     losses, weight = optim.line_search_losses(
-      _model, LOSS, params, state.delta, batch, SEARCH, self.num_groups
+      _model, LOSS, params, state.delta, batch, SEARCH, self.scope
     )
     updates, state = self.tx.update(
       None, state, params, ls_losses=losses, ls_weight=weight
