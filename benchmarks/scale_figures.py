@@ -1,0 +1,207 @@
+"""Table and curves of `scale.py`: estimated times from exact counts.
+
+AdamW and LOTION follow from the law of `lm/tools/cost.py` for every number of
+devices; SOAP and Gauss-Newton are what was compiled. Times are of TPU v5p, by
+ring formulas, and nothing hides communication: efficiency is a lower bound.
+"""
+
+import json
+import pathlib
+
+import scale
+
+from lm import mesh as meshes
+from lm import plots
+from lm.text import format_table
+from lm.tools import cost
+from lm.train import flops, setup
+
+DEVICES = (8, 64, 512, 2048, 4096)
+BATCH = 4096 * 1024  # Tokens of a pass, when scaling strongly.
+SLICE = 256  # Devices of a slice, where slices are joined by a network.
+_STYLES = {"adamw": "-", "lotion": "--", "soap": "-.", "gauss_newton": ":"}
+_NAMES = {
+  "adamw": "AdamW", "lotion": "LOTION", "soap": "SOAP",
+  "gauss_newton": "Gauss-Newton",
+}  # fmt: skip
+_PASSES = {"gauss_newton": scale.INNER + scale.SEARCH}
+
+
+def by_law(method: str, size: str, devices: int) -> cost.Counts:
+  """Counts of AdamW, or of LOTION less its scalars, without compiling."""
+  config = scale.config_of(method, size, devices)
+  m = config.mesh
+  mesh = meshes.abstract_mesh((m.data, m.fsdp, m.tensor), devices)
+  plain = scale.config_of("adamw", size, devices)
+  return cost.Counts(
+    dict(mesh.shape),
+    model_flops(config.model),
+    cost.hbm_bytes(setup.build(config, mesh=mesh)),
+    cost.law(plain, dict(mesh.shape)),
+    config.tokens_per_step,
+  )
+
+
+def model_flops(cfg) -> int:
+  """Products of a pass on a device, full squares of attention, recomputed.
+
+  But for the last product of each block, which nobody needs again.
+  """
+  each = flops.train_flops_per_token(cfg, causal_half=False, recompute=True)
+  return round((each - 2 * cfg.N * cfg.D * cfg.F) * scale.TOKENS)
+
+
+def read(path: pathlib.Path) -> dict:
+  """(method, size) -> counts in the order of their devices."""
+  found = {}
+  for line in path.read_text().splitlines():
+    point = json.loads(line)
+    sent = {(kind, axes): n for kind, axes, n in point["sent"]}
+    counts = cost.Counts(
+      point["mesh"], point["flops"], point["hbm"], sent, point["tokens"]
+    )
+    found.setdefault((point["method"], point["size"]), {})[point["devices"]] = (
+      counts
+    )
+  return found
+
+
+def check(measured: dict) -> list[str]:
+  """How far the law is from what was compiled, one line a point."""
+  lines = []
+  for (method, size), points in measured.items():
+    if method not in ("adamw", "lotion"):
+      continue
+    for devices, counts in points.items():
+      wanted = by_law(method, size, devices)
+      keys = {*wanted.sent, *counts.sent}
+      rest = sum(counts.sent.get(k, 0) - wanted.sent.get(k, 0) for k in keys)
+      lines.append(
+        f"{method} {size} on {devices}: compiled - law = {rest} bytes of "
+        f"{sum(counts.sent.values())}, products {counts.flops - wanted.flops}"
+      )
+  return lines
+
+
+def curves(measured: dict) -> dict:
+  """(method, size) -> counts by devices, for the figure."""
+  found = {}
+  for size in scale.SIZES:
+    for method in ("adamw", "lotion"):
+      found[method, size] = {n: by_law(method, size, n) for n in DEVICES}
+    for method in ("soap", "gauss_newton"):
+      points = dict(sorted(measured.get((method, size), {}).items()))
+      last = [n for n in points if n > scale.MOST_FSDP][-2:]
+      if len(last) == 2 and 4096 not in points:
+        points[4096] = cost.extrapolate(*(points[n] for n in last), 4096)
+      if points:
+        found[method, size] = points
+  return found
+
+
+def passes(method: str) -> int:
+  """Of an update."""
+  return _PASSES.get(method, 1)
+
+
+def strong(method: str, size: str, counts: cost.Counts) -> float:
+  """Tokens a second when a pass has `BATCH` tokens, whatever the devices.
+
+  With less than `scale.TOKENS` a device, products of the model shrink, those
+  of the optimiser and the communication of weights do not; with more, passes
+  are repeated, and all but the reduction over replicas with them.
+  """
+  config = scale.config_of(method, size, counts.devices)
+  share = BATCH / counts.devices / scale.TOKENS
+  model = model_flops(config.model) * passes(method)
+  if method == "gauss_newton":  # Its local model has products of its own.
+    model = counts.flops
+  scaled = counts._replace(
+    flops=round(model * share + max(0, counts.flops - model)),
+    hbm=round(counts.hbm * max(1.0, share)),
+    sent={
+      key: round(n * (max(1.0, share) if "fsdp" in key[1] else 1))
+      for key, n in counts.sent.items()
+    },
+  )
+  return BATCH * passes(method) / cost.seconds(scaled, cost.V5P).total
+
+
+def table(found: dict) -> str:
+  """Bytes and estimated times of an update, a row for each point."""
+  header = [
+    "method", "size", "chips", "products TFLOP", "sent MB", "over data MB",
+    "products ms", "memory ms", "links ms", "efficiency",
+    f"slices of {SLICE}",
+  ]  # fmt: skip
+  rows = []
+  for (method, size), points in found.items():
+    for devices, counts in points.items():
+      time = cost.seconds(counts, cost.V5P)
+      far = cost.seconds(counts, cost.V5P, SLICE)
+      data = sum(n for (_, axes), n in counts.sent.items() if "data" in axes)
+      rows.append(
+        [
+          _NAMES[method],
+          size,
+          f"{devices}",
+          f"{counts.flops / 1e12:.4g}",
+          f"{sum(counts.sent.values()) / 1e6:.5g}",
+          f"{data / 1e6:.4g}",
+          f"{1e3 * time.products:.4g}",
+          f"{1e3 * time.hbm:.4g}",
+          f"{1e3 * time.ici:.4g}",
+          f"{time.local / time.total:.2f}",
+          f"{far.local / far.total:.2f}",
+        ]  # fmt: skip
+      )
+  return format_table(header, rows)
+
+
+def draw(found: dict, path: pathlib.Path) -> None:
+  """Weak and strong scaling, a column for each size."""
+  from matplotlib import figure as mpl_figure
+
+  figure = mpl_figure.Figure(figsize=(11, 6.2), layout="constrained")
+  grid = figure.subplots(2, len(scale.SIZES), sharex=True, squeeze=False)
+  colors = dict(zip(_NAMES, plots._COLORS, strict=False))
+  for column, size in enumerate(scale.SIZES):
+    weak, hard = grid[0][column], grid[1][column]
+    weak.set_title(f"{size} parameters")
+    for method, name in _NAMES.items():
+      points = found.get((method, size), {})
+      style = dict(color=colors[method], linestyle=_STYLES[method], marker="o",
+                   markersize=3, label=name)  # fmt: skip
+      times = {n: cost.seconds(c, cost.V5P) for n, c in points.items()}
+      weak.plot(
+        list(times), [t.local / t.total for t in times.values()], **style
+      )
+      rates = {n: strong(method, size, c) for n, c in points.items()}
+      hard.plot(list(rates), list(rates.values()), **style)
+    ideal = hard.get_lines()[0].get_xydata()
+    hard.plot(
+      ideal[:, 0], ideal[0, 1] * ideal[:, 0] / ideal[0, 0], color="0.7",
+      linewidth=0.8, zorder=0,
+    )  # fmt: skip
+    hard.set(xscale="log", yscale="log", xlabel="TPU v5p chips")
+    weak.set_ylim(0, 1.02)
+    ticks = [8, 64, 512, 4096]
+    hard.set_xticks(ticks, [str(n) for n in ticks])
+    hard.minorticks_off()
+  grid[0][0].set_ylabel("weak: share of time not\nspent communicating")
+  grid[1][0].set_ylabel(
+    f"strong: tokens/s,\n{BATCH / 2**20:.0f}M tokens a pass"
+  )
+  grid[0][0].legend(frameon=False)
+  path.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path / "scaling.png", dpi=150)
+
+
+def show(path: pathlib.Path, figures: pathlib.Path | None) -> None:
+  """Prints the checks and the table; draws if told where."""
+  measured = read(path)
+  print("\n".join(check(measured)))
+  found = curves(measured)
+  print(table(found))
+  if figures is not None:
+    draw(found, figures)
