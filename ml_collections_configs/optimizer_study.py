@@ -7,9 +7,10 @@
     python -m lm.sweep --sweep=$SWEEP:embeddings --root=runs/optimizer_study
     python -m benchmarks.optimizer_study runs/optimizer_study
 
-All in one folder: a run that two sweeps share is run once. `rates` chooses a
-learning rate a method and batch size on seed 0, `_BEST` states it, the others
-use it on three seeds.
+With --jobs=2 on two cores. All in one folder: a run that two sweeps share is
+run once. `rates` chooses a learning rate a method and batch size on seed 0,
+`_BEST` states it, the others use it on three seeds. The results are in
+docs/optimizer_study.md.
 """
 
 from collections.abc import Mapping
