@@ -72,9 +72,9 @@ class Bucket:
     pieces: The leaves, in tree order.
     size: S.
     shard_axis: Axis of [S, I, O] that is spread over devices: 0, the stack, so
-      that factorisations are local; where that would more than double S, a
-      side without a factor (an embedding is cut along its vocabulary), or
-      None, and every device does the same.
+      that factorisations are local; or, of few matrices, a side without a
+      factor, if less is kept so (an embedding is cut along its vocabulary).
+      None for a single matrix with both: every device does the same.
   """
 
   name: str
@@ -243,10 +243,16 @@ def find_shard_axis(
   """See `Bucket.shard_axis`; `size` is S, before or after padding."""
   if _round_up(size, shards) <= 2 * size:
     return 0
+  # Words a device keeps of moments and factors, each of both: one matrix, or a
+  # slice of all and all of their factors.
+  moment = math.prod(shape)
+  factors = sum(n * n for n, has in zip(shape, factored, strict=True) if has)
   for side, has in enumerate(factored):
-    if not has and shape[side] % shards == 0:
+    sliced = size * (moment / shards + factors)
+    if not has and shape[side] % shards == 0 and sliced < moment + factors:
       return 1 + side
-  return None
+  # Devices without a matrix work on zeros: all would do the work of all else.
+  return 0 if size > 1 else None
 
 
 def treatment_table(

@@ -111,7 +111,7 @@ def build(
   model, specs = Transformer(config.model), spec.param_specs(config.model)
   inner = gauss_newton.chosen(config)
   learning_rate = (lambda _: 1.0) if inner else schedule.learning_rate(config)
-  placement = sharding.placement(mesh, specs, m.rules)
+  placement = sharding.placement(mesh, specs, config.model.N, m.rules)
   quantizers = None
   if config.quant.method != "none":
     lies = sharding.param_shardings(mesh, specs, m.rules)
@@ -127,7 +127,9 @@ def build(
   abstract = jax.eval_shape(
     lambda params: state.init_state(params, tx, config.optim.ema), params
   )
-  shardings = sharding.state_shardings(mesh, specs, abstract, m.rules)
+  shardings = sharding.state_shardings(
+    mesh, specs, abstract, placement, m.rules
+  )
   return Parts(
     config=config,
     mesh=mesh,

@@ -2,8 +2,8 @@
 
 Parameters follow their logical axes (`lm/spec.py`, `lm/mesh.py`); the leaves
 of the optimiser's state that belong to a parameter lie as it does, stacks of
-matrices are spread over the devices along data and fsdp, and what else there
-is is replicated (`optim.state_specs`). With
+matrices are spread over devices (`placement`), and what else there is is
+replicated (`optim.state_specs`). With
 `config.mesh.rules = "fsdp_shape"` every leaf is placed by its shape alone.
 """
 
@@ -41,18 +41,36 @@ def param_shardings(mesh: Mesh, specs: Any, rules: str = "logical") -> Any:
 
 
 def placement(
-  mesh: Mesh, specs: Any, rules: str = "logical"
+  mesh: Mesh, specs: Any, layers: int, rules: str = "logical"
 ) -> optimizer.Placement:
-  """Where matrix methods keep their stacks on `mesh`."""
+  """Where matrix methods keep their stacks on `mesh`.
+
+  Along fsdp and data, unless one of them has two devices for each layer, which
+  is about as many as a layer has matrices of a shape: on more, most would work
+  on zeros, and a checkpoint would hold these. fsdp comes first, which stays
+  within a slice.
+
+  Args:
+    mesh: The mesh.
+    specs: Tree of `ParamSpec`.
+    layers: Of the model.
+    rules: logical | fsdp_shape.
+  """
   params = jax.tree.map(lambda s: s.spec, param_shardings(mesh, specs, rules))
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  wide = [axis for axis in ("fsdp", "data") if mesh.shape[axis] >= 2 * layers]
+  axes = (wide[0],) if wide else ("data", "fsdp")
+  shards = math.prod(mesh.shape[axis] for axis in axes)
   if rules == "fsdp_shape" or shards == 1:
     return optimizer.Placement(param_specs=params)
-  return optimizer.Placement(("data", "fsdp"), shards, params)
+  return optimizer.Placement(axes, shards, params)
 
 
 def state_shardings(
-  mesh: Mesh, specs: Any, abstract_state: TrainState, rules: str = "logical"
+  mesh: Mesh,
+  specs: Any,
+  abstract_state: TrainState,
+  stacks: optimizer.Placement,
+  rules: str = "logical",
 ) -> TrainState:
   """Sharding of each leaf of a training state.
 
@@ -60,6 +78,7 @@ def state_shardings(
     mesh: The mesh.
     specs: Tree of `ParamSpec`, like the parameters.
     abstract_state: The state's shapes.
+    stacks: From `placement`.
     rules: logical | fsdp_shape.
   """
   params = param_shardings(mesh, specs, rules)
@@ -72,9 +91,7 @@ def state_shardings(
       abstract_state.opt_state,
     )
   else:
-    entries = optimizer.state_specs(
-      abstract_state.opt_state, placement(mesh, specs)
-    )
+    entries = optimizer.state_specs(abstract_state.opt_state, stacks)
     opt_state = jax.tree.map(
       lambda entry: NamedSharding(mesh, entry),
       entries,

@@ -188,3 +188,39 @@ def test_specs_of_stacks_and_of_optax_states():
 def test_specs_want_partition_specs():
   with pytest.raises(ValueError, match=r"\['w'\].*PartitionSpec"):
     optim.state_specs(jnp.zeros(2), dict(w="fsdp"))
+
+
+@pytest.mark.parametrize("shards", [2, 8, 64, 4096])
+@pytest.mark.parametrize("count", [1, 2, 24])
+@pytest.mark.parametrize("longest", [300, 2000, 100_000])
+def test_a_device_keeps_little_however_many_there_are(shards, count, longest):
+  """Never more than all of a stack, and about the least of what there is."""
+  leaf = jax.ShapeDtypeStruct((count, 4096, 256), jnp.float32)
+  options = {"max_precond_dim": longest, "stack_shards": shards}
+  (bucket,) = optim.make_plan(leaf, STACK, **options).buckets
+  moment = 4096 * 256
+  factors = 256**2 + (4096**2 if longest > 4096 else 0)
+  matrix = moment + factors
+  kept = {
+    None: count * matrix,
+    0: -(-count // shards) * matrix,
+    1: count * (moment / shards + factors),
+  }
+  assert kept[bucket.shard_axis] <= kept[None]
+  if factors > 256**2:  # Both sides have one; none can be cut.
+    kept.pop(1)
+  assert kept[bucket.shard_axis] <= 2 * min(kept.values())
+  # What the length of a stack says, padded or not, is where it lies.
+  spec = optim.state_specs(
+    jax.eval_shape(
+      optim.scale_by_soap(
+        dimension_numbers=STACK, stack_axes=("x",), **options
+      ).init,
+      leaf,
+    ),
+    P(),
+    ("x",),
+    shards,
+  ).kronecker[bucket.name]  # fmt: skip
+  lies = P("x") if bucket.shard_axis == 0 else P()
+  assert spec.factors[1] == lies

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lm import config as configs
+from lm import mesh as meshes
 from lm.train import checkpoint, setup, sharding, state
 from ml_collections_configs import olmo150m
 
@@ -294,6 +295,28 @@ def test_each_of_eight_devices_holds_an_eighth_of_the_state(method):
   now, lies = parts.abstract_state.opt_state, parts.shardings.opt_state
   whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(now))
   assert sharding.bytes_per_device(now, lies) <= 1.15 * whole / 8
+
+
+@pytest.mark.parametrize("mesh", [(1, 32), (1, 64), (16, 16), (64, 64)])
+def test_more_devices_than_matrices_keep_no_more(mesh):
+  """Of SOAP's state at 150M, 12 layers: at most what 12 devices would keep."""
+  c = olmo150m.get_config()
+  c.optim.name, c.optim.kwargs = "soap", {}
+  c.data.batch_size = 4096
+  config = configs.resolve(
+    configs.from_config_dict(c),
+    vocab_size=32_100, eos_id=1, pad_id=0, platform="tpu",
+  )  # fmt: skip
+  kept = []
+  for data, fsdp in ((1, 12), mesh):
+    abstract = meshes.abstract_mesh((data, fsdp, 1), data * fsdp)
+    parts = setup.build(config, mesh=abstract)
+    kept.append(
+      sharding.bytes_per_device(
+        parts.abstract_state.opt_state, parts.shardings.opt_state
+      )
+    )
+  assert kept[1] < kept[0]
 
 
 def test_constraints_are_really_there(tiny):
