@@ -23,6 +23,7 @@ from ml_collections_configs import optimizer_study as definition
 from . import study
 
 SET, METRIC = "sotu", "ema_loss"
+_KEY = f"eval/{SET}/{METRIC}"
 _NAME = re.compile(
   r"(?P<batch>large|small)_(?P<method>[a-z]+)_rate=(?P<rate>[0-9.e-]+)"
   r"_seed=(?P<seed>\d+)(_frequency=(?P<frequency>\d+))?(?P<one>_one_sided)?"
@@ -39,33 +40,40 @@ class Result(NamedTuple):
   seed: int
   frequency: int
   one_sided: bool
-  named: study.Named
+  loss: float  # At the end, on the whole split.
+  run: report.Run  # Its curve is on the same few rows at each point.
 
   @property
-  def loss(self) -> float:
-    """At the end."""
-    return self.named.last(f"eval/{SET}/{METRIC}")
+  def curve(self) -> Any:
+    """Updates and losses."""
+    return self.run.columns[_KEY]
 
   def steps_to(self, loss: float) -> float:
-    """Updates until the loss was reached; infinite if it was not."""
-    reached = report.steps_to_loss(self.named.run, SET, loss, METRIC)
+    """Updates until the curve came down to a loss; infinite if it did not."""
+    reached = report.steps_to_loss(self.run, SET, loss, METRIC)
     return math.inf if reached is None else reached.steps
 
 
 def load(folder: pathlib.Path) -> list[Result]:
   """The finished runs of a folder."""
-  return [
-    Result(
-      named.fields["batch"],
-      named.fields["method"],
-      float(named.fields["rate"]),
-      int(named.fields["seed"]),
-      int(named.fields["frequency"] or 10),
-      bool(named.fields["one"]),
-      named,
-    )
-    for named in study.load(folder, _NAME)
-  ]
+  return [_result(named) for named in study.load(folder, _NAME)]
+
+
+def _result(named: study.Named) -> Result:
+  column = named.run.columns[_KEY]
+  # The last evaluation sees other rows than those before, and is no point of
+  # their curve.
+  curve = column._replace(steps=column.steps[:-1], values=column.values[:-1])
+  return Result(
+    named.fields["batch"],
+    named.fields["method"],
+    float(named.fields["rate"]),
+    int(named.fields["seed"]),
+    int(named.fields["frequency"] or 10),
+    bool(named.fields["one"]),
+    float(column.values[-1]),
+    named.run._replace(columns=named.run.columns | {_KEY: curve}),
+  )
 
 
 def tuned(results: Iterable[Result]) -> list[Result]:
@@ -93,7 +101,7 @@ def best_rates(results: Iterable[Result]) -> dict[Any, float]:
 
 
 def steps_table(results: Sequence[Result], step_ms: dict) -> str:
-  """Updates to the loss that AdamW ends with, mean over seeds and its error.
+  """Updates to where AdamW's curves end, mean over seeds and its error.
 
   Args:
     results: All runs.
@@ -104,7 +112,7 @@ def steps_table(results: Sequence[Result], step_ms: dict) -> str:
     seeds = _of(results, batch, "adamw", best)
     if not seeds:
       continue
-    target = max(r.loss for r in seeds)
+    target = max(float(r.curve.values[-1]) for r in seeds)
     base = statistics.fmean(r.steps_to(target) for r in seeds)
     for method in METHODS:
       mine = _of(results, batch, method, best)
@@ -165,9 +173,8 @@ def draw(results: Sequence[Result], out: pathlib.Path) -> None:
     for look, method in enumerate(METHODS):
       runs = _of(results, batch, method, best)
       if runs:
-        evals = [r.named.run.columns[f"eval/{SET}/{METRIC}"] for r in runs]
-        losses = [column.values for column in evals]
-        study.draw_band(curve, evals[0].steps, losses, method, look)
+        losses = [r.curve.values for r in runs]
+        study.draw_band(curve, runs[0].curve.steps, losses, method, look)
       tried = sorted(
         (r.rate, r.loss)
         for r in tuned(results)
