@@ -1,7 +1,7 @@
 """Tables and a figure of `ml_collections_configs/optimizer_study.py`.
 
     python -m benchmarks.optimizer_study runs/optimizer_study [--out=FIGURE.png]
-    python -m benchmarks.optimizer_study --time [--rounds=20]
+    python -m benchmarks.optimizer_study --time [--rounds=3]
 
 The first reads what runs there are, finished or not. Losses are validation
 losses of the averaged weights. The second measures the milliseconds of an
@@ -227,7 +227,7 @@ def main() -> None:
   parser.add_argument("folder", nargs="?", type=pathlib.Path)
   parser.add_argument("--out", type=pathlib.Path, help="figure to write")
   parser.add_argument("--time", action="store_true", help="measure updates")
-  parser.add_argument("--rounds", type=int, default=20)
+  parser.add_argument("--rounds", type=int, default=3)
   args = parser.parse_args()
   step_ms = time_steps(args.rounds) if args.time else {}
   for (batch, method), ms in step_ms.items():

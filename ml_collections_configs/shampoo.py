@@ -4,8 +4,8 @@ r"""The demo with Shampoo: exponent 1/2 a factor, grafted onto Adam.
     python -m lm.main --config=ml_collections_configs/shampoo.py \
         --workdir=runs/shampoo
 
-Matrices inside the blocks get both factors; embedding and head stay with Adam
-(`config.optim.embeddings`).
+Matrices inside the blocks get both factors; embedding and head stay with Adam,
+which is better for them than a factor (docs/optimizer_study.md).
 """
 
 import ml_collections

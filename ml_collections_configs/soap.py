@@ -4,8 +4,8 @@ r"""The demo with SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
     python -m lm.main --config=ml_collections_configs/soap.py \
         --workdir=runs/soap
 
-Matrices inside the blocks get both factors; embedding and head stay with Adam
-(`config.optim.embeddings`).
+Matrices inside the blocks get both factors, embedding and head one on the side
+of the width: better than Adam for them (docs/optimizer_study.md).
 """
 
 import ml_collections
@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
   """See the module docstring."""
   c = tiny.get_config()
   c.optim.name = "soap"
+  c.optim.embeddings = "one_sided"
   c.optim.kwargs = dict(
     b1=0.95, b2=0.95, weight_decay=0.1, precondition_frequency=10
   )
