@@ -160,12 +160,12 @@ def variants_table(results: Sequence[Result]) -> str:
 
 
 def draw(results: Sequence[Result], out: pathlib.Path) -> None:
-  """Loss against updates at the best rates, and final loss against rate."""
+  """Loss by updates at the best rates, and at the end by rate and refresh."""
   import matplotlib.pyplot as plt
 
   best = best_rates(results)
   figure, axes = plt.subplots(
-    2, 2, figsize=(9, 7), squeeze=False, layout="constrained"
+    2, 3, figsize=(13, 7), squeeze=False, layout="constrained"
   )
   sizes = {"large": "16,384 tokens an update", "small": "2,048 tokens"}
   for column, batch in enumerate(("large", "small")):
@@ -190,11 +190,38 @@ def draw(results: Sequence[Result], out: pathlib.Path) -> None:
       xlabel="updates",
       ylabel="validation loss (nats/token)",
     )
-    tuning.set(
-      xscale="log", xlabel="learning rate", ylabel="final loss (nats/token)"
-    )
+    tried = sorted({r.rate for r in tuned(results) if r.batch == batch})
+    _log_axis(tuning, tried, "learning rate")
     curve.legend(frameon=False)
+  refresh = axes[0][2]
+  for method in ("shampoo", "soap"):
+    runs = [
+      r
+      for r in results
+      if (r.batch, r.method, r.one_sided) == ("large", method, False)
+      and r.rate == best.get(("large", method))
+    ]
+    shown = sorted({r.frequency for r in runs})
+    losses = [[r.loss for r in runs if r.frequency == n] for n in shown]
+    if shown and len({len(column) for column in losses}) == 1:
+      study.draw_band(
+        refresh,
+        shown,
+        list(zip(*losses, strict=True)),
+        method,
+        METHODS.index(method),
+      )
+  _log_axis(refresh, [1, 10, 50, 100], "updates between refreshes")
+  refresh.set_title(sizes["large"])
+  axes[1][2].axis("off")
   figure.savefig(out, dpi=150)
+
+
+def _log_axis(axis, ticks, label) -> None:
+  """Final loss against what was tried, ticks where that is."""
+  axis.set(xscale="log", xlabel=label, ylabel="final loss (nats/token)")
+  axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
+  axis.minorticks_off()
 
 
 def time_steps(rounds: int) -> dict[Any, float]:

@@ -21,7 +21,7 @@ Run = dict[str, Any]
 _CONFIG = "ml_collections_configs/study1m.py"
 _SEEDS = (0, 1, 2)
 _RATES = {
-  "large": (3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
+  "large": (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
   "small": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
 }
 
