@@ -7,8 +7,8 @@
 The first compiles every update for fake CPU devices and adds a line of counts
 to the file, unless it is there; the second prints the table and draws the
 curves. Each device has 8,192 tokens a pass. The mesh is fsdp up to 64
-devices, and replicas of that beyond. 4,096 devices follow from the law a + b/n
-of the largest two.
+devices, and replicas of that beyond. Of AdamW and LOTION all numbers of devices
+follow from their law.
 """
 
 import argparse

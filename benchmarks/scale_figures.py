@@ -91,9 +91,6 @@ def curves(measured: dict) -> dict:
       found[method, size] = {n: by_law(method, size, n) for n in DEVICES}
     for method in ("soap", "gauss_newton"):
       points = dict(sorted(measured.get((method, size), {}).items()))
-      last = [n for n in points if n > scale.MOST_FSDP][-2:]
-      if len(last) == 2 and 4096 not in points:
-        points[4096] = cost.extrapolate(*(points[n] for n in last), 4096)
       if points:
         found[method, size] = points
   return found

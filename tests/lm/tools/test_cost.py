@@ -128,16 +128,6 @@ def test_the_law_holds_for_other_models(more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["soap", "gauss_newton"])
-def test_two_counts_foretell_the_others(method):
-  """As long as the layers divide over the devices."""
-  few, more, many = (
-    _measure(n, 1, method, **{"model.N": 8}) for n in (2, 4, 8)
-  )
-  assert cost.extrapolate(few, more, 8) == many
-
-
-@pytest.mark.slow
 def test_replicas_of_gauss_newton_reduce_shards_of_gradients():
   """Once an inner step, as AdamW does once an update."""
   steps = _METHODS["gauss_newton"]["gauss_newton.inner_steps"]
