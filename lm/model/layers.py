@@ -78,7 +78,10 @@ def _standardize(x, axes, eps, centre):
 @standardize.defjvp
 def _standardize_jvp(axes, eps, centre, primals, tangents):
   (x,), (t,) = primals, tangents
-  y, scale = _standardize(x, axes, eps, centre)
+  # By its own name: whoever reverses a forward pass that carries tangents, as
+  # Gauss-Newton does, then meets this rule again, not what JAX derives.
+  y = standardize(x, axes, eps, centre)
+  _, scale = _standardize(x, axes, eps, centre)
   t = t * scale
   slope = t - y * jnp.mean(y * t, axes, keepdims=True)
   if centre:

@@ -55,6 +55,18 @@ def test_standardize_has_the_derivatives_of_its_definition(centre):
   )
 
 
+def test_standardize_keeps_its_rule_below_a_tangent():
+  """Reversing a pass that carries tangents does not fall back on JAX's own."""
+
+  def pushed(x, t):
+    return jax.jvp(
+      lambda x: layers.standardize(x, (-1,), 0.1, True), (x,), (t,)
+    )
+
+  x = jnp.ones((2, 4))
+  assert "custom_jvp_call" in str(jax.make_jaxpr(pushed)(x, x))
+
+
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 def test_rotated_scores_depend_on_distance_only(layout):
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 2, 8))
