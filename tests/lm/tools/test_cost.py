@@ -172,16 +172,3 @@ def test_what_leaves_a_slice_goes_over_its_border():
     20, 3, 2, 150
   )
   assert cost.seconds(counts, chip, slice_devices=8) == whole
-
-
-def test_extrapolation_is_a_plus_b_over_n():
-  mesh = {"data": 2, "fsdp": 1, "tensor": 1}
-  key, other = ("all-gather", "data"), ("all-to-all", "data")
-  few = cost.Counts(mesh, 100, 7, {key: 60, other: 50}, 10)
-  more = cost.Counts(mesh | {"data": 4}, 60, 7, {key: 35, other: 50}, 20)
-  found = cost.extrapolate(few, more, 10)
-  assert found.mesh["data"] == 10
-  assert found.sent == {key: 20, other: 50}
-  assert (found.flops, found.hbm, found.tokens) == (36, 7, 50)
-  with pytest.raises(ValueError, match="along data alone"):
-    cost.extrapolate(few, more._replace(mesh=mesh | {"fsdp": 2}), 10)
