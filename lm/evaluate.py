@@ -4,11 +4,14 @@ r"""Loss on held-out rows, with its error, beside the corpus's n-gram floor.
 
 The loss of a set is a ratio of sums over its targets, so rows and batches of
 any size count by their targets; the rows of padding that fill up a last batch
-have none. `train/evaluation.py` scores the rows, during a run and here.
+have none. `train/evaluation.py` scores the rows, during a run and here. Of
+several processes (--distributed) the first prints; when one is lost, the others
+end with exit code 76, as in training.
 Dimension key: R rows of a set.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import sys
@@ -147,8 +150,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   quantization.add_arguments(parser)
   args = parser.parse_args(argv)
+  # Here, since the trainer imports this module.
+  from .train import distributed, peers
+
+  alone = args.distributed == "none"
   try:
-    lines = _evaluate_run(args)
+    with contextlib.nullcontext() if alone else peers.Watch():
+      distributed.initialize(args.distributed)
+      lines = _evaluate_run(args)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return program.BAD_INPUT
@@ -158,10 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate_run(args: argparse.Namespace) -> str:
-  # Here, since the trainer imports this module.
-  from .train import distributed, evaluation, rounding, weights
+  from .train import evaluation, rounding, weights
 
-  distributed.initialize(args.distributed)
   parts, params, average = weights.open_run(
     args.workdir, args.step, grid=args.grid, block_size=args.block_size
   )

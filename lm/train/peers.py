@@ -47,9 +47,12 @@ class Watch:
   for one another in `atexit` as well.
   """
 
-  def __init__(self, workdir: str | os.PathLike):
-    """Takes the run's folder, where the message looks for checkpoints."""
-    self._workdir = pathlib.Path(workdir).expanduser()
+  def __init__(self, workdir: str | os.PathLike | None = None):
+    """Takes the folder that the run saves in; None for one that saves nothing.
+
+    The message looks there for the checkpoint that the run goes on from.
+    """
+    self._workdir = workdir
     self._leaving = threading.Lock()
 
   def __enter__(self) -> "Watch":
@@ -83,12 +86,10 @@ class Watch:
     """
     self._leaving.acquire()
     try:
-      steps = checkpoint.list_steps(self._workdir)
-      start = f"step {steps[-1]}" if steps else "the start"
       message = (
         f"error: {how}another process of this run has ended or cannot be "
         "reached. This one stops, too. Run the same command again on all of "
-        f"them: the run goes on from {start}.\n"
+        f"them{_resumption(self._workdir)}.\n"
       )
       os.write(2, message.encode())  # Past locks that a thread may hold.
     finally:
@@ -106,6 +107,15 @@ def sign_of_loss(error: BaseException) -> str | None:
       if any(sign in line for sign in _SIGNS):
         return line.strip()[:200]
   return None
+
+
+def _resumption(workdir: str | os.PathLike | None) -> str:
+  """The end of the message: where the same command goes on, if it does."""
+  if workdir is None:
+    return ""
+  steps = checkpoint.list_steps(pathlib.Path(workdir).expanduser())
+  start = f"step {steps[-1]}" if steps else "the start"
+  return f": the run goes on from {start}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
