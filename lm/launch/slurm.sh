@@ -21,7 +21,9 @@
 #
 # Two minutes before the time limit SLURM signals this script; the run saves and
 # exits with 75, as it does when it is told to stop by other means. The job then
-# goes back into the queue and resumes. Any other exit code is the job's.
+# goes back into the queue and resumes; so it does when one of several tasks is
+# killed or cannot be reached, which ends the others with 76, unless that was
+# within ten minutes. Any other exit code is the job's.
 set -uo pipefail
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then
@@ -79,8 +81,19 @@ done
 code=$(cat "$status")
 rm "$status"
 
+# Of several tasks srun returns the highest code: 76 if one lost another, above
+# 128 if one was killed. What does that soon after the start, such as too little
+# memory, would do it again and again.
+why=
 if [ "${code:=1}" -eq 75 ]; then
-  echo "Saved; job $id goes back into the queue."
+  why=Saved
+elif [ "$tasks" -gt 1 ] && [ "$SECONDS" -ge 600 ] &&
+  { [ "$code" -eq 76 ] || [ "$code" -gt 128 ]; }
+then
+  why="Lost a task"
+fi
+if [ -n "$why" ]; then
+  echo "$why; job $id goes back into the queue."
   scontrol requeue "$id"
 fi
 exit "$code"

@@ -43,7 +43,9 @@ _RUNTIMES = {
   "v6e-": "v2-alpha-tpuv6e",
 }
 _DISTRIBUTED = "--distributed=auto"
-_PATIENCE = 5  # Failures of gcloud in a row before `keep` gives up.
+# Failures of gcloud in a row, and runs that ended because their processes lost
+# one another, before `keep` gives up.
+_PATIENCE = 5
 # How the run of a worker looks to `keep`; see `remote.STATUS`.
 _DONE, _STOPPED = "ended 0", f"ended {program.PREEMPTED}"
 _UNSTARTED = {"absent", "new"}
@@ -161,10 +163,14 @@ def keep(
   run_arguments(args.program, args.rest)  # Before anything is paid for.
   if cloud.dry_run:
     raise ValueError("keep has no --dry_run; it repeats create, setup and run.")
-  failures = 0
+  failures = losses = 0
   while True:
     try:
       code = _look(cloud, args)
+      if code == program.PEER_LOST and losses < _PATIENCE:
+        losses += 1  # All lost one another, as through the network.
+        run(cloud, args)
+        code = None
       failures = 0
     except gcloud.GcloudError as error:
       failures += 1  # The network, or a slice that is being taken away.

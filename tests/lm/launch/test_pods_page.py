@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from lm import config as configs
-from lm import sweep
+from lm import program, sweep
 from lm.launch import tpu
 
 _ROOT = pathlib.Path(__file__).parents[3]
@@ -84,6 +84,12 @@ def test_sweeps_and_files_of_the_page_exist(commands):
   files = {w for w in words if w.startswith("lm/launch/")}
   assert files == {"lm/launch/slurm.sh", "lm/launch/skypilot.yaml"}
   assert all((_ROOT / file).is_file() for file in files)
+
+
+def test_the_cluster_starts_again_what_was_stopped_or_lost(commands):
+  (create,) = [c for c in commands if c[:3] == ["xpk", "workload", "create"]]
+  codes = f"{program.PREEMPTED},{program.PEER_LOST}"
+  assert f"--restart-on-exit-codes={codes}" in create
 
 
 def test_what_the_container_runs_is_what_the_page_trains_elsewhere(

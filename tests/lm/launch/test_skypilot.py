@@ -7,6 +7,8 @@ import subprocess
 import pytest
 import yaml
 
+from lm import program
+
 _ROOT = pathlib.Path(__file__).parents[3]
 _TASK = yaml.safe_load((_ROOT / "lm" / "launch" / "skypilot.yaml").read_text())
 _INTERPRETER = """\
@@ -24,7 +26,9 @@ def test_it_is_a_recovering_spot_job_with_a_shared_folder():
   }  # fmt: skip
   resources = _TASK["resources"]
   assert resources["use_spot"] is True
-  assert resources["job_recovery"]["recover_on_exit_codes"] == [75]
+  assert resources["job_recovery"]["recover_on_exit_codes"] == [
+    program.PREEMPTED, program.PEER_LOST,
+  ]  # fmt: skip
   mount = {"source": "gs://${BUCKET}", "mode": "MOUNT"}
   assert _TASK["file_mounts"] == {"/bucket": mount}
 

@@ -166,6 +166,30 @@ def test_other_exit_codes_are_the_jobs(slurm, ends):
   assert slurm.read("scontrol") == []
 
 
+@pytest.mark.parametrize(
+  ("ends", "tasks", "seconds", "requeued"),
+  [
+    ("76", "2", "600", True),
+    ("137", "2", "600", True),  # One was killed: higher than the others' 76.
+    ("76", "2", "300", False),
+    ("76", "1", "600", False),
+    ("137", "1", "600", False),
+    ("74", "2", "600", False),
+    ("75", "2", "0", True),
+  ],
+)
+def test_a_lost_task_brings_all_back_into_the_queue(
+  slurm, ends, tasks, seconds, requeued
+):
+  """Unless it was lost within minutes: bash counts on from SECONDS."""
+  code, output = slurm.run(
+    ends=ends, SLURM_JOB_ID="7", SLURM_NTASKS=tasks, SECONDS=seconds
+  )
+  assert code == int(ends)
+  assert slurm.read("scontrol") == (["requeue 7"] if requeued else [])
+  assert ("Lost a task" in output) == (requeued and ends != "75")
+
+
 def test_cores_of_sbatch_reach_srun(slurm):
   slurm.run(ends="0", SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="6")
   assert slurm.read("cpus") == ["6"]

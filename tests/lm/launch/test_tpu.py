@@ -290,10 +290,15 @@ def test_buckets_are_found_anywhere_in_the_arguments():
 
 def _keep(cloud, events, *flags):
   """Runs `keep`; each sleep does the next event. Returns its exit code."""
+  target = gcloud.Target("proj", "us-central2-b", "pod")
+  return _keep_on(gcloud.Gcloud(target), events, *flags)
+
+
+def _keep_on(cloud, events, *flags):
+  """The same, on whatever stands for gcloud."""
   events = iter(events)
   args = tpu._parse(["keep", *flags, "--", "--config=c.py", _WORKDIR])
-  target = gcloud.Target("proj", "us-central2-b", "pod")
-  return tpu.keep(gcloud.Gcloud(target), args, lambda _: next(events)())
+  return tpu.keep(cloud, args, lambda _: next(events)())
 
 
 def test_keep_goes_through_a_preemption_to_the_end(cloud, capfd):
@@ -351,6 +356,20 @@ def test_keep_returns_the_code_of_the_worker_that_others_lost(codes, worst):
     state=lambda: gcloud.ACTIVE, ask=lambda script: jobs
   )
   assert tpu._look(cloud, argparse.Namespace()) == worst
+
+
+def test_keep_starts_again_what_lost_itself_five_times():
+  calls = []
+  cloud = types.SimpleNamespace(
+    target=gcloud.Target("proj", "us-central2-b", "pod"),
+    dry_run=False,
+    state=lambda: gcloud.ACTIVE,
+    ask=lambda script: "job 0 ended 76\njob 1 ended 76\n",
+    ssh=calls.append,
+  )
+  assert _keep_on(cloud, [lambda: None] * 9) == 76
+  assert len(calls) == 5
+  assert all("lm.main" in script for script in calls)
 
 
 def test_keep_gives_up_after_five_failures_in_a_row(cloud):
