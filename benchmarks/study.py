@@ -17,7 +17,7 @@ from lm.train import flops
 
 # Of the default corpus, where every study runs.
 _DATA = {"vocab_size": 4096, "eos_id": 1, "pad_id": 0, "platform": "cpu"}
-_TURN = 10  # Updates that are timed in a row: a period of refreshes.
+TURN = 10  # Updates that are timed in a row: a period of refreshes.
 LOOKS = (
   ("#000000", "-", "o"),
   ("#0072B2", "--", "s"),
@@ -135,7 +135,9 @@ def resolve(run: Mapping[str, Any]) -> configs.Config:
 
 
 def time_updates(
-  runs: Mapping[Hashable, Mapping[str, Any]], rounds: int
+  runs: Mapping[Hashable, Mapping[str, Any]],
+  rounds: int,
+  turn: Callable[[Any], int] = lambda key: TURN,
 ) -> dict[Hashable, float]:
   """Milliseconds of an update of each run, turn by turn in one process.
 
@@ -145,6 +147,7 @@ def time_updates(
     runs: Runs of a sweep, by any name.
     rounds: Turns; the first update of each, which another program's precedes,
       does not count.
+    turn: Updates in a row by name; `TURN` for all by default.
   """
   import jax
 
@@ -161,13 +164,13 @@ def time_updates(
     buffer = setup.put_buffer(parts, rows.astype(np.int32))
     updates[key] = [state, update, buffer, []]
   for _ in range(rounds):
-    for entry in updates.values():
+    for key, entry in updates.items():
       state, update, buffer, times = entry
-      for turn in range(_TURN + 1):
+      for i in range(turn(key) + 1):
         started = time.perf_counter()
         state, metrics = update(state, buffer, np.int32(buffer.shape[0]))
         jax.block_until_ready((state, metrics))
-        if turn:
+        if i:
           times.append(time.perf_counter() - started)
       entry[0] = state
   # Whatever is done at some updates only is part of the cost: the mean.

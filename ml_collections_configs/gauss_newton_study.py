@@ -10,8 +10,8 @@ With --jobs=2 on two cores. All in one folder: a run that both sweeps share is
 run once. `rates` chooses learning rates at the middle batch on seed 0, which
 `_RATE` states. All methods see the same tokens for an update: N microbatches of
 2,048, to solve on or to sum the gradients of. Gauss-Newton's line search has
-N / 4 more, which its tokens count. `nonlinear` is the control: the same loop on
-the loss itself.
+N / 4 more, which its tokens count; AdamW, Muon and SOAP make four times as many
+updates. `nonlinear` is the control: the same loop on the loss itself.
 """
 
 from typing import Any
@@ -22,10 +22,11 @@ _CONFIG = "ml_collections_configs/study1m.py"
 _SEEDS = (0, 1, 2)
 _ROWS = 8  # Of a microbatch.
 
-# N -> updates: 8k, 25k and 74k tokens to solve on an update, the larger ones
-# for longer, since their curves have fewer points.
+# N -> updates of Gauss-Newton: 8k, 25k and 74k tokens to solve on an update,
+# the larger ones for longer, since their curves have fewer points.
 _BATCHES = {4: 36, 12: 16, 36: 8}
 _MIDDLE = 12
+_MORE = 4  # Times as many updates of the baselines, to come as far.
 
 _BASELINES: dict[str, dict[str, Any]] = {
   "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
@@ -41,19 +42,22 @@ _SOLVERS: dict[str, dict[str, Any]] = {
   },
   "nonlinear": {"gauss_newton.mode": "nonlinear"},
 }
-_TRIED = dict.fromkeys(_BASELINES | _SOLVERS, (6e-3, 1.2e-2, 2.4e-2))
-_TRIED["muon"] = (1.2e-2, 2.4e-2, 4.8e-2)  # Few large steps want larger ones.
+# Until the best of a method has a worse one on either side.
+_TRIED = dict.fromkeys(_BASELINES, (6e-3, 1.2e-2, 2.4e-2))
+_TRIED |= dict.fromkeys(_SOLVERS, (6e-3, 1.2e-2, 2.4e-2, 4.8e-2))
+_TRIED["layerwise"] = _TRIED["nonlinear"] = (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2)
+_TRIED["muon"] = (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2)
 
 # Method -> rate: the best of `rates`.
 _RATE = {method: tried[1] for method, tried in _TRIED.items()}
 
 
 def rates() -> list[Run]:
-  """Three learning rates of each method at the middle batch, on one seed."""
+  """The learning rates of each method at the middle batch, on one seed."""
   return [
-    _run(method, _MIDDLE, tried[i], 0)
-    for i in range(3)
+    _run(method, _MIDDLE, rate, 0)
     for method, tried in _TRIED.items()
+    for rate in tried
   ]
 
 
@@ -68,12 +72,15 @@ def seeds() -> list[Run]:
 
 
 def _run(method: str, count: int, rate: float, seed: int) -> Run:
+  points, steps = 12, _BATCHES[count]
+  if method in _BASELINES:
+    points, steps = 24, _MORE * steps
   overrides = {
     "train.num_tokens": 0,
-    "train.num_steps": _BATCHES[count],
+    "train.num_steps": steps,
     "train.microbatch_size": _ROWS,
     "optim.learning_rate": rate,
-    "eval.every": max(1, _BATCHES[count] // 12),
+    "eval.every": max(1, steps // points),
     "eval.final_batches": 4,  # The same rows at each point of a curve.
     "seed": seed,
   }

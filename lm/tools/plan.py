@@ -76,8 +76,8 @@ def by_compiler(config: configs.Config, devices: list[Any]) -> Plan:
     devices: Described (`topologies.described_devices`) or real.
 
   Raises:
-    ValueError: If the mesh or the rows do not fit, or the compiler finds that
-      the program does not.
+    ValueError: If the mesh or the rows do not fit.
+    MemoryError: If the compiler finds that the program does not.
   """
   parts = setup.build(config, devices)
   setup.check_rows(config, parts.mesh)
@@ -90,8 +90,7 @@ def by_compiler(config: configs.Config, devices: list[Any]) -> Plan:
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    reason = str(error).splitlines()[0]
-    raise configs.ConfigError(f"It would not hold: {reason}") from error
+    raise MemoryError(str(error).splitlines()[0]) from error
   kept = memory.kept(parts)
   more = used.temp_size_in_bytes + used.generated_code_size_in_bytes
   rows = [*kept, memory.Row("within an update", more, None, memory.GRADIENTS)]
@@ -112,11 +111,15 @@ def make(
   Raises:
     ValueError: If the configuration does not fit the topology, or there is no
       compiler.
+    ConfigError: If the compiler finds that a device would not hold it.
   """
   if by != "formula":
     devices = topologies.described_devices(topology)
     if devices is not None:
-      return by_compiler(config, devices)
+      try:
+        return by_compiler(config, devices)
+      except MemoryError as error:
+        raise _refusal(f"{error}", config, topology) from error
   if by != "compiler":
     return by_formula(config, topology.devices)
   if topology.devices > _MOST_CPU_DEVICES:
@@ -170,6 +173,16 @@ def check(
   limit = topology.kind.memory
   if limit is None or plan.peak <= limit:
     return
+  reason = (
+    f"{memory.size_text(plan.peak)} on a device of {memory.size_text(limit)}."
+  )
+  raise _refusal(reason, config, topology)
+
+
+def _refusal(
+  reason: str, config: configs.Config, topology: topologies.Topology
+) -> configs.ConfigError:
+  """That a device would not hold it, and why, and the ways out."""
   found = list(ways_out(config, topology))
   if found:
     advice = " Estimated to hold:\n" + "\n".join(found)
@@ -179,9 +192,8 @@ def check(
       " nor the smallest config.train.microbatch_size, nor all of them, are "
       "estimated to help: take more or larger devices, or config.mesh.tensor."
     )
-  raise configs.ConfigError(
-    f"{topology.name} would not hold it: {memory.size_text(plan.peak)} on a "
-    f"device of {memory.size_text(limit)}.{advice}"
+  return configs.ConfigError(
+    f"{topology.name} would not hold it: {reason}{advice}"
   )
 
 

@@ -193,6 +193,21 @@ def test_thousands_of_devices_need_not_exist():
   assert made.rows[0].bytes < 4 * 217e6 / 60
 
 
+def test_a_compiler_that_refuses_says_what_would_hold(monkeypatch):
+  def out_of_memory(parts):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 37G of 16G\nmore")
+
+  monkeypatch.setattr(topologies, "described_devices", lambda _: jax.devices())
+  monkeypatch.setattr(setup, "compile_step", out_of_memory)
+  config = _small(train__microbatch_size=0)
+  with pytest.raises(configs.ConfigError) as error:
+    plan.make(config, topologies.find("v5e-8"))
+  message = str(error.value)
+  assert "v5e-8 would not hold it: RESOURCE_EXHAUSTED: 37G of 16G" in message
+  assert "\nmore" not in message
+  assert "--config.mesh.data=1 --config.mesh.fsdp=8" in message
+
+
 def test_a_device_that_states_its_memory_refuses_the_state(monkeypatch):
   config = _small(platform="cpu")
   parts: Any = setup.build(config, jax.devices()[:1])
