@@ -6,10 +6,10 @@
 
 The first counts what the sweeps compute. The second reads what runs are
 finished: the updates, tokens (those of line searches too), passes one after the
-other and seconds that each method needs to the loss that AdamW ends with, and
-one figure for each of the four. Seconds are those of updates that take turns in
-one process (--time), since runs may have shared the machine; without it there
-are none.
+other and seconds that each method needs to the losses that AdamW and that
+Gauss-Newton end with, and one figure for each of the four. Seconds are those of
+updates that take turns in one process (--time), since runs may have shared the
+machine; without it there are none.
 """
 
 import argparse
@@ -127,23 +127,26 @@ def at_best(results: Sequence[Result]) -> dict[tuple[int, str], list[Result]]:
 def reach_table(
   groups: Mapping[tuple[int, str], Sequence[Result]],
   step_ms: Mapping[Any, float],
-  target: float | None = None,
+  goal: str | float,
 ) -> str:
   """What it took to reach a loss; mean over seeds and its standard error.
 
   Args:
     groups: From `at_best`.
     step_ms: Milliseconds of an update by (batches, method); may be empty.
-    target: The loss; None: the highest that AdamW ends with on a seed, which
-      all of its runs reach, at each batch size.
+    goal: The loss, or a method: at each batch size the highest loss that it
+      ends with on a seed, which all of its runs reach.
   """
   rows = []
   for (batches, method), mine in groups.items():
-    base = groups.get((batches, "adamw"), [])
-    goal = target
-    if goal is None:
-      goal = max((r.loss for r in base), default=math.nan)
-    updates = [r.updates_to(goal) for r in mine]
+    loss = goal
+    if isinstance(loss, str):
+      loss = max((r.loss for r in groups.get((batches, loss), [])), default=0.0)
+    updates = [r.updates_to(loss) for r in mine]
+    solved = [r.updates_to(loss) for r in groups.get((batches, "gn"), [])]
+    ratio = math.nan
+    if solved and max(solved) < math.inf:
+      ratio = statistics.fmean(updates) / statistics.fmean(solved)
 
     def cell(axis, digits, unit=1.0, mine=mine, updates=updates):
       ms = step_ms.get((mine[0].batches, mine[0].method), math.nan)
@@ -152,21 +155,17 @@ def reach_table(
       ]
       return study.mean_error(clocks, digits)
 
-    ratio = math.nan
-    if base:
-      ratio = statistics.fmean(r.updates_to(goal) for r in base)
-      ratio /= statistics.fmean(updates)
     rows.append(
       [
         str(batches), method, f"{mine[0].rate:g}", str(len(mine)),
-        study.mean_error([r.loss for r in mine], 3), f"{goal:.3f}",
+        study.mean_error([r.loss for r in mine], 3), f"{loss:.3f}",
         cell("updates", 1), study.mean_error([ratio], 2),
         cell("tokens", 0, 1e3), cell("depth", 0), cell("seconds", 1),
       ]
     )  # fmt: skip
   header = ["N", "method", "rate", "seeds", "final loss", "target", "updates"]
   return text.format_table(
-    [*header, "fewer than adamw", "ktokens", "depth", "seconds"], rows
+    [*header, "of gn's", "ktokens", "depth", "seconds"], rows
   )
 
 
@@ -256,7 +255,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder", nargs="?", type=pathlib.Path)
   parser.add_argument("--out", type=pathlib.Path, help="folder of the figures")
-  parser.add_argument("--to", type=float, help="loss; default: AdamW's last")
+  parser.add_argument(
+    "--to", type=float, help="loss; default: that of AdamW, then Gauss-Newton"
+  )
   parser.add_argument("--time", action="store_true", help="measure updates")
   parser.add_argument("--rounds", type=int, default=3)
   study.add_plan_arguments(parser)
@@ -276,7 +277,8 @@ def main() -> None:
     tuned(results), lambda r: (r.method,), lambda r: r.rate, ["method"]
   )
   print(f"{len(results)} finished runs\n\n{rates}\n")
-  print(reach_table(groups, step_ms, args.to))
+  for goal in ["adamw", "gn"] if args.to is None else [args.to]:
+    print(reach_table(groups, step_ms, goal), end="\n\n")
   if args.out:
     args.out.mkdir(parents=True, exist_ok=True)
     for axis in _AXES:

@@ -45,11 +45,20 @@ _SOLVERS: dict[str, dict[str, Any]] = {
 # Until the best of a method has a worse one on either side.
 _TRIED = dict.fromkeys(_BASELINES, (6e-3, 1.2e-2, 2.4e-2))
 _TRIED |= dict.fromkeys(_SOLVERS, (6e-3, 1.2e-2, 2.4e-2, 4.8e-2))
-_TRIED["layerwise"] = _TRIED["nonlinear"] = (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2)
+_TRIED["nonlinear"] = (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2)
+_TRIED["layerwise"] = (*_TRIED["nonlinear"], 0.192)
 _TRIED["muon"] = (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2)
 
 # Method -> rate: the best of `rates`.
-_RATE = {method: tried[1] for method, tried in _TRIED.items()}
+_RATE = {
+  "adamw": 1.2e-2,
+  "muon": 4.8e-2,
+  "soap": 1.2e-2,
+  "gn": 2.4e-2,
+  "prox": 2.4e-2,
+  "layerwise": 9.6e-2,
+  "nonlinear": 4.8e-2,
+}
 
 
 def rates() -> list[Run]:
