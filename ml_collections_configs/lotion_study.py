@@ -27,7 +27,7 @@ _RATES = (6e-3, 1.2e-2, 2.4e-2)
 _RUN = {
   "data.batch_size": 8,
   "train.num_tokens": 0,
-  "train.num_steps": 180,
+  "train.num_steps": 480,
   "schedule.name": "cosine",
   "schedule.end_factor": 0.0,
   "eval.every": 0,
