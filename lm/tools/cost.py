@@ -68,10 +68,13 @@ class Chip(NamedTuple):
   efficiency: float
 
 
-# 459 TFLOP/s, 2,765 GB/s of HBM and 1,200 GB/s of links to six neighbours, in
-# both directions together: https://cloud.google.com/tpu/docs/v5p. A ring over
-# an axis uses two links: 2 x 100 GB/s. A host of four chips has 200 Gbit/s:
-# https://jax-ml.github.io/scaling-book/tpus. The efficiency is assumed.
+# Stated by https://docs.cloud.google.com/tpu/docs/v5p (2026-11-26), per chip:
+# 459 TFLOP/s in bfloat16; 2,765 GB/s (2,575 GiB/s) of HBM; 1,200 GB/s of links,
+# both directions together; 50 Gbit/s of the data-centre network.
+# Derived: six links in a 3D torus have 100 GB/s a direction each, and a ring
+# over an axis uses two; https://jax-ml.github.io/scaling-book/tpus has 90.
+# Assumed: the efficiency of products, and that links and memory reach all of
+# what is stated.
 V5P = Chip(459e12, 2765e9, 200e9, 6.25e9, 0.5)
 
 
