@@ -19,10 +19,10 @@ from .. import config as config_lib
 
 # bfloat16 TFLOP/s of one jax device (a core on TPU v3, else a chip), without
 # sparsity, as stated by the makers; none is assumed. The first name found in
-# the device kind counts. TPUs: https://docs.cloud.google.com/tpu/docs/v3 (123 of
-# a chip, two cores), /v4, /v5e, /v5p, /v6e. GPUs: NVIDIA's data sheets of A100
-# (312; 624 with sparsity), of H100 PCIe (1,513 with sparsity, half without), and
-# of H100 SXM and H200 SXM (1,979 with sparsity, half without).
+# the device kind counts. TPUs: https://docs.cloud.google.com/tpu/docs/v3 (123
+# of a chip, two cores), /v4, /v5e, /v5p, /v6e. GPUs: NVIDIA's data sheets of
+# A100 (312; 624 with sparsity), of H100 PCIe (1,513 with sparsity, half
+# without), and of H100 SXM and H200 SXM (1,979 with sparsity, half without).
 _PEAK_TFLOPS = (
   ("tpu v3", 61.5),
   ("tpu v4", 275.0),
