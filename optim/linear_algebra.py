@@ -8,6 +8,7 @@ return which matrices to trust.
 Dimension key: see `optim/blocks.py`.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -26,7 +27,19 @@ def eigenbasis(factor_SII: jax.Array) -> jax.Array:
   Returns:
     basis_SIJ: Orthonormal columns Q with P Q = Q diag(eigenvalues).
   """
-  return jnp.linalg.eigh(factor_SII)[1][..., ::-1]
+
+  def eigenvectors(implementation, x):
+    return jax.lax.linalg.eigh(x, implementation=implementation)[0]
+
+  # What JAX takes on a TPU above 256 rows is 22,000 instructions a size, a
+  # minute and more to compile, for what a run does once.
+  jacobi = jax.lax.linalg.EighImplementation.JACOBI
+  vectors_SIJ = jax.lax.platform_dependent(
+    factor_SII,
+    tpu=functools.partial(eigenvectors, jacobi),
+    default=functools.partial(eigenvectors, None),
+  )
+  return vectors_SIJ[..., ::-1]
 
 
 def power_step(

@@ -288,8 +288,9 @@ if __name__ == "__main__":
   def main() -> None:
     """Prints the plan of the flags."""
     topology = topologies.find(_TOPOLOGY.value or "")
+    # Whatever devices there are, and whoever uses them: it only describes some.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    # Whatever devices there are, this program only describes some.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
     if topology.devices <= _MOST_CPU_DEVICES:
       jax.config.update("jax_num_cpu_devices", topology.devices)
