@@ -21,7 +21,7 @@ Run = dict[str, Any]
 _CONFIG = "ml_collections_configs/study1m.py"
 _SEEDS = (0, 1, 2)
 _GRIDS = ("int4", "fp4", "int8")
-_RATES = (6e-3, 1.2e-2, 2.4e-2)
+_RATES = {"adamw": (3e-3, 6e-3, 1.2e-2), "soap": (1.2e-2, 2.4e-2, 4.8e-2)}
 
 # Updates of 2,048 tokens; the rate falls to 0, or weights hop around the grid.
 _RUN = {
@@ -59,7 +59,7 @@ _TRIED = {
 }
 
 # Optimiser -> rate, and (method, grid) -> strength: the best of the sweeps.
-_RATE = dict.fromkeys(_OPTIMIZERS, _RATES[1])
+_RATE = {"adamw": 6e-3, "soap": 2.4e-2}
 _STRENGTH = {
   (method, grid): tried[1] for method, tried in _TRIED.items()
   for grid in _GRIDS
@@ -70,8 +70,8 @@ def rates() -> list[Run]:
   """Three learning rates of each optimiser, not rounded in training."""
   return [
     _run(optimizer, "ptq", "int4", rate, 0)
-    for rate in _RATES
     for optimizer in _OPTIMIZERS
+    for rate in _RATES[optimizer]
   ]
 
 

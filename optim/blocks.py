@@ -86,6 +86,16 @@ class Bucket:
   shard_axis: int | None
 
 
+# (bucket, leaf's place in it, [count, I, O]) -> the same, elsewhere on a mesh.
+Place = Callable[[Bucket, Piece, jax.Array], jax.Array]
+
+
+def _stay(bucket: Bucket, piece: Piece, x: jax.Array) -> jax.Array:
+  """A `Place` that leaves everything where it is."""
+  del bucket, piece
+  return x
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """Where every leaf of a tree goes; made from shapes alone, so static."""
@@ -99,15 +109,21 @@ class Plan:
     """Whether the tree has no leaf at all."""
     return not self.paths
 
-  def split(self, tree: Any) -> Split:
-    """Stacks the matrices of a tree, in the bucket's arithmetic type."""
+  def split(self, tree: Any, place: Place = _stay) -> Split:
+    """Stacks the matrices of a tree, in the bucket's arithmetic type.
+
+    Args:
+      tree: Like the one that the plan was made for.
+      place: Applied to the matrices of each leaf, before they are joined.
+    """
     if self.empty:  # A placeholder: a leaf is a prefix of any subtree.
       return Split(jnp.zeros(()), tree)
     leaves = self.treedef.flatten_up_to(tree)
     stacks = {}
     for bucket in self.buckets:
       parts = [
-        _to_stack(piece, bucket, leaves[piece.index]) for piece in bucket.pieces
+        place(bucket, piece, _to_stack(piece, bucket, leaves[piece.index]))
+        for piece in bucket.pieces
       ]
       missing = bucket.size - sum(piece.count for piece in bucket.pieces)
       if missing:
@@ -119,14 +135,20 @@ class Plan:
         leaves[piece.index] = optax.MaskedNode()
     return Split(stacks, jax.tree.unflatten(self.treedef, leaves))
 
-  def merge(self, split: Split, like: Any) -> Any:
-    """Undoes `split`; the leaves take the types of the tree `like`."""
+  def merge(self, split: Split, like: Any, place: Place = _stay) -> Any:
+    """Undoes `split`; the leaves take the types of the tree `like`.
+
+    Args:
+      split: As `split` makes it.
+      like: A tree of the same shapes.
+      place: Applied to the matrices of each leaf, once they are cut out.
+    """
     targets = self.treedef.flatten_up_to(like)
     leaves = self.treedef.flatten_up_to(split.rest)
     for bucket in self.buckets:
       stack, start = split.stacks[bucket.name], 0
       for piece in bucket.pieces:
-        part = stack[start : start + piece.count]
+        part = place(bucket, piece, stack[start : start + piece.count])
         leaves[piece.index] = _from_stack(piece, bucket, part)
         start += piece.count
     cast = [

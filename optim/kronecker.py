@@ -213,12 +213,13 @@ def observe(
   precision: Precision,
   stack_axes: Any | None,
   statistics: Any | None = None,
+  param_specs: Any | None = None,
 ) -> tuple[Split, dict[str, Kronecker]]:
   """Stacks and screens the gradients, and averages their Gram matrices.
 
   Or those of `statistics`, if the updates are not the gradients they shall see.
   """
-  split = sharding.constrain_stacks(plan.split(updates), plan, stack_axes)
+  split = sharding.split(updates, plan, stack_axes, param_specs)
   stacks, factors = {}, {}
   for bucket in plan.buckets:
     name, kept = bucket.name, state[bucket.name]
@@ -231,7 +232,9 @@ def observe(
       lambda array, axis=axis: sharding.constrain(array, axis, stack_axes), kept
     )
   if statistics is not None:
-    _, factors = observe(plan, statistics, state, decay, precision, stack_axes)
+    _, factors = observe(
+      plan, statistics, state, decay, precision, stack_axes, None, param_specs
+    )
   return Split(stacks, jax.tree.map(screen_leaf, split.rest)), factors
 
 

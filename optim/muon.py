@@ -195,7 +195,7 @@ def scale_by_muon(
     plan = plan_of(updates)
     if plan.empty:
       return updates, state
-    split = sharding.constrain_stacks(plan.split(updates), plan, stack_axes)
+    split = sharding.split(updates, plan, stack_axes, param_specs)
     momentum, directions = {}, {}
     for name, g in split.stacks.items():
       g, _ = kronecker.finite_or_zero(g)

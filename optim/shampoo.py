@@ -215,7 +215,14 @@ def _transform(
       return updates, state
     count: Any = optax.safe_increment(state.count)
     grads, factors = kronecker.observe(
-      plan, updates, state.kronecker, beta, precision, o.stack_axes, statistics
+      plan,
+      updates,
+      state.kronecker,
+      beta,
+      precision,
+      o.stack_axes,
+      statistics,
+      o.param_specs,
     )
 
     def root(factor, old):

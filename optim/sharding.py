@@ -5,12 +5,22 @@ that holds its matrix's factors; all the algebra is local there; the update
 travels back once.
 """
 
-from typing import Any
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import PartitionSpec
 
-from .blocks import Plan, Split, find_shard_axis, parse_bucket_name
+from .blocks import (
+  Bucket,
+  Piece,
+  Plan,
+  Split,
+  find_shard_axis,
+  parse_bucket_name,
+)
 
 # State fields of this package that hold arrays by bucket, stack axis first.
 _STACKED = ("stacks", "kronecker", "momentum")
@@ -100,6 +110,109 @@ def constrain_stacks(split: Split, plan: Plan, mesh_axes: Any) -> Split:
   return split._replace(stacks=stacks)
 
 
+class _Route(NamedTuple):
+  """By what layouts a bucket's matrices travel between leaves and stack.
+
+  Where parameters lie along some of the stack's mesh axes, f devices of fsdp,
+  and are replicated over others, d of data, the compiler may find no way from
+  one to the other and replicate everything everywhere. This one moves each axis
+  once:
+
+      own       [S, I/f, O] or [S, I, O/f]: where the leaf lies
+      joined    [S, I/f, O]: the same for all leaves, by an all-to-all for
+                others, so that joining them and cutting them apart is local
+      halfway   [S/d, I/f, O]: a slice; on the way back an all-gather over data
+      stack     [S/(d f), I, O]: an all-to-all over fsdp
+
+  Attributes:
+    sides: Entries of the partition spec of the sides, when joined.
+    free: Mesh axes of the stack that these leave.
+    own: The sides of each leaf, by its index.
+  """
+
+  sides: tuple[Any, ...]
+  free: tuple[str, ...]
+  own: dict[int, tuple[Any, ...]]
+
+  @property
+  def joined(self) -> PartitionSpec:
+    """Of [S, I, O]."""
+    return PartitionSpec(None, *self.sides)
+
+  @property
+  def halfway(self) -> PartitionSpec:
+    """Of [S, I, O]."""
+    return PartitionSpec(self.free, *self.sides)
+
+
+def _route(
+  bucket: Bucket, specs: dict[str, PartitionSpec], mesh_axes: Any
+) -> _Route | None:
+  """The route of a bucket; None where the compiler needs none."""
+  if bucket.shard_axis != 0:
+    return None
+  shape = jax.sharding.get_abstract_mesh().shape
+
+  def wide(entries: Iterable[Any]) -> set[str]:
+    """Their mesh axes of more than one device."""
+    names = {name for entry in entries for name in _names(entry)}
+    return {name for name in names if shape[name] > 1}
+
+  own = {}
+  for piece in bucket.pieces:
+    spec = specs[piece.path]
+    entries = [*spec, *[None] * (len(piece.shape) - len(spec))]
+    sides = tuple(entries[axes[0]] for axes in piece.dims.side_axes)
+    if math.prod(piece.blocks) > 1 or wide(entries) != wide(sides):
+      return None  # Cut into blocks, or spread within a side.
+    own[piece.index] = sides
+  joined = max(own.values(), key=lambda sides: len(wide(sides)))
+  taken = {name for entry in joined for name in _names(entry)}
+  free = tuple(name for name in _names(mesh_axes) if name not in taken)
+  used = wide(entry for sides in own.values() for entry in sides)
+  if not used or not wide(free) or not used <= set(_names(mesh_axes)):
+    return None
+  return _Route(joined, free, own)
+
+
+def _routes(plan: Plan, mesh_axes: Any, specs: Any | None) -> dict[str, _Route]:
+  """The routes of those buckets that have one, by name."""
+  if specs is None or mesh_axes is None or plan.empty:
+    return {}
+  if jax.sharding.get_abstract_mesh().empty:
+    return {}
+  known = _by_path(specs)
+  found = {b.name: _route(b, known, mesh_axes) for b in plan.buckets}
+  return {name: route for name, route in found.items() if route is not None}
+
+
+def split(
+  tree: Any, plan: Plan, mesh_axes: Any, specs: Any | None = None
+) -> Split:
+  """`Plan.split`, with its stacks in their places.
+
+  Args:
+    tree: Gradients, which lie as `specs` say.
+    plan: Of the tree.
+    mesh_axes: Over which the stacks are spread.
+    specs: Tree of `PartitionSpec`s like params, found by path, or None.
+  """
+  routes = _routes(plan, mesh_axes, specs)
+  wait = jax.lax.with_sharding_constraint
+
+  def place(bucket: Bucket, piece: Piece, x: jax.Array) -> jax.Array:
+    x = _to_own(routes, bucket, piece, x)
+    return wait(x, routes[bucket.name].joined) if bucket.name in routes else x
+
+  parts = plan.split(tree, place)
+  if routes:
+    halfway = {
+      name: wait(parts.stacks[name], r.halfway) for name, r in routes.items()
+    }
+    parts = parts._replace(stacks=parts.stacks | halfway)
+  return constrain_stacks(parts, plan, mesh_axes)
+
+
 def constrain_leaves(
   tree: Any, plan: Plan, mesh_axes: Any, specs: Any | None
 ) -> Any:
@@ -121,15 +234,12 @@ def constrain_leaves(
   """
   if specs is None or jax.sharding.get_abstract_mesh().empty:
     return tree
-  known = {
-    jax.tree_util.keystr(path): spec
-    for path, spec in jax.tree_util.tree_flatten_with_path(
-      specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )[0]
-  }
+  known, routes = _by_path(specs), _routes(plan, mesh_axes, specs)
   leaves = plan.treedef.flatten_up_to(tree)
   wait = jax.lax.with_sharding_constraint
   for bucket in plan.buckets:
+    if bucket.name in routes:
+      continue  # `merge` has brought these there.
     for piece in bucket.pieces:
       axes = piece.dims.stack_axes
       if bucket.shard_axis:
@@ -149,8 +259,40 @@ def merge(
 ) -> Any:
   """`Plan.merge`, with both its ends in their places."""
   split = constrain_stacks(split, plan, mesh_axes)
-  tree = plan.merge(split, like=like)
+  routes = _routes(plan, mesh_axes, specs)
+  wait = jax.lax.with_sharding_constraint
+  stacks = dict(split.stacks) if routes else split.stacks
+  for name, route in routes.items():
+    stacks[name] = wait(wait(stacks[name], route.halfway), route.joined)
+
+  place = functools.partial(_to_own, routes)
+  tree = plan.merge(split._replace(stacks=stacks), like, place)
   return constrain_leaves(tree, plan, mesh_axes, specs)
+
+
+def _to_own(
+  routes: dict[str, _Route], bucket: Bucket, piece: Piece, x: jax.Array
+) -> jax.Array:
+  """Spreads the matrices of a leaf as the leaf is, if they have a route."""
+  if bucket.name not in routes:
+    return x
+  sides = routes[bucket.name].own[piece.index]
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(None, *sides))
+
+
+def _by_path(specs: Any) -> dict[str, PartitionSpec]:
+  """The specs of a tree by the path of their leaf."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(
+    specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+  )
+  return {jax.tree_util.keystr(path): spec for path, spec in flat}
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+  """Mesh axes of an entry of a spec."""
+  if entry is None:
+    return ()
+  return entry if isinstance(entry, tuple) else (entry,)
 
 
 def _halfway(spec: PartitionSpec, axis: int, mesh_axes: Any) -> PartitionSpec:

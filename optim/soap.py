@@ -247,7 +247,14 @@ def _transform(
       return updates, state
     first = state.count == 0
     grads, factors = kronecker.observe(
-      plan, updates, state.kronecker, beta, precision, o.stack_axes, statistics
+      plan,
+      updates,
+      state.kronecker,
+      beta,
+      precision,
+      o.stack_axes,
+      statistics,
+      o.param_specs,
     )
     if o.first_step != "identity":
       factors = bases.first_bases(factors, first)
