@@ -147,24 +147,37 @@ def strengths_table(results: Sequence[Result], by: str) -> str:
 
 
 def scores_table(groups: Groups) -> str:
-  """Three losses by grid and method: mean over seeds and standard error."""
+  """Three losses by grid and method: mean over seeds and standard error.
+
+  Next to those of rounded weights, how far they are below the same optimiser's
+  without rounding in training (ptq), seed by seed: seeds differ by more than
+  methods do, and alike in all methods.
+  """
   rows = []
   for (grid, optimizer, method), mine in groups.items():
-    scores = [
-      study.mean_error([r.score(name) for r in mine], 4) for name in _SCORES
-    ]
-    share = study.mean_error(
-      [r.named.last("quant/on_grid_share") for r in mine], 2
+    plain = {r.seed: r for r in groups.get((grid, optimizer, "ptq"), [])}
+    cells = [study.mean_error([r.loss for r in mine], 4)]
+    for name in ("nearest", "random"):
+      cells.append(study.mean_error([r.score(name) for r in mine], 4))
+      gained = [
+        plain[r.seed].score(name) - r.score(name)
+        for r in mine
+        if r.seed in plain
+      ]
+      hidden = method == "ptq" or not gained
+      cells.append("-" if hidden else study.mean_error(gained, 4))
+    cells.append(
+      study.mean_error([r.named.last("quant/on_grid_share") for r in mine], 2)
     )
     strength = f"{mine[0].strength:g}" if mine[0].strength else "-"
+    seeds = str(len(mine))
     rows.append(
-      [
-        grid, optimizer, method, f"{mine[0].rate:g}", strength,
-        str(len(mine)), *scores, share,
-      ]
-    )  # fmt: skip
-  header = ["grid", "optimizer", "method", "rate", "strength", "seeds"]
-  return text.format_table([*header, *_SCORES, "on grid"], rows)
+      [grid, optimizer, method, f"{mine[0].rate:g}", strength, seeds, *cells]
+    )
+  header = ["grid", "optimizer", "method", "rate", "strength", "seeds", "full"]
+  return text.format_table(
+    [*header, "nearest", "below ptq", "random", "below ptq", "on grid"], rows
+  )
 
 
 def draw(groups: Groups, path: pathlib.Path) -> None:

@@ -5,7 +5,6 @@ that holds its matrix's factors; all the algebra is local there; the update
 travels back once.
 """
 
-import functools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -144,6 +143,10 @@ class _Route(NamedTuple):
     """Of [S, I, O]."""
     return PartitionSpec(self.free, *self.sides)
 
+  def own_spec(self, piece: Piece) -> PartitionSpec:
+    """Of a leaf's part of [S, I, O]."""
+    return PartitionSpec(None, *self.own[piece.index])
+
 
 def _route(
   bucket: Bucket, specs: dict[str, PartitionSpec], mesh_axes: Any
@@ -198,18 +201,17 @@ def split(
     specs: Tree of `PartitionSpec`s like params, found by path, or None.
   """
   routes = _routes(plan, mesh_axes, specs)
-  wait = jax.lax.with_sharding_constraint
 
   def place(bucket: Bucket, piece: Piece, x: jax.Array) -> jax.Array:
-    x = _to_own(routes, bucket, piece, x)
-    return wait(x, routes[bucket.name].joined) if bucket.name in routes else x
+    if bucket.name not in routes:
+      return x
+    route = routes[bucket.name]
+    return _through(x, route.own_spec(piece), route.joined)
 
   parts = plan.split(tree, place)
-  if routes:
-    halfway = {
-      name: wait(parts.stacks[name], r.halfway) for name, r in routes.items()
-    }
-    parts = parts._replace(stacks=parts.stacks | halfway)
+  for name, route in routes.items():
+    x = _through(parts.stacks[name], route.joined, route.halfway)
+    parts = parts._replace(stacks=parts.stacks | {name: x})
   return constrain_stacks(parts, plan, mesh_axes)
 
 
@@ -260,24 +262,25 @@ def merge(
   """`Plan.merge`, with both its ends in their places."""
   split = constrain_stacks(split, plan, mesh_axes)
   routes = _routes(plan, mesh_axes, specs)
-  wait = jax.lax.with_sharding_constraint
-  stacks = dict(split.stacks) if routes else split.stacks
   for name, route in routes.items():
-    stacks[name] = wait(wait(stacks[name], route.halfway), route.joined)
+    x = _through(split.stacks[name], route.halfway, route.joined)
+    split = split._replace(stacks=split.stacks | {name: x})
 
-  place = functools.partial(_to_own, routes)
-  tree = plan.merge(split._replace(stacks=stacks), like, place)
+  def place(bucket: Bucket, piece: Piece, x: jax.Array) -> jax.Array:
+    if bucket.name not in routes:
+      return x
+    route = routes[bucket.name]
+    return _through(x, route.joined, route.own_spec(piece))
+
+  tree = plan.merge(split, like, place)
   return constrain_leaves(tree, plan, mesh_axes, specs)
 
 
-def _to_own(
-  routes: dict[str, _Route], bucket: Bucket, piece: Piece, x: jax.Array
-) -> jax.Array:
-  """Spreads the matrices of a leaf as the leaf is, if they have a route."""
-  if bucket.name not in routes:
-    return x
-  sides = routes[bucket.name].own[piece.index]
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(None, *sides))
+def _through(x: jax.Array, *specs: PartitionSpec) -> jax.Array:
+  """Moves an array from layout to layout."""
+  for spec in specs:
+    x = jax.lax.with_sharding_constraint(x, spec)
+  return x
 
 
 def _by_path(specs: Any) -> dict[str, PartitionSpec]:

@@ -155,6 +155,30 @@ def test_factorisations_are_local(name, wanted):
   assert set(calls) == (set() if name == "muon" else {"1"})
 
 
+def test_matrices_of_leaves_that_lie_differently_make_no_detour():
+  """Three of each on 2 x 4 devices: none of them stays where it was."""
+  shapes = dict(wq=(3, 16, 16), wo=(3, 16, 16))
+  specs = dict(wq=P(None, "fsdp"), wo=P(None, None, "fsdp"))
+  spread = dict(stack_axes=AXES, stack_shards=SHARDS, param_specs=specs)
+  dims = dict(wq=STACK, wo=STACK)
+  plain = optim.muon(1e-2, dimension_numbers=dims)
+  muon = optim.muon(1e-2, dimension_numbers=dims, **spread)
+  mesh, grads = _mesh(), _grads(1, shapes)
+  wanted = plain.update(grads, plain.init(grads), grads)[0]
+  with jax.set_mesh(mesh):
+    state = jax.jit(muon.init)(grads)
+    place = _shardings(mesh, specs)
+    update = jax.jit(lambda g, s: muon.update(g, s, g)[0], out_shardings=place)
+    update = update.lower(jax.device_put(grads, place), state).compile()
+    actual = update(jax.device_put(grads, place), state)
+  for k in shapes:
+    np.testing.assert_allclose(actual[k], wanted[k], atol=1e-6)
+  # wo changes sides and back; of the stack, one there and one back; then the
+  # replicas gather it.
+  total, _ = _traffic(update.as_text())
+  assert dict(total) == {"all-to-all": 4, "all-gather": 1}
+
+
 def test_without_constraints_there_is_more_traffic():
   # Guards the test above: the counts do depend on the constraints.
   mesh = _mesh()
