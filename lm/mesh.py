@@ -147,6 +147,16 @@ def abstract_mesh(sizes: Sequence[int], num_devices: int) -> AbstractMesh:
   )
 
 
+def platform() -> str:
+  """cpu, gpu or tpu: of the current mesh's devices, or else of this process.
+
+  A program can be compiled for devices that are only described, in a process
+  that has others.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def axis_size(name: str) -> int:
   """Devices along mesh axis `name` of the current mesh; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()

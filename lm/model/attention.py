@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ..mesh import RULES
+from ..mesh import RULES, platform
 from . import layers
 from .product import product
 
@@ -196,12 +196,11 @@ def splash_attention(
   return kernel(q_BLHK, k_BMGK, v_BMGK, first_BL)
 
 
-def _require_platform(name, platform):
-  if jax.default_backend() != platform:
+def _require_platform(name, needed):
+  if platform() != needed:
     raise ValueError(
-      f"config.model.attention={name!r} runs on {platform.upper()} only; this "
-      f"process has {jax.default_backend()} devices. Set "
-      "config.model.attention='xla'."
+      f"config.model.attention={name!r} runs on {needed.upper()} only; this "
+      f"process has {platform()} devices. Set config.model.attention='xla'."
     )
 
 

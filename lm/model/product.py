@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from ..mesh import platform
+
 
 def product(
   equation: str, x: jax.Array, y: jax.Array, *, out_dtype=None
@@ -54,7 +56,7 @@ def _einsum(x, y, *, equation, out_dtype):
 
 def _gradient(equation, x, y, out_dtype):
   """An einsum in the order that suits the CPU."""
-  if jax.default_backend() != "cpu":
+  if platform() != "cpu":
     return _einsum(x, y, equation=equation, out_dtype=out_dtype)
   xs, ys, out = _parse(equation)
   shared = [c for c in xs if c in ys]

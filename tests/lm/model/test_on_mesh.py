@@ -96,3 +96,14 @@ def test_slices_differ_along_data_alone():
   assert len({device.id for device in laid.flat}) == 16
   with pytest.raises(ValueError, match=r"data=1 .*multiple of the 2 slices"):
     meshes.across_slices((1, 8, 2), devices)
+
+
+def test_the_platform_is_that_of_described_devices():
+  """A program for a TPU may have its kernels where there is none."""
+  assert meshes.platform() == "cpu"
+  described = jax.sharding.AbstractDevice("TPU v5", None, "tpu")
+  devices = jax.sharding.AbstractMesh(
+    (2,), ("data",), abstract_device=described
+  )
+  with jax.sharding.use_abstract_mesh(devices):
+    assert meshes.platform() == "tpu"
