@@ -6,13 +6,14 @@
 
 The first counts what the sweeps compute. The second reads what runs are
 finished: the updates, tokens (those of line searches too), passes one after the
-other and seconds that each method needs to the losses that AdamW and that
+other and seconds that each method needs to the losses that AdamW, SOAP and
 Gauss-Newton end with, and one figure for each of the four. Seconds are those of
 updates that take turns in one process (--time), since runs may have shared the
 machine; without it there are none.
 """
 
 import argparse
+import functools
 import math
 import pathlib
 import re
@@ -31,6 +32,7 @@ from . import study
 
 SET = "sotu"
 METHODS = ("adamw", "muon", "soap", "gn", "prox", "layerwise", "nonlinear")
+GOALS = ("adamw", "soap", "gn")  # Whose last losses the tables are about.
 _NAME = re.compile(
   r"(?P<method>[a-z]+)_batches=(?P<batches>\d+)_rate=(?P<rate>[0-9.e-]+)"
   r"_seed=(?P<seed>\d+)"
@@ -80,8 +82,7 @@ class Result(NamedTuple):
       column = columns["tokens"]
       return updates * column.values[-1] / column.steps[-1]
     if axis == "depth":
-      known = "gn/depth" in columns
-      return updates * (columns["gn/depth"].values[-1] if known else 1.0)
+      return updates * depth(self.method, self.batches)
     if axis == "seconds":
       return updates * ms / 1e3
     return updates
@@ -217,12 +218,29 @@ def passes(config: configs.Config) -> float:
   if not gauss_newton.chosen(config):
     return 3.0
   g: Any = config.gauss_newton
-  solve, groups = 3.0 if g.mode == "nonlinear" else 5.0, 1
+  solve = 3.0 if g.mode == "nonlinear" else 5.0
   if g.scope == "layerwise":
-    solve, groups = 14.2, config.model.N + 2
+    solve = 14.2
   n, m = g.inner_steps, gauss_newton.num_search_batches(config)
-  alphas = searches.candidates(gauss_newton.grid(config), groups)
-  return (n * solve + m * len(alphas)) / (n + m)
+  return (n * solve + m * num_candidates(config)) / (n + m)
+
+
+def num_candidates(config: configs.Config) -> int:
+  """Steps that a line search tries."""
+  layerwise = config.gauss_newton.scope == "layerwise"
+  groups = config.model.N + 2 if layerwise else 1
+  return len(searches.candidates(gauss_newton.grid(config), groups))
+
+
+@functools.cache
+def depth(method: str, batches: int) -> int:
+  """Passes of an update that wait for one another: `gn/depth` of its logs."""
+  start = f"{method}_batches={batches}_"
+  run = next(r for r in definition.seeds() if r["name"].startswith(start))
+  config = study.resolve(run)
+  if not gauss_newton.chosen(config):
+    return 1
+  return config.gauss_newton.inner_steps + num_candidates(config)
 
 
 def method_of(run: Mapping[str, Any]) -> str:
@@ -256,7 +274,7 @@ def main() -> None:
   parser.add_argument("folder", nargs="?", type=pathlib.Path)
   parser.add_argument("--out", type=pathlib.Path, help="folder of the figures")
   parser.add_argument(
-    "--to", type=float, help="loss; default: that of AdamW, then Gauss-Newton"
+    "--to", type=float, help=f"loss; default: the last of {', '.join(GOALS)}"
   )
   parser.add_argument("--time", action="store_true", help="measure updates")
   parser.add_argument("--rounds", type=int, default=3)
@@ -277,7 +295,7 @@ def main() -> None:
     tuned(results), lambda r: (r.method,), lambda r: r.rate, ["method"]
   )
   print(f"{len(results)} finished runs\n\n{rates}\n")
-  for goal in ["adamw", "gn"] if args.to is None else [args.to]:
+  for goal in GOALS if args.to is None else [args.to]:
     print(reach_table(groups, step_ms, goal), end="\n\n")
   if args.out:
     args.out.mkdir(parents=True, exist_ok=True)
