@@ -43,11 +43,15 @@ _SOLVERS: dict[str, dict[str, Any]] = {
   "nonlinear": {"gauss_newton.mode": "nonlinear"},
 }
 # Until the best of a method has a worse one on either side.
-_TRIED = dict.fromkeys(_BASELINES, (6e-3, 1.2e-2, 2.4e-2))
-_TRIED |= dict.fromkeys(_SOLVERS, (6e-3, 1.2e-2, 2.4e-2, 4.8e-2))
-_TRIED["nonlinear"] = (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2)
-_TRIED["layerwise"] = (*_TRIED["nonlinear"], 0.192)
-_TRIED["muon"] = (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2)
+_TRIED: dict[str, tuple[float, ...]] = {
+  "adamw": (6e-3, 1.2e-2, 2.4e-2),
+  "muon": (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2),
+  "soap": (6e-3, 1.2e-2, 2.4e-2),
+  "gn": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
+  "prox": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
+  "layerwise": (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2, 0.192),
+  "nonlinear": (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2),
+}
 
 # Method -> rate: the best of `rates`.
 _RATE = {
