@@ -49,8 +49,8 @@ _TRIED: dict[str, tuple[float, ...]] = {
   "soap": (6e-3, 1.2e-2, 2.4e-2),
   "gn": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
   "prox": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
-  "layerwise": (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2, 0.192),
-  "nonlinear": (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2),
+  "layerwise": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2, 0.192),
+  "nonlinear": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2),
 }
 
 # Method -> rate: the best of `rates`.
