@@ -53,9 +53,9 @@ _FACTORS = {"method": "lotion", "curvature": "factors"}
 # Strengths to try: squared mean gradients of 2,048 tokens are about 1 / 2048
 # of the Fisher diagonal that drawn labels estimate (docs/lotion.md).
 _TRIED = {
-  "lotion": (100.0, 1000.0, 10_000.0),
-  "lotion-sampled": (0.1, 1.0, 10.0),
-  "lotion-factors": (100.0, 1000.0, 10_000.0),
+  "lotion": (100.0, 1000.0, 10_000.0, 100_000.0),
+  "lotion-sampled": (0.1, 1.0, 10.0, 100.0),
+  "lotion-factors": (100.0, 1000.0, 10_000.0, 100_000.0),
 }
 
 # Optimiser -> rate, and (method, grid) -> strength: the best of the sweeps.
@@ -76,13 +76,12 @@ def rates() -> list[Run]:
 
 
 def strengths() -> list[Run]:
-  """Three strengths of each curvature and grid, on one seed."""
+  """The strengths of each curvature on each grid, on one seed."""
   return [
     _lotion(method, grid, 0, strength)
-    for i in range(3)
+    for strengths_now in zip(*_TRIED.values(), strict=True)
     for grid in _GRIDS
-    for method, tried in _TRIED.items()
-    for strength in [tried[i]]
+    for method, strength in zip(_TRIED, strengths_now, strict=True)
   ]
 
 
