@@ -61,9 +61,16 @@ _TRIED = {
 # Optimiser -> rate, and (method, grid) -> strength: the best of the sweeps.
 _RATE = {"adamw": 6e-3, "soap": 2.4e-2}
 _STRENGTH = {
-  (method, grid): tried[1] for method, tried in _TRIED.items()
-  for grid in _GRIDS
-}  # fmt: skip
+  ("lotion", "int4"): 10_000.0,
+  ("lotion", "fp4"): 10_000.0,
+  ("lotion", "int8"): 100.0,
+  ("lotion-sampled", "int4"): 10.0,
+  ("lotion-sampled", "fp4"): 10.0,
+  ("lotion-sampled", "int8"): 1.0,
+  ("lotion-factors", "int4"): 10_000.0,
+  ("lotion-factors", "fp4"): 10_000.0,
+  ("lotion-factors", "int8"): 10_000.0,
+}
 
 
 def rates() -> list[Run]:
