@@ -234,8 +234,8 @@ def _run(*flags):
 @pytest.mark.slow
 def test_the_table_of_the_page_is_what_its_command_prints():
   page = (_ROOT / "docs" / "pods.md").read_text()
-  shown = r"```sh\n(python -m lm\.tools\.plan .*?)```\n+```text\n(.*?)```"
-  ((command, output),) = re.findall(shown, page, re.DOTALL)
+  shown = r"```sh\n(python -m lm\.tools\.plan [^`]*)```\n+```text\n([^`]*)```"
+  ((command, output),) = re.findall(shown, page)
   words = command.replace("\\\n", " ").split()
   done = _run(*words[3:])
   assert (done.stdout, done.stderr) == (output, "")
