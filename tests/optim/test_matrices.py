@@ -396,3 +396,12 @@ def test_newton_schulz_flattens_the_spectrum(shape):
   kept = np.swapaxes(u, 1, 2) @ np.asarray(flat) @ np.swapaxes(vt, 1, 2)
   off = kept - np.stack([np.diag(np.diag(k)) for k in kept])
   assert np.abs(off).max() < 1e-4
+
+
+def test_eigenvectors_on_a_tpu_are_those_that_compile_soon():
+  """One call of the runtime there, not thousands of instructions a size."""
+  x = jnp.zeros((1, 300, 300))
+  traced = jax.jit(linear_algebra.eigenbasis).trace(x)
+  text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  assert "@Eigh" in text
+  assert text.count("\n") < 100
