@@ -93,14 +93,7 @@ def gauss_newton_microsteps(
   o = types.SimpleNamespace(**locals())
   gauss_newton_state.check_shared(o)
   o.line_search = searches.check(o.line_search)
-  if isinstance(o.line_search, searches.QuadraticLineSearch) or isinstance(
-    o.damping, dampings.LevenbergMarquardt
-  ):
-    raise ValueError(
-      "gauss_newton_microsteps sees losses at the candidates only, which "
-      "QuadraticLineSearch and LevenbergMarquardt cannot use; take "
-      "optim.LineSearch() or None, and a number or a schedule for damping."
-    )
+  _check_arguments(o)
   num_searches = searches.num_batches(o.line_search, o.inner_steps)
 
   def init_fn(params):
@@ -122,18 +115,7 @@ def gauss_newton_microsteps(
     **extra_args,
   ):
     del extra_args
-    if params is None:
-      raise ValueError(
-        "gauss_newton_microsteps displaces the parameters, so pass them: "
-        "tx.update(grads, opt_state, params)."
-      )
-    searching = state.step >= o.inner_steps
-    if ls_losses is None and updates is None:
-      raise ValueError(
-        "gauss_newton_microsteps got neither gradients nor ls_losses: call "
-        "tx.update(grads, state, params) while needs_line_search(state) is "
-        "false, and with ls_losses when it is true."
-      )
+    _check_call(updates, params, ls_losses)
 
     def advance(state):
       if ls_losses is None:
@@ -154,6 +136,7 @@ def gauss_newton_microsteps(
       return _zeros(params), state._replace(ignored=state.ignored + 1)
 
     # Branches, not selections: the states are large.
+    searching = needs_line_search(state, o.inner_steps)
     right_kind = searching if ls_losses is not None else ~searching
     return jax.lax.cond(right_kind, advance, ignore, state)
 
@@ -173,6 +156,31 @@ def needs_line_search(state: MicrostepsState, inner_steps: int) -> jax.Array:
     inner_steps: The same as the transform's.
   """
   return state.step >= inner_steps
+
+
+def _check_arguments(o):
+  if isinstance(o.line_search, searches.QuadraticLineSearch) or isinstance(
+    o.damping, dampings.LevenbergMarquardt
+  ):
+    raise ValueError(
+      "gauss_newton_microsteps sees losses at the candidates only, which "
+      "QuadraticLineSearch and LevenbergMarquardt cannot use; take "
+      "optim.LineSearch() or None, and a number or a schedule for damping."
+    )
+
+
+def _check_call(updates, params, ls_losses):
+  if params is None:
+    raise ValueError(
+      "gauss_newton_microsteps displaces the parameters, so pass them: "
+      "tx.update(grads, opt_state, params)."
+    )
+  if ls_losses is None and updates is None:
+    raise ValueError(
+      "gauss_newton_microsteps got neither gradients nor ls_losses: call "
+      "tx.update(grads, state, params) while needs_line_search(state) is "
+      "false, and with ls_losses when it is true."
+    )
 
 
 def _solve(o, state, params, grads, weight):
