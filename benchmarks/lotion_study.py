@@ -106,6 +106,26 @@ def strengths(results: Sequence[Result]) -> list[Result]:
   ]
 
 
+def rates_table(results: Sequence[Result], by: str) -> str:
+  """Loss of every method by learning rate: seed 0, one grid, best strength.
+
+  Those that round in training, too, at the rates of those that do not.
+  """
+  strength = _best_strengths(results, by)
+  return study.choices_table(
+    [
+      r
+      for r in results
+      if (r.grid, r.seed) == ("int4", 0)
+      and r.strength == strength.get((r.grid, r.method), 0.0)
+    ],
+    lambda r: (r.optimizer, r.method),
+    lambda r: r.rate,
+    ["optimizer", f"loss, {by}"],
+    lambda r: r.score(by),
+  )
+
+
 def at_best(results: Sequence[Result], by: str) -> Groups:
   """Runs at the best rate and strength, one a seed, by grid and method.
 
@@ -114,12 +134,7 @@ def at_best(results: Sequence[Result], by: str) -> Groups:
     by: The score that chooses strengths.
   """
   rate = study.best(rates(results), lambda r: r.optimizer, lambda r: r.rate)
-  strength = study.best(
-    strengths(results),
-    lambda r: (r.grid, r.method),
-    lambda r: r.strength,
-    lambda r: r.score(by),
-  )
+  strength = _best_strengths(results, by)
   found = {}
   for grid in GRIDS:
     for optimizer, method in METHODS:
@@ -133,6 +148,15 @@ def at_best(results: Sequence[Result], by: str) -> Groups:
       if mine:
         found[grid, optimizer, method] = mine
   return found
+
+
+def _best_strengths(results: Sequence[Result], by: str) -> dict[Any, float]:
+  return study.best(
+    strengths(results),
+    lambda r: (r.grid, r.method),
+    lambda r: r.strength,
+    lambda r: r.score(by),
+  )
 
 
 def strengths_table(results: Sequence[Result], by: str) -> str:
@@ -244,6 +268,7 @@ def main() -> None:
     sweeps = {
       "rates": definition.rates(),
       "strengths": definition.strengths(),
+      "method_rates": definition.method_rates(),
       "seeds": definition.seeds(),
     }
     print(study.plan_table(sweeps, method_of, passes, args))
@@ -251,10 +276,7 @@ def main() -> None:
     return
   results = load(args.folder)
   groups = at_best(results, args.by)
-  tried = study.choices_table(
-    rates(results), lambda r: (r.optimizer,), lambda r: r.rate, ["optimizer"]
-  )
-  print(f"{len(results)} finished runs\n\n{tried}\n")
+  print(f"{len(results)} finished runs\n\n{rates_table(results, args.by)}\n")
   print(f"{strengths_table(results, args.by)}\n\n{scores_table(groups)}")
   if args.out:
     draw(groups, args.out)

@@ -4,6 +4,7 @@
     python -m benchmarks.lotion_study --plan
     python -m lm.sweep --sweep=$SWEEP:rates --root=runs/lotion_study
     python -m lm.sweep --sweep=$SWEEP:strengths --root=runs/lotion_study
+    python -m lm.sweep --sweep=$SWEEP:method_rates --root=runs/lotion_study
     python -m lm.sweep --sweep=$SWEEP:seeds --root=runs/lotion_study
     python -m benchmarks.lotion_study runs/lotion_study
 
@@ -90,6 +91,19 @@ def strengths() -> list[Run]:
     for grid in _GRIDS
     for method, strength in zip(_TRIED, strengths_now, strict=True)
   ]
+
+
+def method_rates() -> list[Run]:
+  """The other rates for every method that rounds in training, on one grid."""
+  runs = []
+  for rate, other in zip(_RATES["adamw"], _RATES["soap"], strict=True):
+    for method in _METHODS:
+      if method != "ptq":
+        strength = _STRENGTH.get((method, "int4"), 0.0)
+        runs.append(_run("adamw", method, "int4", rate, 0, strength))
+    strength = _STRENGTH["lotion-factors", "int4"]
+    runs.append(_run("soap", "lotion-factors", "int4", other, 0, strength))
+  return runs
 
 
 def seeds() -> list[Run]:
