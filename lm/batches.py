@@ -123,24 +123,33 @@ def seesaw(
 
 def of_config(config: "Config") -> tuple[Phase, ...]:
   """The phases of a run; one, unless its batch grows."""
-  d, s, t = config.data, config.schedule, config.train
+  d, t = config.data, config.train
   if not ramps(config):
     updates = t.num_steps or -(-t.num_tokens // (d.batch_size * d.seq_length))
     return (Phase(0, 0, d.batch_size, 1.0, updates),)
   if d.batch_schedule:
     milestones = [Milestone(*entry) for entry in d.batch_schedule]
   else:
-    unit = t.num_tokens if s.unit == "fraction" else 1
-    milestones = seesaw(
-      d.batch_size,
-      t.num_tokens,
-      s.warmup * unit,
-      alpha=s.alpha,
-      end_factor=s.end_factor,
-      multiple=t.microbatch_size or d.batch_size,
-      max_rows=s.max_batch_size,
-    )
+    milestones = _seesaw(config, config.microbatch_size)
   return phases(milestones, t.num_tokens, d.seq_length)
+
+
+def describe(config: "Config") -> str:
+  """What a growing batch does, in one line; empty if it does not grow."""
+  if not ramps(config):
+    return ""
+  found = of_config(config)
+  sizes = [phase.rows for phase in found]
+  line = f"Batches of {min(sizes)} to {max(sizes)} rows in {len(found)} phases"
+  if config.schedule.name == "seesaw":
+    total, length = config.train.num_tokens, config.data.seq_length
+    whole = phases(_seesaw(config, 1), total, length)[-1]
+    line += (
+      f", multiples of {config.microbatch_size} "
+      f"(config.train.microbatch_size): {num_steps(config)} updates, where "
+      f"batches of any size would need {whole.step + whole.updates}"
+    )
+  return line + "."
 
 
 def ramps(config: "Config") -> bool:
@@ -168,12 +177,12 @@ def tokens_at(found: Sequence[Phase], seq_length: int, step: int) -> int:
 def problems(config: "Config") -> Iterator[str]:
   """What is wrong with the batches of a configuration."""
   d, s, t = config.data, config.schedule, config.train
-  rows = t.microbatch_size or d.batch_size
+  rows = config.microbatch_size
   if s.name == "seesaw":
-    yield from _seesaw(config)
+    yield from _seesaw_problems(config)
   for entry in d.batch_schedule:
     pair = isinstance(entry, tuple) and len(entry) == 2
-    if not pair or not all(isinstance(n, int) for n in entry):
+    if not pair or not all(type(n) is int for n in entry):
       yield (
         f"config.data.batch_schedule has {entry!r}, expected pairs (tokens, "
         "rows) of integers."
@@ -193,7 +202,8 @@ def problems(config: "Config") -> Iterator[str]:
         f"config.data.batch_schedule has batches of {n} rows; they must be "
         f"multiples of the {rows} of a pass (config.train.microbatch_size)."
       )
-  if ramps(config) and (t.num_steps or s.unit == "steps"):
+  by_tokens = t.num_tokens and not t.num_steps and s.unit != "steps"
+  if ramps(config) and not by_tokens:
     yield (
       "A batch that grows (config.data.batch_schedule, or schedule.name="
       "'seesaw') is scheduled by tokens: set config.train.num_tokens, not "
@@ -201,7 +211,20 @@ def problems(config: "Config") -> Iterator[str]:
     )
 
 
-def _seesaw(config: "Config") -> Iterator[str]:
+def _seesaw(config: "Config", multiple: int) -> tuple[Milestone, ...]:
+  s, tokens = config.schedule, config.train.num_tokens
+  return seesaw(
+    config.data.batch_size,
+    tokens,
+    s.warmup * (tokens if s.unit == "fraction" else 1),
+    alpha=s.alpha,
+    end_factor=s.end_factor,
+    multiple=multiple,
+    max_rows=s.max_batch_size,
+  )
+
+
+def _seesaw_problems(config: "Config") -> Iterator[str]:
   s = config.schedule
   if config.data.batch_schedule:
     yield (
@@ -215,3 +238,14 @@ def _seesaw(config: "Config") -> Iterator[str]:
       f"config.schedule.end_factor={s.end_factor} must be in (0, 1) for "
       "'seesaw': it ends the growth of the batch."
     )
+  elif s.alpha > 1:
+    sizes = {m.rows for m in _seesaw(config, config.microbatch_size)}
+    if sizes == {config.data.batch_size}:
+      yield (
+        "config.schedule.name='seesaw' would never grow the batch: "
+        f"config.data.batch_size={config.data.batch_size}, in multiples of "
+        f"config.train.microbatch_size={config.microbatch_size}, up to "
+        f"config.schedule.max_batch_size={s.max_batch_size} (0: no limit), "
+        f"alpha={s.alpha}, end_factor={s.end_factor}. Take a smaller "
+        "microbatch, a larger limit, or alpha below 1 / end_factor."
+      )

@@ -273,7 +273,8 @@ def _optim(config: "Config") -> Iterator[str]:
   length = {
     "fraction": 1.0,
     "steps": config.num_steps,
-    "tokens": config.num_steps * config.tokens_per_step,
+    "tokens": config.train.num_tokens
+    or config.num_steps * config.tokens_per_step,
   }[s.unit]
   if s.warmup + (s.decay if s.name == "wsd" else 0) > length > 0:
     both = "warmup + decay" if s.name == "wsd" else "warmup"

@@ -3,6 +3,7 @@
 import time
 from typing import Any, NamedTuple
 
+from .. import batches
 from .. import config as configs
 from . import setup, weights
 from .checkpoint import Checkpointer, CheckpointError, abstract
@@ -114,6 +115,7 @@ def check(
       + "\nUse another --workdir; to start from these weights with a fresh "
       "optimiser, pass --config.train.init_from=THIS_WORKDIR as well."
     )
+  _check_tokens(saved, config)
   if saved["fingerprint"] != fingerprint:
     raise configs.ConfigError(
       f"The data below config.data.root={config.data.root} is not what the "
@@ -122,6 +124,27 @@ def check(
       "another --workdir."
     )
   return Clock(*(saved[field] for field in Clock._fields))
+
+
+def _check_tokens(saved: dict[str, Any], config: configs.Config) -> None:
+  """Refuses to go on where the past would have had other batches.
+
+  A growing batch may depend on the length of the run and on the microbatch,
+  both free otherwise.
+  """
+  step, length = saved["step"], config.data.seq_length
+  tokens = batches.tokens_at(batches.of_config(config), length, step)
+  if tokens == saved["tokens"]:
+    return
+  then, now = saved["config"]["train"], config.train
+  raise configs.ConfigError(
+    f"The {step} updates of this run trained on {saved['tokens']} tokens, with "
+    f"this configuration it would have been {tokens}: the growth of its "
+    "batches depends on the length of the run and on the microbatch. Go on "
+    f"with config.train.num_tokens={then['num_tokens']} and microbatch_size="
+    f"{then['microbatch_size']} (now {now.num_tokens} and "
+    f"{now.microbatch_size}), or use another --workdir."
+  )
 
 
 def _differences(

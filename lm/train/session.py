@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 
+from .. import batches
 from .. import config as configs
 from ..data import layout
 from ..data.stream import Stream, open_stream
@@ -95,6 +96,8 @@ def open_session(
   )
   stack.callback(progress.close)
   progress.log(workdir.headline(parts, clock.step))
+  if ramp := batches.describe(config):
+    progress.log(ramp)
   progress.log(memory.table(memory.kept(parts)))
   stopwatch = resume.Stopwatch(clock.seconds)
   return Session(

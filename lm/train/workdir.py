@@ -126,7 +126,7 @@ def headline(parts: setup.Parts, step: int) -> str:
   sizes = [
     phase.rows * config.data.seq_length for phase in batches.of_config(config)
   ]
-  size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {max(sizes)}"
+  size = f"{sizes[0]}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
   start = f"resuming at step {step} of" if step else "for"
   return (
     f"{human(counts.total)} parameters ({human(counts.body)} in the body), "

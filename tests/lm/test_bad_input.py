@@ -58,6 +58,11 @@ _CASES = {
   "data.batch_schedule=((0,8),(9,12))": ["batches of 12 rows", "8"],
   "data.batch_schedule=((0,8),(9,8),(9,16))": ["not increasing"],
   "data.batch_schedule=(8,16)": ["batch_schedule", "pairs"],
+  "data.batch_schedule=((0,8),(99,16)) train.num_steps=0": ["num_tokens"],
+  "data.batch_schedule=((0,8),(99,True))": ["pairs", "integers"],
+  "schedule.name=seesaw train.num_steps=0": ["num_tokens"],
+  "schedule.name=seesaw schedule.alpha=20.0": ["never grow", "alpha=20.0"],
+  "schedule.name=seesaw schedule.max_batch_size=8": ["max_batch_size=8"],
   "schedule.name=seesaw schedule.alpha=1.0": ["config.schedule.alpha=1.0"],
   "schedule.name=seesaw schedule.end_factor=0": ["schedule.end_factor"],
   # Rounding.

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm import batches, schedule
-from lm.train import checkpoint, setup, writers
+from lm import config as configs
+from lm.train import checkpoint, resume, setup, writers
 
 _L = 1024
 # 20 tokens a parameter, as the authors count them; their (rows, steps).
@@ -123,6 +124,64 @@ def test_seesaw_rates_are_warmed_up_and_stepped(tiny):
   for k, phase in enumerate(found):
     last = phase.step + phase.updates - 1
     assert rate(last) == pytest.approx(peak * 2 ** (-k / 2), rel=1e-5)
+
+
+def test_lengths_in_tokens_are_of_the_whole_ramp(tiny):
+  schedule_ = ((0, 4), (32 * 12, 8))
+  run = {
+    "data__batch_size": 4, "train__microbatch_size": 2,
+    "data__batch_schedule": schedule_, "train__num_steps": 0,
+    "train__num_tokens": 32 * 400, "schedule__name": "wsd",
+    "schedule__unit": "tokens", "schedule__warmup": 32.0 * 100,
+  }  # fmt: skip
+  rate = _parts(tiny, **run, schedule__decay=32.0 * 300).learning_rate
+  peak = rate(3 + 11)  # 12 + 88 rows.
+  assert rate(3 + 10) < peak > rate(3 + 13)
+  with pytest.raises(configs.ConfigError, match="exceeds the run, 12800 tok"):
+    _parts(tiny, **run, schedule__decay=32.0 * 301)
+
+
+@pytest.mark.parametrize(
+  "changes", [{"train__num_tokens": 32 * 600}, {"train__microbatch_size": 4}]
+)
+def test_a_ramp_that_would_have_been_another_is_not_resumed(tiny, changes):
+  run = {
+    "schedule__name": "seesaw", "schedule__alpha": 1.3, "data__batch_size": 4,
+    "train__microbatch_size": 1, "train__num_steps": 0,
+    "train__num_tokens": 32 * 400,
+  }  # fmt: skip
+  config = _parts(tiny, **run).config
+  step = 60
+  tokens = batches.tokens_at(batches.of_config(config), 32, step)
+  saved = resume.to_json(resume.Clock(step, tokens // 32, tokens), config, "x")
+  assert resume.check(saved, config, "x").tokens == tokens
+  other = _parts(tiny, **(run | changes)).config
+  with pytest.raises(configs.ConfigError, match=f"num_tokens={32 * 400} and"):
+    resume.check(saved, other, "x")
+
+
+def test_a_literal_ramp_can_be_made_longer(tiny):
+  config = _parts(tiny, **_RAMP).config
+  saved = resume.to_json(resume.Clock(5, 28, 28 * 32), config, "x")
+  longer = _parts(tiny, **(_RAMP | {"train__num_tokens": 32 * 90})).config
+  assert resume.check(saved, longer, "x").step == 5
+
+
+def test_the_ramp_is_described(tiny):
+  run = {"train__num_steps": 0, "train__num_tokens": 32 * 400}
+  seesaw = {"schedule__name": "seesaw", "data__batch_size": 4}
+  rounded = _parts(tiny, **run, **seesaw, train__microbatch_size=2).config
+  exact = _parts(tiny, **run, **seesaw, train__microbatch_size=1).config
+  line = batches.describe(rounded)
+  assert line.startswith("Batches of 4 to ")
+  assert "multiples of 2 " in line
+  assert f"{rounded.num_steps} updates" in line
+  assert line.endswith(f"would need {exact.num_steps}.")
+  assert exact.num_steps < rounded.num_steps
+  assert batches.describe(_parts(tiny, **_RAMP).config).startswith(
+    "Batches of 2 to 8 rows in 3 phases"
+  )
+  assert batches.describe(_parts(tiny).config) == ""
 
 
 def test_batches_of_all_sizes_are_one_compiled_update(tiny, tmp_path):
