@@ -11,7 +11,6 @@ Dimension key: R rows of a set.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import math
 import sys
@@ -130,18 +129,16 @@ def table(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; returns its exit code."""
+  # Here, since the trainer imports this module.
+  from .train import distributed, peers
+
   parser = argparse.ArgumentParser(
     prog="python -m lm.evaluate", description=(__doc__ or "").split("\n\n")[0]
   )
   parser.add_argument("--workdir", required=True, help="folder of a run")
   parser.add_argument("--sets", help="corpora, by default config.eval.sets")
   parser.add_argument("--step", type=int, help="checkpoint; default the newest")
-  parser.add_argument(
-    "--distributed",
-    default="none",
-    choices=("none", "auto"),
-    help="auto: started by every process of a TPU pod, SLURM or MPI job",
-  )
+  distributed.add_arguments(parser)
   parser.add_argument(
     "--batches", type=int, default=0, help="per set; default whole splits"
   )
@@ -150,13 +147,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   quantization.add_arguments(parser)
   args = parser.parse_args(argv)
-  # Here, since the trainer imports this module.
-  from .train import distributed, peers
-
-  alone = args.distributed == "none"
   try:
-    with contextlib.nullcontext() if alone else peers.Watch():
-      distributed.initialize(args.distributed)
+    with peers.joined(
+      args.distributed, args.coordinator, args.num_processes, args.process_id
+    ):
       lines = _evaluate_run(args)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
@@ -177,10 +171,12 @@ def _evaluate_run(args: argparse.Namespace) -> str:
       f"{args.workdir} keeps no average of the weights (config.optim.ema=0); "
       "leave out --ema."
     )
-  config = parts.config
+  config, mesh = parts.config, parts.mesh.shape
+  ways = mesh["data"] * mesh["fsdp"]
+  rows = -(-config.eval.batch_size // ways) * ways  # Those added weigh nothing.
   names = tuple(args.sets.split(",")) if args.sets else config.eval.sets
   config = dataclasses.replace(
-    config, eval=dataclasses.replace(config.eval, sets=names)
+    config, eval=dataclasses.replace(config.eval, sets=names, batch_size=rows)
   )
   parts = parts._replace(config=config)
   data = {name: layout.find(config.data, name) for name in names}

@@ -259,6 +259,8 @@ def _check(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; returns its exit code."""
+  from .train import distributed, peers
+
   parser = argparse.ArgumentParser(
     prog="python -m lm.generate", description=(__doc__ or "").split("\n\n")[0]
   )
@@ -273,18 +275,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--top_p", type=float, default=1.0)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--step", type=int, help="checkpoint; default the newest")
-  parser.add_argument(
-    "--distributed",
-    default="none",
-    choices=("none", "auto"),
-    help="auto: started by every process of a TPU pod, SLURM or MPI job",
-  )
+  distributed.add_arguments(parser)
   parser.add_argument(
     "--ema", action="store_true", help="use the averaged weights"
   )
   args = parser.parse_args(argv)
   try:
-    texts = _generate_from_run(args)
+    with peers.joined(
+      args.distributed, args.coordinator, args.num_processes, args.process_id
+    ):
+      texts = _generate_from_run(args)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return program.BAD_INPUT
@@ -295,9 +295,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate_from_run(args: argparse.Namespace) -> list[str]:
-  from .train import distributed, weights
+  from .train import weights
 
-  distributed.initialize(args.distributed)
   parts, params, average = weights.open_run(args.workdir, args.step)
   if args.ema and average is None:
     raise program.InputError(

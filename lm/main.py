@@ -7,8 +7,6 @@ The same line runs on one CPU, on several devices and, with --distributed, on
 several processes. Exit codes are in `lm/program.py`.
 """
 
-import contextlib
-
 from . import allocator, program
 
 allocator.settle()  # Before jax allocates anything.
@@ -44,16 +42,16 @@ def main() -> int:
     )
   config = configs.from_config_dict(_CONFIG.value)
   from . import optimizer
-  from .train import distributed, loop, peers
+  from .train import loop, peers
 
-  problems = optimizer.problems(config)
-  if problems:
-    raise configs.ConfigError("\n".join(problems))
-  alone = _DISTRIBUTED.value == "none"
-  with contextlib.nullcontext() if alone else peers.Watch(_WORKDIR.value):
-    distributed.initialize(
-      _DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
-    )
+  optimizer.check_config(config)
+  with peers.joined(
+    _DISTRIBUTED.value,
+    _COORDINATOR.value,
+    _PROCESSES.value,
+    _PROCESS.value,
+    _WORKDIR.value,
+  ):
     return loop.train(config, _WORKDIR.value)
 
 

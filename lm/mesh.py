@@ -7,6 +7,7 @@ those names to mesh axes. The mesh is entered with `jax.set_mesh`; `with mesh:`
 is not used, since flax and `constrain` would then see no mesh at all.
 """
 
+import collections
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -85,22 +86,25 @@ def make_mesh(
 
   Devices of several slices, which a slower network joins, are told apart along
   `data` alone: replicas exchange one gradient an update, the other axes much
-  more.
+  more. GPUs of several hosts are slices to jax, too; their network lets the
+  other axes cross it where `data` is no multiple of the hosts.
 
   Args:
     sizes: Devices along the three axes; at most one is -1.
     devices: The devices, in order; None takes `jax.devices()`.
 
   Raises:
-    ValueError: If the sizes do not multiply to the number of devices, or `data`
-      is no multiple of the number of slices.
+    ValueError: If the sizes do not multiply to the number of devices, or those
+      of TPU slices do not fit them (`check_slices`).
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = mesh_sizes(sizes, len(devices))
   # Explicit, jax's default, makes linen's metadata boxes fail.
   types = (AxisType.Auto,) * len(AXES)
   if count_slices(devices) > 1:
-    return Mesh(across_slices(sizes, devices), AXES, axis_types=types)
+    by_slice = devices[0].platform == "tpu" or _fits_slices(sizes, devices)
+    grid = across_slices(sizes, devices) if by_slice else np.array(devices)
+    return Mesh(grid.reshape(sizes), AXES, axis_types=types)
   return jax.make_mesh(sizes, AXES, devices=devices, axis_types=types)
 
 
@@ -117,19 +121,44 @@ def across_slices(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     devices: Of several slices, equally many of each.
 
   Raises:
-    ValueError: If `data` is no multiple of the number of slices.
+    ValueError: If they do not fit (`check_slices`), or are not equally many.
   """
   data, *inner = sizes
   slices = count_slices(devices)
-  if data % slices:
+  check_slices(sizes, slices)
+  found = collections.Counter(device.slice_index for device in devices)
+  if len(set(found.values())) > 1:
     raise ValueError(
-      f"config.mesh.data={data} must be a multiple of the {slices} slices of "
-      f"{len(devices) // slices} devices: fsdp={inner[0]} and "
-      f"tensor={inner[1]} stay within a slice."
+      f"The slices have {', '.join(map(str, found.values()))} devices; a mesh "
+      "needs equally many of each. Use slices of one size."
     )
   return mesh_utils.create_hybrid_device_mesh(
     (data // slices, *inner), (slices, 1, 1), devices
   )
+
+
+def check_slices(sizes: Sequence[int], slices: int) -> None:
+  """Checks that slices can differ along `data` alone.
+
+  Args:
+    sizes: Devices along the three axes; none is -1.
+    slices: Their number.
+
+  Raises:
+    ValueError: If `data` is no multiple of it.
+  """
+  data, fsdp, tensor = sizes
+  if data % slices:
+    raise ValueError(
+      f"config.mesh.data={data} must be a multiple of the {slices} slices of "
+      f"{math.prod(sizes) // slices} devices: fsdp={fsdp} and tensor={tensor} "
+      "stay within a slice."
+    )
+
+
+def _fits_slices(sizes: Sequence[int], devices: Sequence[Any]) -> bool:
+  found = collections.Counter(device.slice_index for device in devices)
+  return sizes[0] % len(found) == 0 and len(set(found.values())) == 1
 
 
 def abstract_mesh(sizes: Sequence[int], num_devices: int) -> AbstractMesh:
@@ -212,6 +241,23 @@ def shape_spec(
     if fits:
       entries[-max(fits)[1]] = "fsdp"
   return PartitionSpec(*entries)
+
+
+def tree_shardings(mesh: Mesh, tree: Any) -> Any:
+  """Sharding of each array of a tree by its shape alone (`shape_spec`).
+
+  For parameters, and the state of any optimiser, of models that name no axes.
+
+  Args:
+    mesh: The mesh.
+    tree: Arrays, or their shapes (`jax.eval_shape`).
+  """
+  return jax.tree.map(
+    lambda leaf: NamedSharding(
+      mesh, shape_spec(leaf.shape, mesh.shape, leaf.dtype.itemsize)
+    ),
+    tree,
+  )
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:

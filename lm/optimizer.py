@@ -17,7 +17,7 @@ import optax.contrib
 import optim
 
 from . import gauss_newton, quantization, spec
-from .config import Config
+from .config import Config, ConfigError
 from .rules import nearest
 
 # The names under which factories take what the parameter table knows: which
@@ -56,6 +56,16 @@ class Placement(NamedTuple):
   stack_axes: tuple[str, ...] | None = None
   stack_shards: int = 1
   param_specs: Any | None = None
+
+
+def check_config(config: Config) -> None:
+  """Checks `config.optim` and what goes with it, as `problems` tells.
+
+  Raises:
+    ConfigError: If something is wrong.
+  """
+  if found := problems(config):
+    raise ConfigError("\n".join(found))
 
 
 def problems(config: Config) -> list[str]:

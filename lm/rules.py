@@ -319,6 +319,12 @@ def _mesh(config: "Config") -> Iterator[str]:
       f"config.mesh (data, fsdp, tensor)={sizes}: sizes are >= 1, and at most "
       "one is -1 (the rest of the devices)."
     )
+  if config.mesh.rules == "fsdp_shape" and config.mesh.tensor != 1:
+    yield (
+      f"config.mesh.tensor={config.mesh.tensor}: config.mesh.rules="
+      "'fsdp_shape' splits arrays over fsdp alone; set tensor to 1, or rules "
+      "to 'logical'."
+    )
   rows, known = config.microbatch_size, math.prod(s for s in sizes[:2] if s > 0)
   if known > 0 and rows % known:
     yield (

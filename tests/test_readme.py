@@ -1,4 +1,4 @@
-"""The README runs: its examples as doctests, its commands as programs."""
+"""The README and the page on training run: examples, and commands."""
 
 import doctest
 import pathlib
@@ -15,6 +15,12 @@ _README = (_ROOT / "README.md").read_text()
 def test_examples():
   failed, tried = doctest.testfile(str(_ROOT / "README.md"), False)
   assert tried >= 10
+  assert failed == 0
+
+
+def test_examples_of_the_page_on_training():
+  failed, tried = doctest.testfile(str(_ROOT / "docs/training.md"), False)
+  assert tried >= 7
   assert failed == 0
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from .. import batches, program, spec
+from .. import batches, optimizer, program, spec
 from .. import config as configs
 from ..text import format_table, human
 from ..train import flops
@@ -78,8 +78,10 @@ def resolve(config: configs.Config, platform: str) -> configs.Config:
     platform: cpu | gpu | tpu.
 
   Raises:
-    ConfigError: If only the tokenizer's file knows the vocabulary.
+    ConfigError: If only the tokenizer's file knows the vocabulary, or a run
+      would refuse the optimiser.
   """
+  optimizer.check_config(config)
   trained = {"bpe": config.data.vocab_size, "bytes": _BYTES_VOCABULARY}
   vocab_size = config.model.V or trained.get(config.data.tokenizer)
   if not vocab_size:

@@ -113,6 +113,10 @@ def make(
       compiler.
     ConfigError: If the compiler finds that a device would not hold it.
   """
+  sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+  meshes.check_slices(
+    meshes.mesh_sizes(sizes, topology.devices), topology.slices
+  )
   if by != "formula":
     devices = topologies.described_devices(topology)
     if devices is not None:
@@ -210,7 +214,7 @@ def ways_out(
     The mildest setting of each smallest set of changes that is enough.
   """
   limit, count = topology.kind.memory or 0, topology.devices
-  knobs = _knobs(config, count)
+  knobs = _knobs(config, topology)
   for number in range(1, len(knobs) + 1):
     found = [
       _first_that_holds(config, chosen, count, limit)
@@ -257,14 +261,18 @@ def _setting(
   return f"  {' '.join(words)}  ({memory.size_text(peak)})"
 
 
-def _knobs(config: configs.Config, devices: int) -> list[list[Change]]:
+def _knobs(
+  config: configs.Config, topology: topologies.Topology
+) -> list[list[Change]]:
   """What saves memory and leaves the numbers alone, each from mild to most."""
   knobs: list[list[Change]] = []
+  devices = topology.devices
   sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
   _, fsdp, tensor = meshes.mesh_sizes(sizes, devices)
   rest = devices // tensor
-  if fsdp < rest:
-    knobs.append([("mesh", {"data": 1, "fsdp": rest})])
+  most = rest // topology.slices  # Parameters stay within a slice.
+  if fsdp < most:
+    knobs.append([("mesh", {"data": rest // most, "fsdp": most})])
   if config.model.remat != "full":
     knobs.append([("model", {"remat": "full"})])
   batch = config.data.batch_size
@@ -278,7 +286,9 @@ def _knobs(config: configs.Config, devices: int) -> list[list[Change]]:
 if __name__ == "__main__":
   _CONFIG = program.define_config()
   _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Devices, e.g. v5p-32 (16 chips), v5e-16, h100-8, cpu-8."
+    "topology",
+    None,
+    "Devices, e.g. v5p-32 (16 chips), 2xv5p-32, v5e-16, h100-8, cpu-8.",
   )
   _BY = flags.DEFINE_enum(
     "by", "auto", ["auto", "compiler", "formula"], "How to find the peak."

@@ -1,5 +1,7 @@
 """Accelerators by the names their users know: v5p-32, v5e-16, h100-8, cpu-8.
 
+2xv5p-32 are two slices, joined by the data centre's network.
+
 The number in a v2, v3, v4 or v5p name counts TensorCores, two of a chip, as in
 the cloud's accelerator types; in all others it counts jax devices. Memory is
 what the makers state for a chip; the part that a program can have is smaller by
@@ -67,16 +69,18 @@ class Topology(NamedTuple):
     name: As the user wrote it.
     kind: Which accelerator.
     devices: jax devices in all.
+    slices: That they are in.
   """
 
   name: str
   kind: Kind
   devices: int
+  slices: int = 1
 
   @property
   def compiler_name(self) -> str | None:
-    """For `jax.experimental.topologies`; None if the compiler has none."""
-    shape = self.kind.shapes.get(self.devices)
+    """Of a slice, for `jax.experimental.topologies`; None if it has none."""
+    shape = self.kind.shapes.get(self.devices // self.slices)
     if shape is None:
       return None
     family = next(k for k, kind in KINDS.items() if kind == self.kind)
@@ -87,19 +91,20 @@ def find(name: str) -> Topology:
   """The topology called `name`.
 
   Args:
-    name: Such as v5p-32: a key of `KINDS`, then its cores or devices.
+    name: Such as v5p-32: a key of `KINDS`, then its cores or devices; before
+      it, the number of such slices and an x.
 
   Raises:
     ValueError: If the accelerator is not known or the number does not fit.
   """
-  parsed = re.fullmatch(r"(.+)-(\d+)", name.lower())
-  family, number = parsed.groups() if parsed else (name, "0")
+  parsed = re.fullmatch(r"(?:(\d+)x)?(.+)-(\d+)", name.lower())
+  times, family, number = parsed.groups() if parsed else (None, name, "0")
   kind = KINDS.get(_ALIASES.get(family, family))
-  count = int(number)
-  if kind is None or count < 1:
+  count, slices = int(number), int(times or 1)
+  if kind is None or count < 1 or slices < 1:
     raise ValueError(
       f"--topology={name} is none of {', '.join(f'{k}-N' for k in KINDS)}; "
-      "e.g. v5p-32 (16 chips), v5e-16, h100-8, cpu-8."
+      "e.g. v5p-32 (16 chips), 2xv5p-32 (two slices), v5e-16, h100-8, cpu-8."
     )
   if count % kind.cores:
     raise ValueError(
@@ -107,7 +112,12 @@ def find(name: str) -> Topology:
       f"number must be a multiple of {kind.cores}, e.g. "
       f"{family}-{count + kind.cores - count % kind.cores}."
     )
-  return Topology(name, kind, count // kind.cores)
+  if slices > 1 and kind.platform != "tpu":
+    raise ValueError(
+      f"--topology={name}: slices are of TPUs; name the devices of all hosts, "
+      f"e.g. {family}-{slices * count}."
+    )
+  return Topology(name, kind, slices * count // kind.cores, slices)
 
 
 def described_devices(topology: Topology) -> list[Any] | None:
@@ -122,7 +132,9 @@ def described_devices(topology: Topology) -> list[Any] | None:
   from jax.experimental import topologies
 
   try:
-    described = topologies.get_topology_desc(name, platform="tpu")
+    described = topologies.get_topology_desc(
+      name, platform="tpu", num_slices=topology.slices
+    )
   except Exception:  # Whatever the plug-in, or its absence, raises.
     return None
   found = list(described.devices)

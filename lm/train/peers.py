@@ -13,6 +13,7 @@ The last two call `abort()` in native code, past all Python and with an exit
 code that says nothing; only a handler of SIGABRT has a word after that.
 """
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from .. import program
-from . import checkpoint
+from . import checkpoint, distributed
 
 # What the transports and the service write into their errors.
 _SIGNS = ("Gloo", "NCCL", "heartbeat timeout", "CoordinationService")
@@ -94,6 +95,31 @@ class Watch:
       os.write(2, message.encode())  # Past locks that a thread may hold.
     finally:
       os._exit(program.PEER_LOST)
+
+
+@contextlib.contextmanager
+def joined(
+  mode: str,
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  workdir: str | os.PathLike | None = None,
+) -> Iterator[None]:
+  """Within it this process is one of those that `distributed` connects.
+
+  Args:
+    mode: As for `distributed.initialize`, like the next three.
+    coordinator: Likewise.
+    num_processes: Likewise.
+    process_id: Likewise.
+    workdir: As for `Watch`.
+
+  Raises:
+    ValueError: If the arguments do not say who this process is.
+  """
+  with contextlib.nullcontext() if mode == "none" else Watch(workdir):
+    distributed.initialize(mode, coordinator, num_processes, process_id)
+    yield
 
 
 def sign_of_loss(error: BaseException) -> str | None:

@@ -238,12 +238,25 @@ def check_rows(config: configs.Config, mesh: Mesh) -> None:
     raise configs.ConfigError(
       f"{rows} rows a pass (config.train.microbatch_size, or "
       f"config.data.batch_size={config.data.batch_size}) do not divide over "
-      f"{ways} devices (data x fsdp); e.g. "
-      f"--config.data.batch_size={-(-rows // ways) * ways}."
+      f"{ways} devices (data x fsdp); e.g. {_rows_that_divide(config, ways)}."
     )
-  if eval_rows % ways:
+  if config.eval.sets and eval_rows % ways:
     raise configs.ConfigError(
       f"config.eval.batch_size={eval_rows} does not divide over {ways} devices "
       f"(data x fsdp); e.g. "
       f"--config.eval.batch_size={-(-eval_rows // ways) * ways}."
     )
+
+
+def _rows_that_divide(config: configs.Config, ways: int) -> str:
+  """Flags that make the rows of a pass a multiple of `ways`."""
+  batch, rows = config.data.batch_size, config.microbatch_size
+  fits = [n for n in range(ways, batch, ways) if batch % n == 0]
+  if fits and not gauss_newton.chosen(config):
+    close = min(fits, key=lambda n: abs(n - rows))
+    return f"--config.train.microbatch_size={close}"
+  wider = -(-rows // ways) * ways
+  flags = f"--config.data.batch_size={batch // rows * wider}"
+  if config.train.microbatch_size:
+    flags += f" --config.train.microbatch_size={wider}"
+  return flags

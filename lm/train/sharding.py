@@ -84,12 +84,7 @@ def state_shardings(
   params = param_shardings(mesh, specs, rules)
   replicated = NamedSharding(mesh, PartitionSpec())
   if rules == "fsdp_shape":
-    opt_state = jax.tree.map(
-      lambda leaf: NamedSharding(
-        mesh, meshes.shape_spec(leaf.shape, mesh.shape)
-      ),
-      abstract_state.opt_state,
-    )
+    opt_state = meshes.tree_shardings(mesh, abstract_state.opt_state)
   else:
     entries = optimizer.state_specs(abstract_state.opt_state, stacks)
     opt_state = jax.tree.map(

@@ -62,6 +62,10 @@ def open_run(
 ) -> tuple[setup.Parts, Any, Any]:
   """Parts, parameters and their average (or None) of a run, on all devices.
 
+  They lie on the mesh that the run was started with; where that does not fit
+  the devices, split over all of them, so that what could be trained can be
+  read; where that is not allowed either, whole on each.
+
   For programs that read a run: evaluation, sampling. Enter `parts.mesh` by
   `jax.set_mesh` to use them.
 
@@ -76,8 +80,7 @@ def open_run(
     CheckpointError: If the checkpoint cannot be read.
   """
   config = quantization.override(workdir.read_config(folder), grid, block_size)
-  one_axis = configs.MeshConfig(data=-1, fsdp=1, tensor=1, rules="logical")
-  parts = setup.build(dataclasses.replace(config, mesh=one_axis))
+  parts = _build_anywhere(config)
   return parts, *restore(parts, folder, step)
 
 
@@ -190,6 +193,18 @@ def _pick(folder: str | os.PathLike, step: int | None) -> int:
       f"{folder} holds no checkpoint of step {step}; it has {steps}."
     )
   return steps[-1] if step is None else step
+
+
+def _build_anywhere(config: configs.Config) -> setup.Parts:
+  """Parts on all devices, by the first mesh that fits them and the model."""
+  own = config.mesh
+  for data, fsdp in ((1, -1), (-1, 1)):
+    try:
+      return setup.build(config)
+    except ValueError:  # Other devices, or blocks of weights cut by a mesh.
+      mesh = dataclasses.replace(own, data=data, fsdp=fsdp, tensor=1)
+      config = dataclasses.replace(config, mesh=mesh)
+  return setup.build(config)
 
 
 def _check_shapes(values: Any, expected: Any, source: str) -> None:

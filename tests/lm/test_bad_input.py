@@ -60,6 +60,7 @@ _CASES = {
   "data.batch_schedule=(8,16)": ["batch_schedule", "pairs"],
   "data.batch_schedule=((0,8),(99,16)) train.num_steps=0": ["num_tokens"],
   "data.batch_schedule=((0,8),(99,True))": ["pairs", "integers"],
+  "mesh.rules=fsdp_shape mesh.tensor=2": ["config.mesh.tensor=2", "logical"],
   "schedule.name=seesaw train.num_steps=0": ["num_tokens"],
   "schedule.name=seesaw schedule.alpha=20.0": ["never grow", "alpha=20.0"],
   "schedule.name=seesaw schedule.max_batch_size=8": ["max_batch_size=8"],

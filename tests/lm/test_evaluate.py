@@ -1,8 +1,10 @@
 """Scores against NumPy, whatever the batches, the padding and the devices."""
 
 import dataclasses
+import json
 import math
 import random
+import shutil
 import types
 
 import jax
@@ -187,6 +189,21 @@ def test_exactly_the_asked_batches_are_scored(run):
 @pytest.mark.parametrize("changes", [{"batch_size": 16}, {"mesh": (2, 2, 2)}])
 def test_batches_and_devices_do_not_matter(run, changes):
   _close(_score(run, **changes), _score(run))
+
+
+@pytest.mark.parametrize("mesh", [(3, 1, 1), (2, 2, 2)])
+def test_a_run_is_read_on_whatever_devices_there_are(run, capsys, mesh):
+  """Its mesh may not fit them, nor its rows divide."""
+  path = run.path.parent / f"moved{mesh[0]}"
+  shutil.copytree(run.path, path)
+  saved = json.loads((path / "config.json").read_text())
+  saved["mesh"] |= dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))
+  saved["eval"]["batch_size"] = 13
+  (path / "config.json").write_text(json.dumps(saved))
+  assert lib.main([f"--workdir={path}"]) == 0
+  moved = capsys.readouterr().out
+  assert lib.main([f"--workdir={run.path}"]) == 0
+  assert moved == capsys.readouterr().out
 
 
 def test_the_program_scores_a_run_beside_the_floor(run, capsys):

@@ -123,7 +123,9 @@ def test_it_watches_from_before_the_others_are_there(
 
   monkeypatch.setattr(peers, "Watch", watch)
   monkeypatch.setattr(
-    distributed, "initialize", lambda mode: said.append(f"initialize {mode}")
+    distributed,
+    "initialize",
+    lambda mode, *_: said.append(f"initialize {mode}"),
   )
   code = evaluate.main(["--workdir=gone", f"--distributed={mode}"])
   assert (code, said) == (program.BAD_INPUT, expected)

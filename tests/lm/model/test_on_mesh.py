@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding
 
@@ -96,6 +99,60 @@ def test_slices_differ_along_data_alone():
   assert len({device.id for device in laid.flat}) == 16
   with pytest.raises(ValueError, match=r"data=1 .*multiple of the 2 slices"):
     meshes.across_slices((1, 8, 2), devices)
+
+
+def test_slices_of_unequal_size_are_refused():
+  devices = [_Device(i, int(i >= 3)) for i in range(8)]
+  with pytest.raises(ValueError, match="slices have 3, 5 devices"):
+    meshes.across_slices((2, 4, 1), devices)
+
+
+@pytest.mark.parametrize("sizes", [(1, 16, 1), (4, 4, 1)])
+def test_gpus_of_several_hosts_may_share_parameters(sizes):
+  """Each host is a slice to jax; its network is no slower than a TPU's."""
+  gpus = [_Device(i, i // 8, "gpu", "GPU") for i in range(16)]
+  mesh = meshes.make_mesh(sizes, gpus)
+  assert mesh.devices.shape == sizes
+  slices = np.vectorize(lambda device: device.slice_index, [int])(mesh.devices)
+  assert (slices.reshape(-1) == np.repeat([0, 1], 8)).all()
+  tpus = [_Device(i, i // 8, "tpu", "TPU v5p") for i in range(16)]
+  with pytest.raises(ValueError, match=r"fsdp=16 .*within a slice"):
+    meshes.make_mesh((1, 16, 1), tpus)
+
+
+def test_a_model_from_elsewhere_lies_by_its_shapes():
+  """Flax's own layers and optax's state, which name no axes of ours."""
+  mesh = meshes.make_mesh((2, 4, 1))
+  model = nn.Sequential([nn.Dense(256), nn.relu, nn.Dense(64)])
+  tx = optax.adamw(1e-2)
+  x = jax.random.normal(jax.random.key(0), (16, 128))
+
+  def init(key):
+    params = model.init(key, x)
+    return params, tx.init(params)
+
+  def step(state, x):
+    params, opt_state = state
+    loss, grads = jax.value_and_grad(
+      lambda params: jnp.mean(model.apply(params, x) ** 2)
+    )(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), loss
+
+  expected = jax.jit(init)(jax.random.key(0))
+  places = meshes.tree_shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
+  state = jax.jit(init, out_shardings=places)(jax.random.key(0))
+  kernel = state[0]["params"]["layers_0"]["kernel"]
+  assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp")
+  assert kernel.addressable_shards[0].data.shape == (128, 64)
+  rows = meshes.batch_sharding(mesh)
+  sharded = jax.jit(
+    step, in_shardings=(places, rows), out_shardings=(places, None)
+  )
+  for _ in range(3):
+    state, loss = sharded(state, jax.device_put(x, rows))
+    expected, wanted = jax.jit(step)(expected, x)
+  np.testing.assert_allclose(loss, wanted, rtol=1e-5)
 
 
 def test_the_platform_is_that_of_described_devices():

@@ -75,6 +75,26 @@ def test_shapes_of_slices_multiply_to_their_chips():
   assert topologies.find("h100-8").compiler_name is None
 
 
+def test_slices_keep_parameters_to_themselves():
+  topology = topologies.find("2xv5p-32")
+  assert (topology.devices, topology.slices) == (32, 2)
+  assert topology.compiler_name == "v5p:2x2x4"
+  config = _small(mesh__data=1, mesh__fsdp=32, data__batch_size=32)
+  with pytest.raises(ValueError, match="data=1 must be a multiple of the 2"):
+    plan.make(config, topology, "formula")
+  with pytest.raises(ValueError, match="e.g. h100-16"):
+    topologies.find("2xh100-8")
+  with pytest.raises(ValueError, match="none of"):
+    topologies.find("0xv5p-32")
+
+
+def test_ways_out_of_two_slices_split_within_one():
+  config = _config(olmo150m.get_config)
+  lines = list(plan.ways_out(config, topologies.find("2xv5e-16")))
+  assert lines
+  assert not any("fsdp=32" in line for line in lines)
+
+
 def test_what_adamw_keeps_by_hand():
   config = _config(olmo150m.get_config, mesh__data=2, mesh__fsdp=8)
   rows = _rows(config, 16)
