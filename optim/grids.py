@@ -74,7 +74,7 @@ _STORAGE = {
 
 def work_dtype(x: jax.Array) -> jnp.dtype:
   """Of the arithmetic on x: float32, or float64 for float64."""
-  return jnp.promote_types(x.dtype, jnp.float32)
+  return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def floor_log2(x: jax.Array) -> jax.Array:

@@ -9,10 +9,11 @@ Rounding at random, R(x) is the code above or below x with such probabilities
 that E[R] = x and Var[R] = (upper - x)(x - lower).
 
 Differs from what a reader may expect: the largest element of an "absmax" block
-is on the grid by definition, not by division, so it is never moved by
-rounding; blocks need not divide the axis, the last one is then shorter; and
-float32 numbers below 2^-126 count as zero where the platform flushes them (XLA
-on CPU does).
+has the largest code by definition, not by division; as c (A / c) need not be A
+in float32, its value may be the float next to it, but its block's scale stays,
+so that rounding again changes nothing. Blocks need not divide the axis, the
+last one is then shorter; and float32 numbers below 2^-126 count as zero where
+the platform flushes them (XLA on CPU does).
 """
 
 import functools
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 from . import grids
 from .scales import (
   Quantizer,
+  as_floats,
   cut,
   from_codes,
   load,
@@ -47,8 +49,10 @@ def step_size(x: jax.Array, quantizer: Quantizer) -> jax.Array:
     quantizer: Its blocks and rule.
 
   Returns:
-    An array that broadcasts to x; 1 for blocks of zeros.
+    An array that broadcasts to x, never 0: 1 for blocks of zeros, and powers
+    of two are at least 2^-126.
   """
+  x = as_floats(x)
   blocks = to_blocks(x, quantizer)
   s = from_codes(jnp.ones((), blocks.x.dtype), blocks.scale)
   if quantizer.block_size is None:
@@ -70,6 +74,7 @@ def neighbours(
   Returns:
     Two arrays like x, float32.
   """
+  x = as_floats(x)
   blocks = to_blocks(x, quantizer)
   codes = to_codes(blocks, quantizer.grid)
   lower, upper = grids.bracket(codes, quantizer.grid)
@@ -90,6 +95,7 @@ def round_nearest(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   Returns:
     Like x, float32.
   """
+  x = as_floats(x)
   blocks = to_blocks(jax.lax.stop_gradient(x), quantizer)
   codes = grids.nearest(to_codes(blocks, quantizer.grid), quantizer.grid)
   return uncut(from_codes(codes, blocks.scale), x.shape, quantizer)
@@ -112,6 +118,7 @@ def round_random(
   Returns:
     Like x, float32; without a gradient.
   """
+  x = as_floats(x)
   blocks = to_blocks(jax.lax.stop_gradient(x), quantizer)
   codes = to_codes(blocks, quantizer.grid)
   k, spacing = grids.locate(codes, quantizer.grid)
@@ -136,6 +143,7 @@ def rounding_variance(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   Returns:
     Like x, float32.
   """
+  x = as_floats(x)
   blocks = to_blocks(x, quantizer)
   codes = to_codes(blocks, quantizer.grid)
   lower, upper = grids.bracket(codes, quantizer.grid)
@@ -172,6 +180,7 @@ def straight_through(
   Returns:
     Like x, float32.
   """
+  x = as_floats(x)
   return _straight_through(
     x, key, quantizer, scale_gradient, saturated_gradient
   )
@@ -189,6 +198,7 @@ def quantize(x: jax.Array, quantizer: Quantizer) -> tuple[jax.Array, Any]:
     bits in a uint8; and one scale a block: float32 ("absmax"), float8_e8m0fnu
     (powers of two), or for "nvfp4" float8_e4m3fn with a float32 for the array.
   """
+  x = as_floats(x)
   blocks = to_blocks(x, quantizer)
   codes = grids.nearest(to_codes(blocks, quantizer.grid), quantizer.grid)
   codes = uncut(codes, x.shape, quantizer)
@@ -222,6 +232,7 @@ def saturated_share(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   Returns:
     A scalar in [0, 1].
   """
+  x = as_floats(x)
   blocks = to_blocks(x, quantizer)
   share = jnp.mean(saturated(blocks, quantizer), dtype=blocks.x.dtype)
   return share * (blocks.x.size / max(x.size, 1))  # Padding does not saturate.
@@ -237,6 +248,7 @@ def unique_codes(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   Returns:
     int32 [].
   """
+  x = as_floats(x)
   blocks = to_blocks(x, quantizer)
   codes = grids.nearest(to_codes(blocks, quantizer.grid), quantizer.grid)
   codes = uncut(codes, x.shape, quantizer)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from .grids import E2M1, E4M3, Grid, work_dtype
 SCALES = ("absmax", "pow2_floor", "pow2_ceil", "nvfp4")
 # Scales for which no element of a block exceeds the largest code.
 UNBIASED = ("absmax", "pow2_ceil")
+# Of powers of two: E8M0's, without the one that no normal float32 has.
+_LEAST, _MOST = -126, 127
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,15 +24,16 @@ class Quantizer:
 
   Scales, with A = max |x| over the block and c the grid's largest code:
 
-      "absmax"      s = A / c, a float32
+      "absmax"      s = A / c, rounded to the nearest float32
       "pow2_floor"  s = 2^(floor(log2 A) - floor(log2 c)), OCP's rule: elements
                     above c s saturate, so that rounding at random is biased
       "pow2_ceil"   s = 2^ceil(log2(A / c)): nothing saturates
       "nvfp4"       s = t E4M3(A / (c t)), t = max |x| over the array / (448 c);
                     E4M3 rounds to nearest, so some elements saturate
 
-  Exponents are limited to [-127, 127] (E8M0). A block of zeros has s = 1, one
-  with an infinity or NaN becomes NaN.
+  Exponents are limited to [-126, 127]: those of E8M0 whose power is a normal
+  float32, so that s is never 0. "absmax" has s = 1 where A / c is below 2^-126.
+  A block of zeros has s = 1, one with an infinity or NaN becomes NaN.
 
   A stack of layers [N, I, O] has scales of its own for each layer if
   `batch_axes=1`. With an `axis` each line along it has anyway; count it from
@@ -54,15 +57,16 @@ class Quantizer:
     if not isinstance(self.grid, Grid):
       raise ValueError(f"grid={self.grid!r} must be a Grid, e.g. optim.INT4.")
     arguments.check_choice("scale", self.scale, SCALES)
+    if self.axis is not None:
+      check_whole("axis", self.axis, None, "-2 or None for one block")
     if self.block_size is not None:
-      arguments.check_count("block_size", self.block_size)
+      check_whole("block_size", self.block_size, 1, "32 or None")
       if self.axis is None:
         raise ValueError(
           f"block_size={self.block_size} needs the axis that is cut into "
           "blocks, e.g. axis=-2 for the inputs of kernels [.., I, O]."
         )
-    if self.batch_axes:
-      arguments.check_count("batch_axes", self.batch_axes)
+    check_whole("batch_axes", self.batch_axes, 0, "1 for stacked layers")
     if self.scale == "nvfp4" and self.grid != E2M1:
       raise ValueError(
         f"scale='nvfp4' is for grid=E2M1 only, got {self.grid.name}; take "
@@ -84,6 +88,25 @@ class Blocks(NamedTuple):
   x: jax.Array  # In the type of the arithmetic.
   axes: tuple[int, ...]  # Which together are a block.
   scale: Scale
+
+
+def check_whole(name: str, value: Any, least: int | None, example: str) -> None:
+  """Raises unless value is an int, and at least `least`."""
+  whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+  if not whole or (least is not None and value < least):
+    rule = "an int" if least is None else f"an int >= {least}"
+    raise ValueError(f"{name}={value!r} must be {rule}, e.g. {example}.")
+
+
+def as_floats(x: Any) -> jax.Array:
+  """An array, or nested lists of numbers, as an array of floats."""
+  x = jnp.asarray(x)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(
+      f"x has type {x.dtype}; only real floats are rounded, e.g. "
+      "x.astype(jnp.float32)."
+    )
+  return x
 
 
 def cut(x: jax.Array, quantizer: Quantizer) -> tuple[jax.Array, tuple]:
@@ -150,8 +173,6 @@ def _block_max_jvp(axes, primals, tangents):
 
 def to_blocks(x: jax.Array, quantizer: Quantizer) -> Blocks:
   """`cut`, with the scales."""
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise ValueError(f"x has type {x.dtype}; only real floats are rounded.")
   blocks, axes = cut(x.astype(work_dtype(x)), quantizer)
   return Blocks(blocks, axes, _scale(blocks, axes, quantizer))
 
@@ -160,7 +181,7 @@ def to_codes(blocks: Blocks, grid: Grid) -> jax.Array:
   """x / s, limited to the grid's range; real numbers, not yet codes."""
   x, scale = blocks.x, blocks.scale
   y = jnp.clip(divide(x, scale), -grid.code_max, grid.code_max)
-  # On the grid whatever the rounding of the division.
+  # A / (A / c) need not be c, but the largest is on the grid.
   return jnp.where(
     jnp.abs(x) == scale.top, jnp.copysign(grid.code_max, x), y
   ).astype(x.dtype)
@@ -275,33 +296,53 @@ def _scale(x: jax.Array, axes: tuple, quantizer: Quantizer) -> Scale:
   if quantizer.scale in ("pow2_floor", "pow2_ceil"):
     exponent = grids.floor_log2(amax) - grid.max_exponent
     if quantizer.scale == "pow2_ceil":
-      largest = grids.times_power(amax, -jnp.maximum(exponent, -127))
+      largest = grids.times_power(amax, -jnp.maximum(exponent, _LEAST))
       exponent = exponent + (largest > grid.code_max)
-    exponent = jnp.clip(exponent, -127, 127)
+    exponent = jnp.clip(exponent, _LEAST, _MOST)
     exponent = jnp.where((amax == 0) | bad, 0, exponent)
     return Scale(jnp.where(bad, nan, one), exponent, nan)
-  # A product: jitted or not, the same bits.
-  reciprocal = np.asarray(1 / grid.code_max, x.dtype)
   if quantizer.scale == "nvfp4":
     tensor = _nvfp4_tensor_scale(amax, quantizer)
-    block = _nvfp4_block_scale(amax, tensor, reciprocal)
+    block = _nvfp4_block_scale(amax, tensor, grid)
     s = jnp.where(amax > 0, block * tensor, one)
     return Scale(jnp.where(bad, nan, s), None, nan)
-  s = amax * reciprocal
+  s = _quotient(amax, grid.code_max)
   usable = s >= jnp.finfo(x.dtype).tiny
   s = jnp.where(bad, nan, jnp.where(usable, s, one))
   return Scale(s, None, jnp.where(usable & ~bad, amax, nan))
 
 
+def _quotient(x: jax.Array, constant: float) -> jax.Array:
+  """x / constant, rounded once, for x that is finite.
+
+  XLA would multiply by the rounded reciprocal, so that half of the scales were
+  off by a bit and rounding twice were not rounding once. It does so for
+  divisors that it knows; this one it cannot know.
+
+  Args:
+    x: Any floating array.
+    constant: > 0.
+
+  Returns:
+    Like x; where x is not finite, x.
+  """
+  return x / jnp.where(jnp.isfinite(x), constant, 1).astype(x.dtype)
+
+
 def _nvfp4_tensor_scale(amax: jax.Array, quantizer: Quantizer) -> jax.Array:
-  """t, from the maxima of the blocks; one for each of the stacked arrays."""
+  """t, from the maxima of the blocks; one for each of the stacked arrays.
+
+  1 where t times the least number of E4M3 would not be a normal number.
+  """
   axes = tuple(range(quantizer.batch_axes, amax.ndim))
   top = block_max(jnp.where(jnp.isfinite(amax), amax, 0), axes)
-  t = top * np.asarray(1 / (E4M3.code_max * quantizer.grid.code_max), top.dtype)
-  return jnp.where(t >= jnp.finfo(t.dtype).tiny, t, jnp.ones((), t.dtype))
+  t = _quotient(top, E4M3.code_max * quantizer.grid.code_max)
+  least = jnp.finfo(t.dtype).tiny * 2**9
+  return jnp.where(t >= least, t, jnp.ones((), t.dtype))
 
 
-def _nvfp4_block_scale(amax, tensor, reciprocal) -> jax.Array:
+def _nvfp4_block_scale(amax, tensor, grid: Grid) -> jax.Array:
   """E4M3(A / (c t)), at least its smallest positive number."""
-  wanted = jnp.clip(amax * reciprocal / tensor, 2.0**-9, E4M3.code_max)
+  wanted = amax / (grid.code_max * tensor)
+  wanted = jnp.clip(wanted, 2.0**-9, E4M3.code_max)
   return grids.nearest(wanted, E4M3)

@@ -57,11 +57,11 @@ def scale(block, name, rule):
   if largest == 0:
     return dtype.type(1)
   if rule == "absmax":
-    return largest * dtype.type(1 / top)
+    return largest / dtype.type(top)
   exponent = math.frexp(largest)[1] - math.frexp(top)[1]
   if rule == "pow2_ceil" and float(largest) > top * 2.0**exponent:
     exponent += 1
-  return dtype.type(2.0 ** max(-127, min(127, exponent)))
+  return dtype.type(2.0 ** max(-126, min(127, exponent)))
 
 
 def round_block(block, name, rule):
