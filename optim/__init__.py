@@ -31,7 +31,12 @@ from .grids import E2M1, E2M3, E3M2, E4M3, E5M2, INT4, INT8, MXINT8, Grid
 from .inner_schedules import inner_schedule
 from .kronecker import Precision, refresh_counts
 from .losses import MeanLoss, mean_loss, softmax_cross_entropy, squared_error
-from .lotion import add_rounding_penalty, with_rounding_penalty
+from .lotion import (
+  PenalizedState,
+  RoundingPenaltyState,
+  add_rounding_penalty,
+  with_rounding_penalty,
+)
 from .lotion_aliases import lotion_adamw, lotion_soap
 from .microsteps import (
   MicrostepsState,
@@ -89,9 +94,11 @@ __all__ = [
   "MXINT8",
   "MeanLoss",
   "MicrostepsState",
+  "PenalizedState",
   "Precision",
   "QuadraticLineSearch",
   "Quantizer",
+  "RoundingPenaltyState",
   "add_rounding_penalty",
   "average_weights",
   "averaged_params",

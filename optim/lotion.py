@@ -23,26 +23,42 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from . import arguments
-from .quantize_params import Leaf, QuantizerTree, find_leaves
-from .smoothing import leaves_by_path, penalty_force
+from .quantize_params import (
+  Leaf,
+  QuantizerTree,
+  check_quantizers,
+  find_leaves,
+)
+from .smoothing import match_curvature, penalty_force
 
 
 class RoundingPenaltyState(NamedTuple):
-  """State of `add_rounding_penalty`."""
+  """State of `add_rounding_penalty`.
 
-  count: jax.Array  # int32 []: updates made.
-  curvature: Any  # Like params, float32: average of squared task gradients or
-  # of the estimates supplied, bias-corrected; MaskedNode where none is kept.
+  Attributes:
+    count: int32 [], updates made.
+    curvature: Like params, float32: average of the squared task gradients or
+      of the estimates supplied, bias-corrected; MaskedNode where none is kept.
+  """
+
+  count: jax.Array
+  curvature: Any
 
 
 class PenalizedState(NamedTuple):
-  """State of `with_rounding_penalty`."""
+  """State of `with_rounding_penalty`.
+
+  Attributes:
+    penalty: Averages of the leaves whose curvature the optimiser has not.
+    inner: State of the optimiser.
+  """
 
   penalty: RoundingPenaltyState
-  inner: Any  # Of the optimiser.
+  inner: Any
 
 
 def add_rounding_penalty(
@@ -69,7 +85,8 @@ def add_rounding_penalty(
     quantizer: For every leaf, or a tree or function of them; see
       `optim.quantize_params`.
     strength: lambda >= 0, or a schedule of the update count; warm it up, since
-      early averages are noisy.
+      early averages are noisy. Where it is 0 the updates are passed on as they
+      are.
     curvature_decay: Of the average of g, in [0, 1).
     mask: True penalises; None: every leaf that has a quantizer.
     scale_gradient: Whether the scales move with the weights; see
@@ -80,13 +97,15 @@ def add_rounding_penalty(
     penalised leaves.
 
   Raises:
-    ValueError: For an argument out of range; at `init`, for a leaf that its
-      quantizer does not fit or a scale rule that makes rounding biased.
+    ValueError: For an argument out of range or a scale rule that makes
+      rounding biased (at `init`, for a function of params); at `init`, for a
+      leaf that its quantizer does not fit; at `update`, for a curvature with
+      other paths or shapes than params.
 
   References:
     Kwun et al., "LOTION", 2025, https://arxiv.org/abs/2510.08757
   """
-  _check(strength, curvature_decay)
+  _check(quantizer, strength, curvature_decay, mask)
 
   def init_fn(params):
     return _init(params, quantizer, mask)
@@ -95,7 +114,9 @@ def add_rounding_penalty(
     del extra_args
     _check_params("add_rounding_penalty", params)
     leaves = find_leaves(params, quantizer, mask, unbiased=True)
-    supplied = {} if curvature is None else leaves_by_path(curvature)
+    supplied = {}
+    if curvature is not None:
+      supplied = match_curvature(curvature, params, leaves)
     averages, state = _average(
       leaves, updates, state, supplied, curvature_decay
     )
@@ -142,18 +163,22 @@ def with_rounding_penalty(
   Raises:
     ValueError: As `add_rounding_penalty`.
   """
-  _check(strength, curvature_decay)
+  _check(quantizer, strength, curvature_decay, mask)
   tx = optax.with_extra_args_support(tx)
+
+  def find_known(inner, params):
+    leaves = find_leaves(params, quantizer, mask)
+    return match_curvature(curvature(inner, params), params, leaves)
 
   def init_fn(params):
     inner = tx.init(params)
-    known = leaves_by_path(jax.eval_shape(curvature, inner, params))
+    known = jax.eval_shape(find_known, inner, params)
     return PenalizedState(_init(params, quantizer, mask, known), inner)
 
   def update_fn(updates, state, params=None, **extra_args):
     _check_params("with_rounding_penalty", params)
     leaves = find_leaves(params, quantizer, mask, unbiased=True)
-    known = leaves_by_path(curvature(state.inner, params))
+    known = find_known(state.inner, params)
     averages, penalty = _average(
       leaves, updates, state.penalty, known, curvature_decay
     )
@@ -167,9 +192,17 @@ def with_rounding_penalty(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _check(strength, curvature_decay) -> None:
-  if not callable(strength):
-    arguments.check_positive("strength", strength, zero_too=True)
+def _check(quantizer, strength, curvature_decay, mask) -> None:
+  check_quantizers(quantizer, mask)
+  if not callable(strength) and not isinstance(strength, jax.core.Tracer):
+    number = isinstance(
+      strength, (int, float, np.number, np.ndarray, jax.Array)
+    )
+    if not number or np.ndim(strength) or not 0 <= strength < np.inf:
+      raise ValueError(
+        f"strength={strength!r} must be >= 0 and finite, e.g. 10.0, or a "
+        "schedule, e.g. optax.linear_schedule(0.0, 10.0, 1000)."
+      )
   arguments.check_decay("curvature_decay", curvature_decay)
 
 
@@ -238,7 +271,9 @@ def _penalize(leaves, updates, curvature, strength, count, scale_gradient):
     if g is None or leaf.quantizer is None:
       return u
     force = penalty_force(leaf.value, g, leaf.quantizer, scale_gradient)
-    return (u.astype(force.dtype) + strength * force).astype(u.dtype)
+    penalized = (u.astype(force.dtype) + strength * force).astype(u.dtype)
+    # A force that is not finite times 0 is not 0.
+    return jnp.where(jnp.equal(strength, 0), u, penalized)
 
   treedef = jax.tree.structure(updates)
   flat = treedef.flatten_up_to(updates)

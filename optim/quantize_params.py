@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import grids
 from .quantize import step_size, straight_through
@@ -62,6 +63,26 @@ def find_leaves(
       _check(path, value, found, unbiased)
     leaves.append(Leaf(path, value, found))
   return leaves
+
+
+def check_quantizers(quantizer: QuantizerTree, mask: Any | None = None) -> None:
+  """Refuses at construction what rounding at random will refuse at `init`.
+
+  Args:
+    quantizer: See `QuantizerTree`; functions are left for `init`.
+    mask: As for `find_leaves`; with one, which rules are used of a tree of
+      quantizers is known at `init` only.
+
+  Raises:
+    ValueError: For entries of a wrong type, or a biased rule.
+  """
+  if mask is not None and not callable(mask):
+    _by_path(None, mask, "mask")
+  if callable(quantizer):
+    return
+  for path, entry in _by_path(None, quantizer, "quantizer").items():
+    if entry is not None and (mask is None or not path):
+      _check_unbiased(entry, f"quantizer{jax.tree_util.keystr(path)}")
 
 
 def quantize_params(
@@ -183,13 +204,19 @@ def _by_path(params, tree, name: str) -> dict[tuple, Any]:
   flat, _ = jax.tree_util.tree_flatten_with_path(
     tree, is_leaf=lambda x: x is None
   )
+  if name == "quantizer":
+    rule = (
+      "an optim.Quantizer, e.g. optim.Quantizer(optim.INT4), or None to leave "
+      "the leaf alone"
+    )
+    fits = lambda x: x is None or isinstance(x, Quantizer)  # noqa: E731
+  else:
+    rule = "True or False"
+    fits = lambda x: isinstance(x, (bool, np.bool_))  # noqa: E731
   for key_path, entry in flat:
-    fits = entry is None or isinstance(entry, Quantizer)
-    if name == "quantizer" and not fits:
+    if not fits(entry):
       raise ValueError(
-        f"quantizer{jax.tree_util.keystr(key_path)}={entry!r} must be an "
-        "optim.Quantizer, e.g. optim.Quantizer(optim.INT4), or None to leave "
-        "the leaf alone."
+        f"{name}{jax.tree_util.keystr(key_path)}={entry!r} must be {rule}."
       )
   return dict(flat)
 
@@ -206,20 +233,28 @@ def _look_up(entries: dict[tuple, Any], key_path: tuple, name: str):
   )
 
 
+def _check_unbiased(quantizer: Quantizer, whose: str) -> None:
+  if quantizer.scale not in UNBIASED:
+    raise ValueError(
+      f"scale={quantizer.scale!r} of {whose} saturates its largest elements, "
+      "so rounding at random is biased; take scale='pow2_ceil' or 'absmax'."
+    )
+
+
 def _check(path: str, leaf, quantizer: Quantizer, unbiased: bool) -> None:
   """Raises for a leaf that a quantizer does not fit."""
+  if not hasattr(leaf, "shape"):
+    raise ValueError(
+      f"Leaf {path}={leaf!r} must be an array, e.g. jnp.asarray({leaf!r})."
+    )
   shape = tuple(leaf.shape)
   if not jnp.issubdtype(leaf.dtype, jnp.floating):
     raise ValueError(
       f"Leaf {path} of shape {shape} has type {leaf.dtype}; only real "
       "floating leaves are quantised. Give it None or mask it out."
     )
-  if unbiased and quantizer.scale not in UNBIASED:
-    raise ValueError(
-      f"scale={quantizer.scale!r} of leaf {path} saturates its largest "
-      "elements, so rounding at random is biased; take scale='pow2_ceil' or "
-      "'absmax'."
-    )
+  if unbiased:
+    _check_unbiased(quantizer, f"leaf {path}")
   batch, axis, size = quantizer.batch_axes, quantizer.axis, quantizer.block_size
   if batch > len(shape):
     raise ValueError(

@@ -15,12 +15,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from . import grids
 from .quantize import neighbours, rounding_variance
-from .quantize_params import QuantizerTree, find_leaves, quantize_params
+from .quantize_params import (
+  Leaf,
+  QuantizerTree,
+  check_quantizers,
+  find_leaves,
+  quantize_params,
+)
 from .scales import (
   Quantizer,
+  check_whole,
   cut,
   from_codes,
   to_blocks,
@@ -65,10 +74,11 @@ def rounding_penalty(
 
   Raises:
     ValueError: For a leaf that its quantizer does not fit, or with a scale
-      rule for which rounding at random is biased.
+      rule for which rounding at random is biased; for a curvature that is not
+      like params.
   """
   leaves = find_leaves(params, quantizer, mask, unbiased=True)
-  weights = leaves_by_path(curvature)
+  weights = match_curvature(curvature, params, leaves)
   total = jnp.zeros((), jnp.float32)
   for leaf in leaves:
     if leaf.quantizer is not None:
@@ -129,9 +139,13 @@ def smoothed_loss(
 
   Returns:
     (params, key, batch) -> mean loss.
+
+  Raises:
+    ValueError: For an argument out of range, or a scale rule for which rounding
+      at random is biased (when called, for a function of params).
   """
-  if num_draws < 1:
-    raise ValueError(f"num_draws={num_draws} must be >= 1, e.g. 16.")
+  check_whole("num_draws", num_draws, 1, "16")
+  check_quantizers(quantizer, mask)
 
   def mean_loss(params, key, batch):
     def one(key):
@@ -165,9 +179,14 @@ def vertex_gradient(
     [d].
 
   Raises:
-    ValueError: If d > 12.
+    ValueError: If params is not a vector, or d > 12.
   """
-  (size,) = params.shape
+  if getattr(params, "ndim", None) != 1:
+    raise ValueError(
+      f"params={params!r} must be one vector [d], e.g. "
+      "jax.flatten_util.ravel_pytree(params)[0]."
+    )
+  size = params.shape[0]
   if size > 12:
     raise ValueError(
       f"params has {size} entries: 2^{size} evaluations are too many. At most "
@@ -190,10 +209,46 @@ def vertex_gradient(
   return jnp.stack(gradient)
 
 
-def leaves_by_path(tree) -> dict[str, jax.Array]:
-  """{path: leaf} of a tree."""
-  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path): leaf for path, leaf in flat}
+def match_curvature(
+  curvature: Any, params: Any, leaves: list[Leaf]
+) -> dict[str, jax.Array]:
+  """{path: g} of a tree that may leave leaves out, but has no others.
+
+  What `optax.masked` took out of params may be there.
+
+  Args:
+    curvature: The tree.
+    params: The tree that it is to match.
+    leaves: Of params.
+
+  Returns:
+    Arrays by path.
+
+  Raises:
+    ValueError: For a path that params lacks, or another shape.
+  """
+  shapes = {leaf.path: np.shape(leaf.value) for leaf in leaves}
+  masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+  flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=masked)
+  removed = {path for path, leaf in flat if masked(leaf)}
+  found = {}
+  for key_path, g in jax.tree_util.tree_flatten_with_path(curvature)[0]:
+    path = jax.tree_util.keystr(key_path)
+    if any(key_path[:stop] in removed for stop in range(len(key_path) + 1)):
+      continue
+    if path not in shapes:
+      raise ValueError(
+        f"curvature has a leaf {path} that params has not; it must be a tree "
+        f"like params, whose leaves are {list(shapes)[:8]}."
+      )
+    if np.shape(g) != shapes[path]:
+      raise ValueError(
+        f"curvature{path} has shape {np.shape(g)} but the parameter "
+        f"{shapes[path]}; give one number for each weight, e.g. "
+        "jnp.broadcast_to(g, w.shape)."
+      )
+    found[path] = jnp.asarray(g)
+  return found
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -34,10 +34,26 @@ def _run(tx, steps=50, params=None, **extra):
 
 def test_strength_zero_is_adamw_bit_for_bit():
   plain, _ = _run(optax.adamw(1e-2, weight_decay=0.1))
-  penalized, _ = _run(optim.lotion_adamw(1e-2, INT4, 0.0, weight_decay=0.1))
-  jax.tree.map(np.testing.assert_array_equal, plain, penalized)
+  for zero in (0.0, jnp.zeros(()), optax.constant_schedule(0.0)):
+    tx = optim.lotion_adamw(1e-2, INT4, zero, weight_decay=0.1)
+    penalized, _ = _run(tx)
+    jax.tree.map(np.testing.assert_array_equal, plain, penalized)
   other, _ = _run(optim.lotion_adamw(1e-2, INT4, 1.0, weight_decay=0.1))
   assert np.any(other["kernel"] != plain["kernel"])
+
+
+def test_strength_zero_hides_what_is_not_finite():
+  tx = optim.add_rounding_penalty(INT4, optax.constant_schedule(0.0))
+  w, g = jnp.asarray([1.0, jnp.inf]), jnp.asarray([0.5, -0.0])
+  updates, _ = tx.update(g, tx.init(w), w)
+  np.testing.assert_array_equal(updates, g)
+
+
+def test_names_of_the_states():
+  state = optim.add_rounding_penalty(INT4, 1.0).init(_tree(0))
+  assert isinstance(state, optim.RoundingPenaltyState)
+  state = optim.lotion_soap(1.0, INT4, 1.0).init(_tree(0))
+  assert isinstance(state, optim.PenalizedState)
 
 
 def test_strength_zero_is_soap():

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optim
@@ -64,14 +65,39 @@ def test_quantize_params_keeps_types_and_passes_gradients():
   np.testing.assert_array_equal(grad["b"], [2, 2])
 
 
+def test_leaves_that_optax_masked_took_out():
+  params = dict(a=jnp.asarray([7.0, 2.4]), b=jnp.asarray([7.0, 2.4]))
+  tx = optax.masked(
+    optim.add_rounding_penalty(INT4, 1.0), dict(a=True, b=False)
+  )
+  ones = jax.tree.map(jnp.ones_like, params)
+  updates, _ = tx.update(ones, tx.init(params), params, curvature=ones)
+  assert np.any(updates["a"] != 1)
+  np.testing.assert_array_equal(updates["b"], 1)
+  masked = dict(params, b=optax.MaskedNode())
+  rounded = optim.quantize_params(masked, INT4)
+  np.testing.assert_array_equal(rounded["a"], [7, 2])
+  assert isinstance(rounded["b"], optax.MaskedNode)
+  # A biased rule does no harm where the mask leaves it out.
+  both = dict(a=INT4, b=FLOOR)
+  mask = dict(a=True, b=False)
+  optim.add_rounding_penalty(both, 1.0, mask=mask).init(params)
+
+
 # --- Bad input ---------------------------------------------------------------
 
 FLOOR = optim.Quantizer(optim.E4M3, -1, 2, "pow2_floor")
+NVFP4 = optim.Quantizer(optim.E2M1, -1, 2, "nvfp4")
 ONES = dict(w=jnp.ones((3, 4)))
 
 
 def _update_without_params(tx):
   return tx.update(ONES, tx.init(ONES))
+
+
+def _update_with(curvature):
+  tx = optim.add_rounding_penalty(INT4, 1.0)
+  return tx.update(ONES, tx.init(ONES), ONES, curvature=curvature)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +106,39 @@ def _update_without_params(tx):
     (lambda: optim.add_rounding_penalty(INT4, -1.0), "strength=-1.0 must be"),
     (lambda: optim.lotion_adamw(1e-3, INT4, -2), "strength=-2 must be >= 0"),
     (lambda: optim.lotion_soap(1e-3, INT4, -2), "strength=-2 must be >= 0"),
+    (lambda: optim.add_rounding_penalty(INT4, np.inf), "strength=inf must be"),
+    (lambda: optim.add_rounding_penalty(INT4, np.nan), "strength=nan must be"),
+    (lambda: optim.add_rounding_penalty(INT4, "x"), "strength='x' must be"),
+    (lambda: optim.add_rounding_penalty(INT4, None), "strength=None.*schedule"),
+    (
+      lambda: optim.add_rounding_penalty(INT4, jnp.ones(2)),
+      r"strength=.*must be >= 0 and finite",
+    ),
     (
       lambda: optim.add_rounding_penalty(INT4, 1.0, curvature_decay=1.0),
       "curvature_decay=1.0",
     ),
     (
-      lambda: optim.add_rounding_penalty(FLOOR, 1.0).init(ONES),
+      lambda: optim.add_rounding_penalty(lambda p: FLOOR, 1.0).init(ONES),
       r"scale='pow2_floor' of leaf \['w'\].*take scale='pow2_ceil'",
+    ),
+    (
+      lambda: optim.add_rounding_penalty(dict(w=FLOOR), 1.0),
+      r"scale='pow2_floor' of quantizer\['w'\].*take scale='pow2_ceil'",
+    ),
+    (
+      lambda: optim.lotion_adamw(1e-3, FLOOR, 1.0, penalty_mask=dict(w=True)),
+      "scale='pow2_floor' of quantizer saturates",
+    ),
+    (lambda: optim.lotion_adamw(1e-3, NVFP4, 1.0), "scale='nvfp4'"),
+    (lambda: optim.lotion_soap(1e-3, FLOOR, 1.0), "scale='pow2_floor'"),
+    (
+      lambda: optim.smoothed_loss(jnp.sum, FLOOR, num_draws=2),
+      "rounding at random is biased",
+    ),
+    (
+      lambda: optim.add_rounding_penalty("int4", 1.0),
+      "quantizer='int4' must be an optim.Quantizer",
     ),
     (
       lambda: optim.rounding_penalty(ONES, ONES, FLOOR),
@@ -116,7 +168,31 @@ def _update_without_params(tx):
     (lambda: optim.quantize_params(ONES, {}), r"no entry for leaf \['w'\]"),
     (lambda: optim.quantize_params(ONES, INT4, mask=dict(v=True)),
      r"mask has no entry for leaf \['w'\]"),
+    (
+      lambda: optim.quantize_params(ONES, INT4, mask="w"),
+      "mask='w' must be True or False",
+    ),
+    (
+      lambda: optim.quantize_params(dict(w=1.0), INT4),
+      r"Leaf \['w'\]=1.0 must be an array",
+    ),
     (lambda: optim.rounding_penalty(ONES, {}, INT4), r"curvature has no leaf"),
+    (
+      lambda: optim.rounding_penalty(ONES, dict(w=jnp.ones(4)), INT4),
+      r"curvature\['w'\] has shape \(4,\) but the parameter \(3, 4\)",
+    ),
+    (lambda: _update_with(dict(w=jnp.ones(4))), r"\['w'\] has shape \(4,\)"),
+    (lambda: _update_with(dict(w=1.0)), r"curvature\['w'\] has shape \(\)"),
+    (
+      lambda: _update_with(dict(zzz=jnp.ones(4))),
+      r"curvature has a leaf \['zzz'\].*leaves are \[.*\['w'\]",
+    ),
+    (
+      lambda: optim.with_rounding_penalty(
+        optax.sgd(1.0), INT4, 1.0, lambda state, params: jnp.ones(3)
+      ).init(ONES),
+      "curvature has a leaf",
+    ),
     (
       lambda: _update_without_params(optim.add_rounding_penalty(INT4, 1.0)),
       r"params=None.*tx.update\(grads, opt_state, params\)",
@@ -127,8 +203,17 @@ def _update_without_params(tx):
     ),
     (
       lambda: optim.smoothed_loss(jnp.sum, INT4, num_draws=0),
-      "num_draws=0 must be >= 1",
+      "num_draws=0 must be an int >= 1",
     ),
+    (
+      lambda: optim.smoothed_loss(jnp.sum, INT4, num_draws=2.5),
+      "num_draws=2.5 must be an int",
+    ),
+    (
+      lambda: optim.vertex_gradient(jnp.sum, jnp.ones((2, 2)), INT4),
+      r"must be one vector \[d\]",
+    ),
+    (lambda: optim.vertex_gradient(jnp.sum, {}, INT4), "params={} must be"),
     (
       lambda: optim.vertex_gradient(jnp.sum, jnp.ones(13), INT4),
       "13 entries",

@@ -1,5 +1,6 @@
 """Gradients of rounding, real storage types, and what is refused."""
 
+import dataclasses
 import functools
 
 import jax
@@ -167,6 +168,11 @@ def test_nvfp4():
   )
   one = optim.step_size(np.zeros((2, 16), np.float32), q)
   _equal(one, 1)
+  # No scale is 0, however small a block is.
+  tiny = np.outer(2.0 ** np.arange(-126, 0, dtype=np.float32), np.ones(16))
+  tiny = np.stack([tiny, tiny / 2**10], axis=1).astype(np.float32)
+  stacked = dataclasses.replace(q, batch_axes=1)
+  assert np.all(optim.step_size(tiny, stacked) >= 2.0**-126)
 
 
 # --- Bad input ---------------------------------------------------------------
@@ -177,10 +183,14 @@ def test_nvfp4():
   [
     (lambda: optim.Quantizer("INT4"), "grid='INT4' must be a Grid"),
     (lambda: _quantizer("INT4", scale="max"), "scale='max'.*absmax"),
-    (lambda: _quantizer("INT4", -1, 0), "block_size=0 must be >= 1"),
-    (lambda: _quantizer("INT4", -1, 2.5), "block_size=2.5 must be a Python"),
+    (lambda: _quantizer("INT4", -1, 0), "block_size=0 must be an int >= 1"),
+    (lambda: _quantizer("INT4", -1, 2.5), "block_size=2.5 must be an int >= 1"),
     (lambda: _quantizer("INT4", None, 32), "block_size=32 needs the axis"),
-    (lambda: _quantizer("INT4", batch_axes=-1), "batch_axes=-1 must be"),
+    (lambda: _quantizer("INT4", batch_axes=-1), "batch_axes=-1 must be an int"),
+    (lambda: _quantizer("INT4", batch_axes=1.0), "batch_axes=1.0 must be"),
+    (lambda: _quantizer("INT4", (0, 1)), r"axis=\(0, 1\) must be an int"),
+    (lambda: _quantizer("INT4", "x"), "axis='x' must be an int"),
+    (lambda: _quantizer("INT4", 1.0), "axis=1.0 must be an int"),
     (lambda: _quantizer("INT4", scale="nvfp4"), "grid=E2M1 only, got INT4"),
     (
       lambda: optim.round_nearest(jnp.ones(3), _quantizer("INT4", 1)),
