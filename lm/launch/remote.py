@@ -19,7 +19,10 @@ from collections.abc import Sequence
 
 ARCHIVE = "goldenpath.tar.gz"  # In the home folder, put there by scp.
 _PYTHON = "3.11"  # The images' own is older than the project needs.
-_BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]*)")
+# What stands for a bucket: all up to the path, or to the end of a string in
+# an expression of Python.
+_BUCKET = re.compile(r"""gs://([^/"']*)""")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 
 # Hosts must see each other's files at once, so nothing of the metadata is
 # cached; on large machines the default is to cache it for ever.
@@ -75,6 +78,10 @@ input={input}
 mkdir -p "$HOME/goldenpath-input"
 gcloud storage rsync "$input" "$HOME/goldenpath-input" --recursive
 for path in "$HOME"/goldenpath-input/*; do
+  if [ ! -e "$path" ]; then
+    echo "$(hostname): there is nothing in $input" >&2
+    exit 1
+  fi
   ln -s "$path" "$HOME/goldenpath/"
 done
 """
@@ -89,6 +96,7 @@ echo "$(hostname): ready"
 _RUN = """
 job="$HOME/goldenpath-job"
 mkdir -p "$job"
+# shellcheck disable=SC2016 # What the user gave, to be compared and printed.
 command={command}
 exec 9> "$job/lock"
 if ! flock -n 9; then
@@ -100,7 +108,7 @@ if ! flock -n 9; then
   exit 1
 fi
 printf '%s\\n' "$command" > "$job/command"
-rm -f "$job/exit_code"
+rm -f "$job/exit_code" "$job/pid"  # The latter of one that was killed.
 cd "$HOME/goldenpath"
 cat > "$job/run.sh" <<'END'
 {wrapper}
@@ -114,6 +122,7 @@ echo "$(hostname): started"
 _WRAPPER = """\
 trap : TERM
 export JAX_PLATFORMS=tpu,cpu  # Without a TPU it is an error, not a slow run.
+# shellcheck disable=SC2016 # Expanded by the second shell.
 bash -c 'echo $$ > "$HOME/goldenpath-job/pid" && exec "$@"' run \\
   "$HOME/goldenpath-env/bin/python" -u -m {program} {arguments}
 code=$?
@@ -139,14 +148,22 @@ fi
 echo "job $(hostname) $state"
 """
 
+# The lock is taken before there is a process to signal, and let go after it.
 STOP = """
 job="$HOME/goldenpath-job"
-if [ ! -e "$job/lock" ] || flock -n "$job/lock" true; then
-  echo "$(hostname): nothing is running"
-  exit 0
-fi
-kill -TERM "$(cat "$job/pid")"
-echo "$(hostname): told to save and stop"
+for _ in {1..50}; do
+  if [ ! -e "$job/lock" ] || flock -n "$job/lock" true; then
+    echo "$(hostname): nothing is running"
+    exit 0
+  fi
+  if [ -s "$job/pid" ] && kill -TERM "$(cat "$job/pid")"; then
+    echo "$(hostname): told to save and stop"
+    exit 0
+  fi
+  sleep 0.1
+done
+echo "$(hostname): a run is starting, or setup is at work; stop it again" >&2
+exit 1
 """
 
 
@@ -200,6 +217,38 @@ def buckets_of(arguments: Sequence[str]) -> list[str]:
   """Names of the buckets in gs:// paths, each once, in order."""
   found = [b for argument in arguments for b in _BUCKET.findall(argument)]
   return list(dict.fromkeys(found))
+
+
+def check_bucket(name: str, argument: str) -> None:
+  """Refuses what cannot be the name of a bucket.
+
+  Args:
+    name: Without gs://.
+    argument: Where it was seen, for the message.
+
+  Raises:
+    ValueError: If it is none.
+  """
+  if not _NAME.fullmatch(name):
+    raise ValueError(
+      f"{argument}: {name!r} must be the name of a bucket: a-z, 0-9 and . _ - "
+      "between two of a-z, 0-9. Is a variable unset? Write --bucket=my-bucket, "
+      "and elsewhere gs://my-bucket/PATH."
+    )
+
+
+def check_urls(arguments: Sequence[str]) -> None:
+  """Refuses gs:// without a bucket, which would be on each worker's own disk.
+
+  Args:
+    arguments: Those of a command, as the user gave them.
+
+  Raises:
+    ValueError: If in one of them no name of a bucket follows.
+  """
+  for argument in arguments:
+    for name in _BUCKET.findall(argument):
+      check_bucket(name, argument)
 
 
 def _mounts(buckets: Sequence[str]) -> list[str]:

@@ -67,19 +67,19 @@ trap 'trap : TERM
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 fi
-# Its exit code by a file: after an interrupted `wait` bash may have lost it.
-status=$(mktemp)
+# Its exit code by a pipe, open at both ends: after an interrupted `wait` bash
+# may have lost it, and a file would need a disk that is not full.
+exec 3<> <(:)
 {
-  srun --ntasks="$tasks" --kill-on-bad-exit=0 "${command[@]}"
-  echo $? > "$status"
+  srun --ntasks="$tasks" --kill-on-bad-exit=0 "${command[@]}" 3>&-
+  echo $? >&3
 } &
 pid=$!
 wait "$pid"
 while kill -0 "$pid" 2> /dev/null; do # The signal ended `wait`, not srun.
   wait "$pid"
 done
-code=$(cat "$status")
-rm "$status"
+read -r -t 1 code <&3
 
 # Of several tasks srun returns the highest code: 76 if one lost another, above
 # 128 if one was killed. What does that soon after the start, such as too little

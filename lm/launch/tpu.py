@@ -76,7 +76,10 @@ def create(cloud: gcloud.Gcloud, args: argparse.Namespace) -> int:
   runtime = args.runtime or os.environ.get("TPU_RUNTIME")
   runtime = runtime or _default_runtime(accelerator)
   name, state = cloud.target.name, cloud.state()
-  if state in gcloud.LOST and args.replace:
+  if cloud.dry_run and args.replace:
+    print(f"# Only if {name} is one of {', '.join(gcloud.LOST)}:")
+    cloud.delete()
+  elif state in gcloud.LOST and args.replace:
     print(f"{name} is {state}: deleting it.")
     cloud.delete()
   elif state in gcloud.LOST:
@@ -98,11 +101,7 @@ def create(cloud: gcloud.Gcloud, args: argparse.Namespace) -> int:
 
 def setup(cloud: gcloud.Gcloud, args: argparse.Namespace) -> int:
   """Sends the committed code to all workers and installs it there."""
-  if args.input and not args.input.startswith("gs://"):
-    raise ValueError(
-      f"--input={args.input} must be gs://BUCKET/PATH, which every worker can "
-      "read; copy it there: gcloud storage rsync FOLDER gs://... --recursive."
-    )
+  _check_setup(args)
   if not _is_there(cloud):
     return program.PREEMPTED
   with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +159,8 @@ def keep(
   sleep: Callable[[float], None] = time.sleep,
 ) -> int:
   """Creates, sets up and runs, until the run is finished or has failed."""
-  run_arguments(args.program, args.rest)  # Before anything is paid for.
+  _check_setup(args)  # Before anything is paid for.
+  run_arguments(args.program, args.rest)
   if cloud.dry_run:
     raise ValueError("keep has no --dry_run; it repeats create, setup and run.")
   failures = losses = 0
@@ -194,13 +194,14 @@ def run_arguments(name: str, rest: Sequence[str]) -> list[str]:
     The same with --distributed=auto.
 
   Raises:
-    ValueError: If the folder of the run is missing or not shared.
+    ValueError: If the folder of the run is missing or not shared, or a gs://
+      names no bucket.
   """
   flag = "--root" if name == "lm.sweep" else "--workdir"
   values = [a.split("=", 1)[1] for a in rest if a.startswith(f"{flag}=")]
-  if not values:
+  if not values or flag in rest:
     raise ValueError(
-      f"Give {name} its folder after a lone --: run -- "
+      f"Give {name} its folder after a lone --, with an equals sign: run -- "
       f"{flag}=gs://BUCKET/PATH ..."
     )
   if not values[-1].startswith(("gs://", "/")):
@@ -209,10 +210,29 @@ def run_arguments(name: str, rest: Sequence[str]) -> list[str]:
       "others do not see and which is lost with the slice; give "
       "gs://BUCKET/PATH, or the absolute path of a shared file system."
     )
+  remote.check_urls(rest)
   if any(argument.startswith("--distributed") for argument in rest):
     return list(rest)
   separator = ["--"] if name == "lm.sweep" and "--" not in rest else []
   return [*rest, *separator, _DISTRIBUTED]
+
+
+def _check_setup(args: argparse.Namespace) -> None:
+  """Refuses flags of `setup` that no worker could use.
+
+  Raises:
+    ValueError: If --input or a --bucket names no bucket.
+  """
+  if args.input is not None:
+    if not args.input.startswith("gs://"):
+      raise ValueError(
+        f"--input={args.input} must be gs://BUCKET/PATH, which every worker "
+        "can read; copy it there: gcloud storage rsync FOLDER gs://... "
+        "--recursive."
+      )
+    remote.check_urls([f"--input={args.input}"])
+  for bucket in args.bucket:
+    remote.check_bucket(bucket, f"--bucket={bucket}")
 
 
 def _look(cloud: gcloud.Gcloud, args: argparse.Namespace) -> int | None:

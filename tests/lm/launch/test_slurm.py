@@ -190,6 +190,20 @@ def test_a_lost_task_brings_all_back_into_the_queue(
   assert ("Lost a task" in output) == (requeued and ends != "75")
 
 
+def test_the_exit_code_needs_no_room_for_files(slurm):
+  code, _ = slurm.run(ends="75", SLURM_JOB_ID="7", TMPDIR="/nowhere")
+  assert code == 75
+  assert slurm.read("scontrol") == ["requeue 7"]
+
+
+def test_without_an_exit_code_of_srun_it_fails(slurm):
+  """As when what waits for srun is killed for want of memory."""
+  killed = 'kill -KILL "$PPID"\n'
+  (slurm.folder / "bin" / "srun").write_text(f"#!/bin/bash\n{killed}")
+  assert slurm.run(SLURM_JOB_ID="7")[0] == 1
+  assert slurm.read("scontrol") == []
+
+
 def test_cores_of_sbatch_reach_srun(slurm):
   slurm.run(ends="0", SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="6")
   assert slurm.read("cpus") == ["6"]

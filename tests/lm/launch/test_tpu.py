@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from lm.launch import gcloud, remote, tpu
+from lm.launch import gcloud, tpu
 
 _WORKDIR = "--workdir=gs://bucket/runs/a"
 _WHERE = ["--project=proj", "--zone=us-central2-b", "--quiet"]
@@ -224,6 +224,25 @@ def test_a_missing_name_is_named(cloud, capsys, monkeypatch, name):
     (["run", "--program=lm.sweep", "--", _WORKDIR], "--root=gs://"),
     (["keep", "--", "--workdir=runs/a"], "lost with the slice"),
     (["keep", "--dry_run", "--", _WORKDIR], "no --dry_run"),
+    (["run", "--", "--workdir", "gs://b/a"], "an equals sign"),
+    (["run", "--", _WORKDIR, "--workdir", "runs/a"], "an equals sign"),
+    # What an unset $BUCKET leaves, and what is meant to be replaced.
+    (["run", "--", "--workdir=gs:///runs/a"], "--workdir=gs:///runs/a"),
+    (["run", "--", "--workdir=gs://BUCKET/runs/a"], "'BUCKET'"),
+    (["run", "--", _WORKDIR, "--x=gs:///y"], "--x=gs:///y"),
+    (["keep", "--", "--workdir=gs:///runs/a"], "--workdir=gs:///runs/a"),
+    *(
+      ([command, flag, *rest], flag)
+      for command, *rest in (["setup"], ["keep", "--", _WORKDIR])
+      for flag in (
+        "--bucket=",
+        "--bucket=gs://my-bucket",
+        "--bucket=a b",
+        "--input=",
+        "--input=gs:///x",
+        "--input=gs://BUCKET/input",
+      )  # fmt: skip
+    ),
   ],
 )
 def test_bad_input_is_told_before_anything_is_asked(
@@ -251,6 +270,7 @@ def test_dry_run_prints_and_does_nothing(cloud, capsys):
   ]
   for argv, verbs in (
     (["create", "--dry_run"], ["describe", "create"]),
+    (["create", "--dry_run", "--replace"], ["describe", "delete", "create"]),
     (["setup", "--dry_run"], ["describe", "scp", "ssh"]),
     (["run", "--dry_run", *_RUN[1:]], ["describe", "ssh"]),
     (["delete", "--dry_run"], ["describe", "delete"]),
@@ -281,11 +301,6 @@ def test_arguments_reach_the_program_unchanged(cloud):
   assert tpu.main([*_RUN, *odd]) == 0
   lines = cloud.wait_for(0, "arguments", "auto").splitlines()
   assert lines[-len(odd) - 1 : -1] == odd
-
-
-def test_buckets_are_found_anywhere_in_the_arguments():
-  arguments = ["--a=gs://one/x", '--b=(("tfds:gs://two/c4", 1.0),)', "gs://one"]
-  assert remote.buckets_of(arguments) == ["one", "two"]
 
 
 def _keep(cloud, events, *flags):
