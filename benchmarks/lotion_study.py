@@ -208,7 +208,7 @@ def draw(groups: Groups, path: pathlib.Path) -> None:
   """What rounding costs each method, a panel for each grid.
 
   Bars are mean losses of rounded weights above what the same optimiser reaches
-  without rounding; whiskers span the seeds.
+  without rounding on the same seed; whiskers span the seeds.
   """
   from matplotlib import figure as mpl_figure
 
@@ -220,9 +220,9 @@ def draw(groups: Groups, path: pathlib.Path) -> None:
       plain = groups.get((grid, optimizer, "ptq"))
       if mine is None or plain is None:
         continue
-      base = statistics.fmean(r.loss for r in plain)
+      base = {r.seed: r.loss for r in plain}
       for look, score in enumerate(("nearest", "random"), start=1):
-        costs = [r.score(score) - base for r in mine]
+        costs = [r.score(score) - base[r.seed] for r in mine if r.seed in base]
         mean = statistics.fmean(costs)
         panel.barh(
           y + 0.4 * (look - 1.5), mean, 0.38, color=study.LOOKS[look][0],
