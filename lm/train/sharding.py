@@ -18,6 +18,9 @@ from .. import optimizer
 from ..spec import ParamSpec
 from .state import TrainState
 
+# Devices along both axes for each layer, at most: see `placement`.
+_MOST_ZEROS = 4
+
 
 def param_shardings(mesh: Mesh, specs: Any, rules: str = "logical") -> Any:
   """Sharding of each parameter.
@@ -45,10 +48,11 @@ def placement(
 ) -> optimizer.Placement:
   """Where matrix methods keep their stacks on `mesh`.
 
-  Along fsdp and data, unless one of them has two devices for each layer, which
-  is about as many as a layer has matrices of a shape: on more, most would work
-  on zeros, and a checkpoint would hold these. fsdp comes first, which stays
-  within a slice.
+  Along fsdp or data where one of them has a device for each layer, else along
+  both. Stacks are filled up with zeros to a multiple of the devices; with many
+  more devices than matrices these are most of what is sent and saved, and take
+  no work from anyone: beyond four for each layer it is the longer axis alone.
+  Of two that would do it is fsdp, which stays within a slice.
 
   Args:
     mesh: The mesh.
@@ -57,8 +61,11 @@ def placement(
     rules: logical | fsdp_shape.
   """
   params = jax.tree.map(lambda s: s.spec, param_shardings(mesh, specs, rules))
-  wide = [axis for axis in ("fsdp", "data") if mesh.shape[axis] >= 2 * layers]
-  axes = (wide[0],) if wide else ("data", "fsdp")
+  fsdp, data = mesh.shape["fsdp"], mesh.shape["data"]
+  axes: tuple[str, ...] = ("data", "fsdp")
+  if max(fsdp, data) >= layers or fsdp * data > _MOST_ZEROS * layers:
+    alone = fsdp >= min(data, layers)
+    axes = ("fsdp",) if alone else ("data",)
   shards = math.prod(mesh.shape[axis] for axis in axes)
   if rules == "fsdp_shape" or shards == 1:
     return optimizer.Placement(param_specs=params)

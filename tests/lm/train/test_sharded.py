@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import math
 import re
 
 import jax
@@ -75,19 +76,19 @@ _PINNED = {
     "data": (0, 3, 15, 9),
     "fsdp": (14, 17, 11, 0),
     "tensor": (3, 18, 16, 8),
-    "mixed": (21, 27, 19, 16),
+    "mixed": (24, 25, 3, 4),
   },
   "shampoo": {
     "data": (0, 4, 15, 9),
     "fsdp": (14, 18, 11, 0),
     "tensor": (3, 19, 16, 8),
-    "mixed": (21, 28, 19, 16),
+    "mixed": (24, 26, 3, 4),
   },
   "soap": {
     "data": (0, 4, 15, 9),
     "fsdp": (14, 18, 11, 0),
     "tensor": (3, 19, 16, 8),
-    "mixed": (21, 28, 19, 16),
+    "mixed": (24, 26, 3, 4),
   },
   "gauss_newton": {
     "data": (0, 3, 0, 0),
@@ -117,7 +118,7 @@ _PINNED = {
     "data": (6, 4, 30, 9),
     "fsdp": (20, 19, 17, 0),
     "tensor": (12, 20, 33, 8),
-    "mixed": (30, 32, 34, 27),
+    "mixed": (33, 30, 6, 9),
   },
 }
 
@@ -295,6 +296,29 @@ def test_each_of_eight_devices_holds_an_eighth_of_the_state(method):
   now, lies = parts.abstract_state.opt_state, parts.shardings.opt_state
   whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(now))
   assert sharding.bytes_per_device(now, lies) <= 1.15 * whole / 8
+
+
+@pytest.mark.parametrize(
+  ("data", "fsdp", "axes"),
+  [
+    (1, 8, ("data", "fsdp")),
+    (8, 64, ("fsdp",)),
+    (64, 64, ("fsdp",)),
+    (64, 8, ("data",)),
+    (4, 8, ("data", "fsdp")),
+    (16, 16, ("fsdp",)),
+    (8, 20, ("fsdp",)),
+    (20, 8, ("data",)),
+  ],
+)
+def test_stacks_are_not_spread_over_many_more_devices_than_layers(
+  data, fsdp, axes
+):
+  mesh = meshes.abstract_mesh((data, fsdp, 1), data * fsdp)
+  found = sharding.placement(mesh, specs={}, layers=36)
+  sizes = {"data": data, "fsdp": fsdp}
+  assert found.stack_axes == axes
+  assert found.stack_shards == math.prod(sizes[axis] for axis in axes)
 
 
 @pytest.mark.parametrize("mesh", [(1, 32), (1, 64), (16, 16), (64, 64)])
