@@ -112,25 +112,28 @@ def constrain_stacks(split: Split, plan: Plan, mesh_axes: Any) -> Split:
 class _Route(NamedTuple):
   """By what layouts a bucket's matrices travel between leaves and stack.
 
-  Where parameters lie along some of the stack's mesh axes, f devices of fsdp,
-  and are replicated over others, d of data, the compiler may find no way from
-  one to the other and replicate everything everywhere. This one moves each axis
-  once:
+  Where parameters are replicated over some of the stack's mesh axes, d devices
+  of data, and lie along others, f of fsdp, or along axes that are not the
+  stack's, t of tensor, the compiler may find no way from one to the other and
+  replicate everything everywhere. This one moves each axis once:
 
-      own       [S, I/f, O] or [S, I, O/f]: where the leaf lies
-      joined    [S, I/f, O]: the same for all leaves, by an all-to-all for
+      own       [S, I/f, O/t] or [S, I/t, O/f]: where the leaf lies
+      joined    [S, I/f, O/t]: the same for all leaves, by an all-to-all for
                 others, so that joining them and cutting them apart is local
-      halfway   [S/d, I/f, O]: a slice; on the way back an all-gather over data
+      sliced    [S/d, I/f, O/t]; on the way back an all-gather over data
+      whole     [S/d, I/f, O]: an all-gather over tensor; back, a slice
       stack     [S/(d f), I, O]: an all-to-all over fsdp
 
   Attributes:
     sides: Entries of the partition spec of the sides, when joined.
     free: Mesh axes of the stack that these leave.
+    shared: `sides` with the axes of the stack alone.
     own: The sides of each leaf, by its index.
   """
 
   sides: tuple[Any, ...]
   free: tuple[str, ...]
+  shared: tuple[Any, ...]
   own: dict[int, tuple[Any, ...]]
 
   @property
@@ -139,9 +142,10 @@ class _Route(NamedTuple):
     return PartitionSpec(None, *self.sides)
 
   @property
-  def halfway(self) -> PartitionSpec:
-    """Of [S, I, O]."""
-    return PartitionSpec(self.free, *self.sides)
+  def there(self) -> tuple[PartitionSpec, ...]:
+    """Of [S, I, O], from joined on; to be followed back as well."""
+    sliced = PartitionSpec(self.free, *self.sides)
+    return self.joined, sliced, PartitionSpec(self.free, *self.shared)
 
   def own_spec(self, piece: Piece) -> PartitionSpec:
     """Of a leaf's part of [S, I, O]."""
@@ -172,10 +176,14 @@ def _route(
   joined = max(own.values(), key=lambda sides: len(wide(sides)))
   taken = {name for entry in joined for name in _names(entry)}
   free = tuple(name for name in _names(mesh_axes) if name not in taken)
+  shared = tuple(
+    tuple(name for name in _names(entry) if name in _names(mesh_axes)) or None
+    for entry in joined
+  )
   used = wide(entry for sides in own.values() for entry in sides)
-  if not used or not wide(free) or not used <= set(_names(mesh_axes)):
+  if not used or not wide(free):
     return None
-  return _Route(joined, free, own)
+  return _Route(joined, free, shared, own)
 
 
 def _routes(plan: Plan, mesh_axes: Any, specs: Any | None) -> dict[str, _Route]:
@@ -210,7 +218,7 @@ def split(
 
   parts = plan.split(tree, place)
   for name, route in routes.items():
-    x = _through(parts.stacks[name], route.joined, route.halfway)
+    x = _through(parts.stacks[name], *route.there)
     parts = parts._replace(stacks=parts.stacks | {name: x})
   return constrain_stacks(parts, plan, mesh_axes)
 
@@ -263,7 +271,7 @@ def merge(
   split = constrain_stacks(split, plan, mesh_axes)
   routes = _routes(plan, mesh_axes, specs)
   for name, route in routes.items():
-    x = _through(split.stacks[name], route.halfway, route.joined)
+    x = _through(split.stacks[name], *route.there[::-1])
     split = split._replace(stacks=split.stacks | {name: x})
 
   def place(bucket: Bucket, piece: Piece, x: jax.Array) -> jax.Array:
