@@ -171,12 +171,10 @@ def _evaluate_run(args: argparse.Namespace) -> str:
       f"{args.workdir} keeps no average of the weights (config.optim.ema=0); "
       "leave out --ema."
     )
-  config, mesh = parts.config, parts.mesh.shape
-  ways = mesh["data"] * mesh["fsdp"]
-  rows = -(-config.eval.batch_size // ways) * ways  # Those added weigh nothing.
+  config = parts.config
   names = tuple(args.sets.split(",")) if args.sets else config.eval.sets
   config = dataclasses.replace(
-    config, eval=dataclasses.replace(config.eval, sets=names, batch_size=rows)
+    config, eval=dataclasses.replace(config.eval, sets=names)
   )
   parts = parts._replace(config=config)
   data = {name: layout.find(config.data, name) for name in names}

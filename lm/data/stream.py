@@ -195,7 +195,7 @@ class EvalBatch(NamedTuple):
 
 
 def eval_batches(
-  rows: rows_lib.Rows, batch_size: int, limit: int = 0
+  rows: rows_lib.Rows, batch_size: int, limit: int = 0, multiple: int = 1
 ) -> Iterator[EvalBatch]:
   """Consecutive batches of a split, all of one shape.
 
@@ -203,11 +203,13 @@ def eval_batches(
     rows: The split.
     batch_size: Rows a batch.
     limit: At most so many batches; 0: the whole split.
+    multiple: Batches are filled up with rows of padding to a multiple of it.
   """
+  whole = -(-batch_size // multiple) * multiple
   end = min(len(rows), limit * batch_size) if limit else len(rows)
   for start in range(0, end, batch_size):
     real = rows.read(range(start, min(start + batch_size, end)))
-    fill = ((0, batch_size - len(real)), (0, 0))
+    fill = ((0, whole - len(real)), (0, 0))
     pad_id = rows.prepared.meta.pad_id
     yield EvalBatch(np.pad(real, fill, constant_values=pad_id), len(real))
 

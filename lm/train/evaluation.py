@@ -33,7 +33,10 @@ class Evaluator:
     self._splits = {
       name: Rows(data[name], "validation") for name in config.eval.sets
     }
-    self._shape = (config.eval.batch_size, config.data.seq_length + 1)
+    # Rows of padding, which weigh nothing, make them divide over the mesh.
+    self._ways = parts.mesh.shape["data"] * parts.mesh.shape["fsdp"]
+    padded = -(-config.eval.batch_size // self._ways) * self._ways
+    self._shape = (padded, config.data.seq_length + 1)
     self._rows = meshes.batch_sharding(parts.mesh)
     self._step: Any = None
     self._average: Any = None
@@ -89,7 +92,8 @@ class Evaluator:
     """Summed loss and number of targets of each row that is not padding."""
     first, end = meshes.row_range(self._rows, self._shape)
     pending = []
-    for batch in eval_batches(rows, self._shape[0], max_batches):
+    size = self._parts.config.eval.batch_size
+    for batch in eval_batches(rows, size, max_batches, self._ways):
       tokens = meshes.put_rows(self._rows, batch.tokens[first:end], self._shape)
       pending.append((self._step(params, tokens), batch.rows))
     losses = [np.asarray(loss)[:n] for (loss, _), n in pending]

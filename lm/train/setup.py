@@ -227,24 +227,18 @@ def put_buffer(parts: Parts, rows: np.ndarray) -> jax.Array:
 
 
 def check_rows(config: configs.Config, mesh: Mesh) -> None:
-  """Checks that the rows of training and evaluation divide over the mesh.
+  """Checks that the rows of a pass divide over the mesh.
 
   Raises:
     ConfigError: If they do not.
   """
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  rows, eval_rows = config.microbatch_size, config.eval.batch_size
+  rows = config.microbatch_size
   if rows % ways:
     raise configs.ConfigError(
       f"{rows} rows a pass (config.train.microbatch_size, or "
       f"config.data.batch_size={config.data.batch_size}) do not divide over "
       f"{ways} devices (data x fsdp); e.g. {_rows_that_divide(config, ways)}."
-    )
-  if config.eval.sets and eval_rows % ways:
-    raise configs.ConfigError(
-      f"config.eval.batch_size={eval_rows} does not divide over {ways} devices "
-      f"(data x fsdp); e.g. "
-      f"--config.eval.batch_size={-(-eval_rows // ways) * ways}."
     )
 
 

@@ -186,6 +186,13 @@ def test_exactly_the_asked_batches_are_scored(run):
   assert result.rows == 16
 
 
+def test_rows_that_do_not_divide_are_filled_up_with_padding(run):
+  loss_R, weight_R = _by_numpy(run, run.rows.read(range(26)))
+  result = _score(run, batch_size=13, max_batches=2)
+  _close(result, lib.summarize(loss_R, weight_R, run.rows))
+  assert result.rows == 26
+
+
 @pytest.mark.parametrize("changes", [{"batch_size": 16}, {"mesh": (2, 2, 2)}])
 def test_batches_and_devices_do_not_matter(run, changes):
   _close(_score(run, **changes), _score(run))
