@@ -202,9 +202,9 @@ def load(path: pathlib.Path = FILE) -> tuple[str, dict]:
   """(fingerprint, {case name: (sha256, values)}) of a file."""
   with np.load(path) as data:
     rows = [data[name].tolist() for name in ("cases", "sha256")]
-    cases_shas = zip(*rows, data["values"], strict=True)
+    entries = zip(*rows, data["values"], strict=True)
     return str(data["fingerprint"]), {
-      name: (sha, values) for name, sha, values in cases_shas
+      name: (sha, values) for name, sha, values in entries
     }
 
 

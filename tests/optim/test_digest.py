@@ -21,11 +21,12 @@ _ALWAYS = [
   ("soap", "bfloat16", 8),
   ("muon", "bfloat16", 8),
 ]
-# Of entries, as a share of the update's root mean square, by step; measured
-# between levels of optimisation and instruction sets of one machine.
+# Largest difference of an entry, as a share of the update's root mean square,
+# by step. Between 1 and 8 devices, and levels of optimisation, it is 3e-6 at
+# most in float32; a parameter in bfloat16 may be rounded to its neighbour.
 _APART = {
-  "float32": {1: 1e-3, 2: 2e-3, 11: 1e-1, 12: 1e-1},
-  "bfloat16": {1: 3e-2, 2: 3e-2, 11: 3e-1, 12: 3e-1},
+  "float32": {1: 1e-3, 2: 1e-3, 11: 1e-2, 12: 1e-2},
+  "bfloat16": {1: 3e-2, 2: 3e-2, 11: 1e-1, 12: 1e-1},
 }
 _NORM_APART = 0.1
 
