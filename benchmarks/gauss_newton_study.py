@@ -26,7 +26,7 @@ import numpy as np
 from lm import config as configs
 from lm import gauss_newton, report, text
 from ml_collections_configs import gauss_newton_study as definition
-from optim import searches
+from optim.newton import line_search
 
 from . import study
 
@@ -229,7 +229,7 @@ def num_candidates(config: configs.Config) -> int:
   """Steps that a line search tries."""
   layerwise = config.gauss_newton.scope == "layerwise"
   groups = config.model.N + 2 if layerwise else 1
-  return len(searches.candidates(gauss_newton.grid(config), groups))
+  return len(line_search.candidates(gauss_newton.grid(config), groups))
 
 
 @functools.cache

@@ -85,7 +85,10 @@ def methods(steps):
     )
 
   def lotion_soap(strength):
-    return optim.lotion_soap(rate, quantizers, strength, **soap_options)
+    curvature = functools.partial(optim.factor_diagonal, decay=0.99)
+    return optim.with_rounding_penalty(
+      optim.soap(rate, **soap_options), quantizers, strength, curvature
+    )
 
   rounded = {
     "PTQ": {},

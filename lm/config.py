@@ -14,7 +14,7 @@ import ml_collections
 
 from ml_collections_configs import base
 
-from . import batches, rules
+from . import batches, rules, translations
 
 
 class ConfigError(ValueError):
@@ -313,7 +313,7 @@ def from_dict(plain: dict[str, Any]) -> Config:
     ConfigError: If a key is missing or unknown.
   """
   try:
-    return _build(Config, plain)
+    return _build(Config, translations.config(plain))
   except (KeyError, TypeError) as error:
     raise ConfigError(f"Stored configuration does not fit: {error}.") from error
 

@@ -8,7 +8,7 @@ unchanged, after its signature accepted their names.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -25,8 +25,9 @@ from .rules import nearest
 _MASKS = ("mask", "weight_decay_mask")
 _DIMENSIONS = ("dimension_numbers", "muon_weight_dimension_numbers")
 _FACTORS = "max_precond_dim"  # An argument of methods with Kronecker factors.
-_PLACEMENT = ("stack_axes", "stack_shards", "param_specs")
-_OURS = ("learning_rate", *_MASKS, *_DIMENSIONS, *_PLACEMENT)
+_PLACEMENT = "placement"
+_STORAGE = "storage"
+_OURS = ("learning_rate", *_MASKS, *_DIMENSIONS, _PLACEMENT)
 
 
 # Factories of `optim` that other keys ask for.
@@ -36,26 +37,10 @@ _LOTION = (
 )
 _ELSEWHERE = {
   "lotion_adamw": _LOTION,
-  "lotion_soap": _LOTION,
   gauss_newton.OUTER: "it cannot be its own inner optimiser.",
   gauss_newton.MICRO: "it cannot be an inner optimiser.",
   "gauss_newton_solver": f"take {gauss_newton.OUTER!r}.",
 }
-
-
-class Placement(NamedTuple):
-  """Where matrix methods of `optim` keep their stacks on a mesh.
-
-  Attributes:
-    stack_axes: Mesh axes over which stacks of matrices are spread; None to
-      replicate them.
-    stack_shards: Devices along these axes.
-    param_specs: Tree of `PartitionSpec`s like the parameters.
-  """
-
-  stack_axes: tuple[str, ...] | None = None
-  stack_shards: int = 1
-  param_specs: Any | None = None
 
 
 def check_config(config: Config) -> None:
@@ -126,7 +111,7 @@ def make(
   config: Config,
   learning_rate: optax.Schedule,
   specs: Any,
-  placement: Placement = Placement(),  # noqa: B008
+  placement: optim.Placement = optim.Placement(),  # noqa: B008
   quantizers: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """The transform of a configuration; clipping is the train step's.
@@ -157,9 +142,11 @@ def make(
       kwargs[key] = _dimension_numbers(
         specs, make_numbers, config.optim.embeddings
       )
-  if set(_PLACEMENT) <= set(parameters):
-    kwargs |= placement._asdict()
+  if _PLACEMENT in parameters:
+    kwargs[_PLACEMENT] = placement
   try:
+    if _STORAGE in kwargs:  # Configurations are data: {"mu": "bfloat16"}.
+      kwargs[_STORAGE] = optim.Storage(**kwargs[_STORAGE])
     tx = factory(learning_rate=learning_rate, **kwargs)
   except (TypeError, ValueError) as error:
     raise ValueError(_refused(config, error)) from error
@@ -197,16 +184,6 @@ def check(
     jax.eval_shape(update, params)
   except (TypeError, ValueError, AttributeError) as error:
     raise ValueError(_refused(config, error)) from error
-
-
-def state_specs(opt_state: Any, placement: Placement) -> Any:
-  """`PartitionSpec`s of an optimiser's state; see `optim.state_specs`."""
-  return optim.state_specs(
-    opt_state,
-    placement.param_specs,
-    placement.stack_axes,
-    placement.stack_shards,
-  )
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:

@@ -130,7 +130,7 @@ def gauss_newton_solve(
   """
   batches = inner_steps + max(1, inner_steps // 4)
   c.optim.name = "gauss_newton_microsteps" if streaming else "gauss_newton"
-  c.optim.kwargs = dict(decay=0.95, adam_b1=0.9, adam_b2=0.999)
+  c.optim.kwargs = dict(beta=0.95, adam_b1=0.9, adam_b2=0.999)
   c.gauss_newton.inner_steps = inner_steps
   c.train.microbatch_size = 0 if streaming else rows
   c.data.batch_size = rows if streaming else rows * batches

@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
   """See the module docstring."""
   c = study1m.get_config()
   c.optim.name = "gauss_newton"
-  c.optim.kwargs = dict(decay=0.95, consistent_rms=0.2)
+  c.optim.kwargs = dict(beta=0.95, consistent_rms=0.2)
   c.optim.learning_rate = 1e-2
   c.data.batch_size, c.train.microbatch_size = 20 * 8, 8
   c.train.num_tokens, c.train.num_steps = 0, 60

@@ -48,7 +48,7 @@ def runner(model_fn, loss_fn, kind, estimator, period, decay):
   def run(lanes, power, basis, params, first, distance, schedule, data, test):
     def one(lane):
       length, damping = lane
-      tx = optim.diagonal_preconditioner(
+      tx = optim.scale_by_diagonal_preconditioner(
         power, basis if kind == "supplied" else kind, estimator,
         model_fn=model_fn, loss_fn=loss_fn, decay=decay, eps=1e-12,
         damping=damping, basis_estimator=source, basis_update_period=period,

@@ -294,7 +294,9 @@ for name, basis in BASES.items():
 BATCHES = (1, 4, 32, 256, np.inf)
 e4, scores = {}, []
 for name, basis in BASES.items():
-  tx = optim.diagonal_preconditioner(basis=jnp.asarray(basis), decay=0.0)
+  tx = optim.scale_by_diagonal_preconditioner(
+    basis=jnp.asarray(basis), decay=0.0
+  )
   m = basis.T @ (root.T @ root) @ error0
   h_ii = np.diag(basis.T @ root.T @ root @ basis)
   twice = error0 @ root.T @ root @ error0

@@ -194,7 +194,7 @@ PATH = np.linspace(0, 1, 3 if SMALL else 5)
 
 
 def eigenvectors(problem):
-  tx = optim.diagonal_preconditioner(
+  tx = optim.scale_by_diagonal_preconditioner(
     -1.0, "eigen", "ggn", model_fn=problem.model_fn, loss_fn=problem.loss_fn
   )
   zero = jax.tree.map(jnp.zeros_like, problem.params)

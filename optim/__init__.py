@@ -3,51 +3,83 @@
 Importing needs jax, optax and numpy only.
 """
 
-from .averaging import AverageState, average_weights, averaged_params
-from .blocks import make_plan, treatment_table
-from .chunked_head import chunked_lm_head
-from .conjugate_gradient import CG
-from .coordinates import interpolate_bases
-from .curvature import (
+from .averages.ema import AverageState, average_weights, averaged_params
+from .common.labels import path_groups
+from .curvature.diagonals import (
+  exact_ggn_diagonal,
+  gauss_newton_bartlett_diagonal,
+  hutchinson_diagonal,
+  sampled_fisher_diagonal,
+)
+from .curvature.head import chunked_lm_head
+from .curvature.kronecker_fit import (
+  kronecker_cosine,
+  kronecker_factors,
+  kronecker_report,
+  operator_cosine,
+)
+from .curvature.losses import (
+  MeanLoss,
+  mean_loss,
+  softmax_cross_entropy,
+  squared_error,
+)
+from .curvature.products import (
   Linearized,
   ggn_vector_product,
   hvp,
   linearize_at,
   local_value_and_grad,
 )
-from .dampings import LevenbergMarquardt
-from .diagonal import diagonal_preconditioner
-from .dimensions import DimensionNumbers
-from .estimators import (
-  exact_ggn_diagonal,
-  gauss_newton_bartlett_diagonal,
-  hutchinson_diagonal,
-  sampled_fisher_diagonal,
-)
-from .factor_curvature import factor_diagonal
-from .gauss_newton import gauss_newton
-from .gauss_newton_state import GNInfo, GNState
-from .grids import E2M1, E2M3, E3M2, E4M3, E5M2, INT4, INT8, MXINT8, Grid
-from .inner_schedules import inner_schedule
-from .kronecker import Precision, refresh_counts
-from .losses import MeanLoss, mean_loss, softmax_cross_entropy, squared_error
-from .lotion import (
+from .diagonal.eigenbases import interpolate_bases
+from .diagonal.transform import scale_by_diagonal_preconditioner
+from .lotion.adamw import lotion_adamw
+from .lotion.factor_diagonal import factor_diagonal
+from .lotion.penalty import rounding_penalty, smoothed_loss
+from .lotion.transform import (
   PenalizedState,
   RoundingPenaltyState,
   add_rounding_penalty,
   with_rounding_penalty,
 )
-from .lotion_aliases import lotion_adamw, lotion_soap
-from .microsteps import (
+from .matrices.factors import refresh_counts
+from .matrices.layout import DimensionNumbers
+from .matrices.options import Precision, Storage
+from .matrices.placement import Placement, state_specs
+from .matrices.plan import Momentum, Stacks, make_plan, treatment_table
+from .methods.muon import muon, scale_by_muon
+from .methods.shampoo import scale_by_shampoo, shampoo
+from .methods.soap import scale_by_soap, soap
+from .newton.cg import CG
+from .newton.damping import LevenbergMarquardt
+from .newton.line_search import (
+  LineSearch,
+  QuadraticLineSearch,
+  line_search_losses,
+)
+from .newton.schedules import inner_schedule
+from .newton.solver import GaussNewton, gauss_newton_solver
+from .newton.state import GNInfo, GNState
+from .newton.streaming import (
   MicrostepsState,
   gauss_newton_microsteps,
   has_updated,
   needs_line_search,
 )
-from .muon import muon, scale_by_muon
-from .outer_step import GaussNewton, gauss_newton_solver
-from .paths import path_groups
-from .quantize import (
+from .newton.transform import gauss_newton
+from .rounding.grids import (
+  E2M1,
+  E2M3,
+  E3M2,
+  E4M3,
+  E5M2,
+  INT4,
+  INT8,
+  MXINT8,
+  Grid,
+)
+from .rounding.params import mean_step_size, on_grid_share, quantize_params
+from .rounding.round import (
   dequantize,
   neighbours,
   quantize,
@@ -59,19 +91,7 @@ from .quantize import (
   straight_through,
   unique_codes,
 )
-from .quantize_params import mean_step_size, on_grid_share, quantize_params
-from .scales import Quantizer
-from .searches import LineSearch, QuadraticLineSearch, line_search_losses
-from .shampoo import scale_by_shampoo, shampoo
-from .shampoo_analysis import (
-  kronecker_cosine,
-  kronecker_factors,
-  kronecker_report,
-  operator_cosine,
-)
-from .sharding import state_specs
-from .smoothing import rounding_penalty, smoothed_loss, vertex_gradient
-from .soap import scale_by_soap, soap
+from .rounding.scales import Quantizer
 
 __all__ = [
   "AverageState",
@@ -94,17 +114,20 @@ __all__ = [
   "MXINT8",
   "MeanLoss",
   "MicrostepsState",
+  "Momentum",
   "PenalizedState",
+  "Placement",
   "Precision",
   "QuadraticLineSearch",
   "Quantizer",
   "RoundingPenaltyState",
+  "Stacks",
+  "Storage",
   "add_rounding_penalty",
   "average_weights",
   "averaged_params",
   "chunked_lm_head",
   "dequantize",
-  "diagonal_preconditioner",
   "exact_ggn_diagonal",
   "factor_diagonal",
   "gauss_newton",
@@ -124,7 +147,6 @@ __all__ = [
   "linearize_at",
   "local_value_and_grad",
   "lotion_adamw",
-  "lotion_soap",
   "make_plan",
   "mean_loss",
   "mean_step_size",
@@ -143,6 +165,7 @@ __all__ = [
   "rounding_variance",
   "sampled_fisher_diagonal",
   "saturated_share",
+  "scale_by_diagonal_preconditioner",
   "scale_by_muon",
   "scale_by_shampoo",
   "scale_by_soap",
@@ -156,6 +179,5 @@ __all__ = [
   "straight_through",
   "treatment_table",
   "unique_codes",
-  "vertex_gradient",
   "with_rounding_penalty",
 ]

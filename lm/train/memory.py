@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+import optim
+
 from .. import config as configs
 from .. import gauss_newton, spec
 from ..model.loss import loss_sums
@@ -163,23 +165,23 @@ def _gradient_rows(parts: setup.Parts) -> list[Row]:
   if parts.config.quant.method in ("qat", "rat"):
     rows.append(Row("rounded weights", one, None, GRADIENTS))
   placed = sum(
-    sharding.leaf_bytes(leaf, place)
-    for (path, leaf), place in zip(
-      jax.tree_util.tree_leaves_with_path(parts.abstract_state.opt_state),
-      jax.tree.leaves(parts.shardings.opt_state),
+    sharding.bytes_per_device(momentum, places)
+    for momentum, places in zip(
+      _momenta(parts.abstract_state.opt_state),
+      _momenta(parts.shardings.opt_state),
       strict=True,
     )
-    if _is_moment(path)
   )
   if placed:  # Rotated, scaled, and on their way back to their parameters.
     rows.append(Row("updates of matrices", 2 * placed, None, UPDATE))
   return rows
 
 
-def _is_moment(path: Any) -> bool:
-  """Whether a leaf is a stack of first moments of a matrix method."""
-  names = [getattr(key, "name", None) for key in path]
-  return "momentum" in names or ("stacks" in names and "mu" in names)
+def _momenta(opt_state: Any) -> list[optim.Momentum]:
+  """The stacks of first moments of matrix methods."""
+  is_momentum = lambda x: isinstance(x, optim.Momentum)  # noqa: E731
+  nodes = jax.tree.leaves(opt_state, is_leaf=is_momentum)
+  return [node for node in nodes if is_momentum(node)]
 
 
 def _backward_rows(parts: setup.Parts) -> list[Row]:

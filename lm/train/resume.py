@@ -3,7 +3,7 @@
 import time
 from typing import Any, NamedTuple
 
-from .. import batches
+from .. import batches, translations
 from .. import config as configs
 from . import setup, weights
 from .checkpoint import Checkpointer, CheckpointError, abstract
@@ -104,7 +104,8 @@ def check(
   Raises:
     ConfigError: If a key that shapes the run differs, or the data does.
   """
-  differences = _differences(saved["config"], configs.to_dict(config))
+  then = translations.config(saved["config"])
+  differences = _differences(then, configs.to_dict(config))
   if differences:
     raise configs.ConfigError(
       "This workdir holds a run with another configuration:\n"

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import optim
+
 from .. import mesh as meshes
-from .. import optimizer
 from ..spec import ParamSpec
 from .state import TrainState
 
@@ -45,7 +46,7 @@ def param_shardings(mesh: Mesh, specs: Any, rules: str = "logical") -> Any:
 
 def placement(
   mesh: Mesh, specs: Any, layers: int, rules: str = "logical"
-) -> optimizer.Placement:
+) -> optim.Placement:
   """Where matrix methods keep their stacks on `mesh`.
 
   Along fsdp or data where one of them has a device for each layer, else along
@@ -68,15 +69,15 @@ def placement(
     axes = ("fsdp",) if alone else ("data",)
   shards = math.prod(mesh.shape[axis] for axis in axes)
   if rules == "fsdp_shape" or shards == 1:
-    return optimizer.Placement(param_specs=params)
-  return optimizer.Placement(axes, shards, params)
+    return optim.Placement(param_specs=params)
+  return optim.Placement(axes, shards, params)
 
 
 def state_shardings(
   mesh: Mesh,
   specs: Any,
   abstract_state: TrainState,
-  stacks: optimizer.Placement,
+  stacks: optim.Placement,
   rules: str = "logical",
 ) -> TrainState:
   """Sharding of each leaf of a training state.
@@ -93,7 +94,7 @@ def state_shardings(
   if rules == "fsdp_shape":
     opt_state = meshes.tree_shardings(mesh, abstract_state.opt_state)
   else:
-    entries = optimizer.state_specs(abstract_state.opt_state, stacks)
+    entries = optim.state_specs(abstract_state.opt_state, stacks)
     opt_state = jax.tree.map(
       lambda entry: NamedSharding(mesh, entry),
       entries,

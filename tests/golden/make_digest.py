@@ -116,13 +116,11 @@ def _spread(make):
   The one place that names these arguments. A factory that does not take them
   (its inner transform may) keeps its stacks wherever the compiler puts them.
   """
-  takes = inspect.signature(make).parameters
-  if "stack_axes" not in takes:
-    return {}, lambda state: optim.state_specs(state, SPECS)
-  options = dict(stack_axes=AXES, stack_shards=SHARDS)
-  if "param_specs" in takes:
-    options["param_specs"] = SPECS
-  return options, lambda state: optim.state_specs(state, SPECS, AXES, SHARDS)
+  placement, options = optim.Placement(param_specs=SPECS), {}
+  if "placement" in inspect.signature(make).parameters:
+    placement = optim.Placement(AXES, SHARDS, SPECS)
+    options = dict(placement=placement)
+  return options, lambda state: optim.state_specs(state, placement)
 
 
 def _compiled(row, dtype, devices):

@@ -56,7 +56,7 @@ STORED = {
   ),
   "lotion_int4": ("lotion_int4", {}),
 }
-MUON = dict(decay=0.95, weight_decay=0.1, consistent_rms=0.2)
+MUON = dict(beta=0.95, weight_decay=0.1, consistent_rms=0.2)
 RUNS = STORED | {"muon": ("tiny", {"optim.name": "muon", "optim.kwargs": MUON})}
 _SMALL = {
   "model.D": 16,

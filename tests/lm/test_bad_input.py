@@ -47,8 +47,8 @@ _CASES = {
   "optim.decay=none": ["config.optim.decay", "matrices"],
   "optim.embeddings=both": ["config.optim.embeddings", "one_sided"],
   "optim.embeddings=one_sided": ["config.optim.embeddings", "soap"],
-  'optim.name=soap optim.kwargs={"stack_shards":2}': [
-    "stack_shards",
+  'optim.name=soap optim.kwargs={"placement":2}': [
+    "placement",
     "trainer",
   ],
   "data.root=gs://bucket/data": ["config.data.root", "docs/pods.md"],

@@ -42,7 +42,7 @@ def _descend(tx, params, model_fn, loss_fn, rates):
 
 
 def _block_run(power, estimator, rates):
-  tx = optim.diagonal_preconditioner(
+  tx = optim.scale_by_diagonal_preconditioner(
     power, "identity", estimator, model_fn=_blocks, loss_fn=_half_square,
     decay=0.0, eps=0.0,
   )  # fmt: skip
@@ -88,7 +88,7 @@ def _logistic_loss(outputs, batch):
 
 def _logistic_excess(power, estimator, start, decays):
   """Excess loss after 30 steps, for a grid of rates."""
-  tx = optim.diagonal_preconditioner(
+  tx = optim.scale_by_diagonal_preconditioner(
     power, "identity", estimator, model_fn=_logistic, loss_fn=_logistic_loss,
     decay=0.0, eps=1e-8 if estimator == "empirical_fisher" else 0.0,
   )  # fmt: skip
@@ -141,7 +141,7 @@ ERROR_D = _RNG.normal(size=6)
 @jax.vmap
 def _sampled_moments(key, batch, noise):
   """The transform's nu for one batch, of up to 32 samples."""
-  tx = optim.diagonal_preconditioner(basis=TURN, decay=0.0)
+  tx = optim.scale_by_diagonal_preconditioner(basis=TURN, decay=0.0)
   x_key, noise_key = jax.random.split(key)
   root_DD = np.sqrt(VARIANCE_D)[:, None] * AXES.T
   x_BD = jax.random.normal(x_key, (32, 6)) @ root_DD

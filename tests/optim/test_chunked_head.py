@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import optim
-from optim import curvature
+from optim.curvature import products
 
 B, L, D, V = 3, 7, 8, 40
 MODES = ("quadratic", "prox_linear", "nonlinear")
@@ -125,7 +125,7 @@ def test_losses(case):
     logits = plain(params, batch)
     return [
       (
-        curvature.loss_sums(chunked(3), loss, params, batch),
+        products.loss_sums(chunked(3), loss, params, batch),
         loss(logits, batch),
       )
       for loss in (LOSS, unweighted)
@@ -161,7 +161,7 @@ def test_no_array_of_all_logits(what):
   calls = dict.fromkeys(MODES) | dict(
     ggn=lambda m: lambda p: optim.ggn_vector_product(m, LOSS, p, batch, p),
     hvp=lambda m: lambda p: optim.hvp(m, LOSS, p, batch, p),
-    loss=lambda m: lambda p: curvature.loss_sums(m, LOSS, p, batch),
+    loss=lambda m: lambda p: products.loss_sums(m, LOSS, p, batch),
     linearize=lambda m: lambda p: optim.linearize_at(m, LOSS, p, batch).ggn(p),
   )
   for mode in MODES:
@@ -223,7 +223,7 @@ def _norm(tree):
       "must be a mean over positions",
     ),
     (
-      lambda: curvature.loss_sums(
+      lambda: products.loss_sums(
         optim.chunked_lm_head(lambda p, b: jnp.ones((2, 3)), "mix", 2),
         LOSS, _params(True), _batch(),
       ),

@@ -114,7 +114,7 @@ def test_equals_oracle(power, kind, estimator, basis_estimator, period):
     power=power, decay=0.8, eps=1e-3, damping=1e-2,
   )  # fmt: skip
   with jax.enable_x64(True):
-    tx = optim.diagonal_preconditioner(
+    tx = optim.scale_by_diagonal_preconditioner(
       power,
       TURN if kind == "supplied" else kind,
       estimator,
@@ -132,7 +132,7 @@ def test_equals_oracle(power, kind, estimator, basis_estimator, period):
 
 
 def test_without_a_basis_it_is_adam_without_momentum():
-  ours = optim.diagonal_preconditioner(decay=0.9)
+  ours = optim.scale_by_diagonal_preconditioner(decay=0.9)
   adam = optax.scale_by_adam(b1=0.0, b2=0.9)
   adam = optax.with_extra_args_support(adam)
   for (found, _), (right, _) in zip(_run(ours), _run(adam), strict=True):
@@ -141,7 +141,7 @@ def test_without_a_basis_it_is_adam_without_momentum():
 
 def _shot(basis):
   """Loss left after one full-batch step of length 1 on a quadratic."""
-  tx = optim.diagonal_preconditioner(
+  tx = optim.scale_by_diagonal_preconditioner(
     -1.0, basis, "ggn", model_fn=_model_fn, loss_fn=_loss_fn
   )
   updates, _ = _run(tx, steps=1)[0]
@@ -160,7 +160,7 @@ def test_newton_in_the_eigenbasis_solves_a_quadratic_in_one_step():
 
 def test_drawn_labels_give_the_diagonal_in_the_basis():
   # G of the normal likelihood: loss |r|^2 / 2.
-  tx = optim.diagonal_preconditioner(
+  tx = optim.scale_by_diagonal_preconditioner(
     basis=TURN, estimator="gnb", model_fn=_model_fn, likelihood="normal",
     decay=0.0,
   )  # fmt: skip
@@ -183,7 +183,7 @@ def test_drawn_labels_give_the_diagonal_in_the_basis():
 
 
 def test_basis_of_drawn_labels_moves_only_when_due():
-  tx = optim.diagonal_preconditioner(
+  tx = optim.scale_by_diagonal_preconditioner(
     basis="kronecker", estimator="gnb", model_fn=_model_fn,
     likelihood="normal", basis_update_period=3,
   )  # fmt: skip
@@ -201,7 +201,7 @@ def test_basis_of_drawn_labels_moves_only_when_due():
 
 @pytest.mark.parametrize("basis", ["identity", "eigen", "kronecker"])
 def test_what_is_not_finite_is_left_out(basis):
-  tx = optim.diagonal_preconditioner(
+  tx = optim.scale_by_diagonal_preconditioner(
     -1.0, basis, "ggn", model_fn=_model_fn, loss_fn=_loss_fn
   )
   update, state = jax.jit(tx.update), tx.init(PARAMS)
@@ -225,10 +225,10 @@ def test_model_and_power_under_inject_hyperparams():
     estimator="ggn", basis="eigen", model_fn=_model_fn, loss_fn=_loss_fn,
     power=-1.0,
   )  # fmt: skip
-  plain = _run(optim.diagonal_preconditioner(**options), steps=2)
+  plain = _run(optim.scale_by_diagonal_preconditioner(**options), steps=2)
   static = ("model_fn", "loss_fn", "basis_update_period", "max_precond_dim")
   injected = optax.inject_hyperparams(
-    optim.diagonal_preconditioner, static_args=static
+    optim.scale_by_diagonal_preconditioner, static_args=static
   )(**options)
   for (a, _), (b, _) in zip(plain, _run(injected, steps=2), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -236,7 +236,7 @@ def test_model_and_power_under_inject_hyperparams():
 
 def test_bfloat16_params_with_the_model():
   params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
-  tx = optim.diagonal_preconditioner(
+  tx = optim.scale_by_diagonal_preconditioner(
     -1.0, "eigen", "ggn", model_fn=_model_fn, loss_fn=_loss_fn
   )
   updates, state = jax.jit(tx.update)(
@@ -274,7 +274,7 @@ def test_interpolated_bases_with_a_reflection_and_a_half_turn():
   np.testing.assert_allclose(half @ half, end, atol=1e-12)
 
 
-_DIAGONAL = optim.diagonal_preconditioner
+_DIAGONAL = optim.scale_by_diagonal_preconditioner
 _GGN = functools.partial(
   _DIAGONAL, estimator="ggn", model_fn=_model_fn, loss_fn=_loss_fn
 )

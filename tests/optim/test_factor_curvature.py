@@ -1,5 +1,7 @@
 """Curvature from Kronecker factors: Monte Carlo, reductions, no feedback."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,17 @@ import pytest
 import optim
 
 INT4 = optim.Quantizer(optim.INT4)
+
+
+def lotion_soap(learning_rate, quantizer, strength, *, mask=None, **options):
+  """SOAP on the penalised loss, its curvature the factors of SOAP."""
+  tx = optim.soap(learning_rate, **options)
+  curvature = functools.partial(optim.factor_diagonal, decay=0.95)
+  return optim.with_rounding_penalty(
+    tx, quantizer, strength, curvature, mask=mask
+  )
+
+
 STACK = optim.DimensionNumbers(sides=(1, 2), stack=0)
 FREQUENT = dict(precondition_frequency=2)
 
@@ -118,14 +131,12 @@ def test_is_zero_before_the_first_update():
 def test_soap_keeps_no_second_copy():
   params = dict(w=jnp.ones((8, 4)), gain=jnp.ones(4))
   plain = jax.eval_shape(optim.soap(1e-3).init, params)
-  tx = optim.lotion_soap(1e-3, INT4, 1.0)
+  tx = lotion_soap(1e-3, INT4, 1.0)
   penalized = jax.eval_shape(tx.init, params)
   count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
   # A count, and the average of the leaf that has no factor.
   assert count(penalized) - count(plain) == 1 + 4
-  masked = optim.lotion_soap(
-    1e-3, INT4, 1.0, penalty_mask=dict(w=True, gain=False)
-  )
+  masked = lotion_soap(1e-3, INT4, 1.0, mask=dict(w=True, gain=False))
   assert count(jax.eval_shape(masked.init, params)) - count(plain) == 1
 
 
@@ -140,7 +151,7 @@ def _grads(seed):
 def test_soap_sees_the_penalised_gradient_and_its_factors_the_task():
   params, strength = _grads(0), 3.0
   options = dict(weight_decay=0.0, **FREQUENT)
-  tx = optim.lotion_soap(1e-2, INT4, strength, **options)
+  tx = lotion_soap(1e-2, INT4, strength, **options)
   plain = optim.soap(1e-2, **options)
   state, reference = tx.init(params), plain.init(params)
   update, update_plain = jax.jit(tx.update), jax.jit(plain.update)

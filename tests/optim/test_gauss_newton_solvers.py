@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optim
-from optim import conjugate_gradient, dampings, searches
+from optim.newton import cg, damping, line_search
 
 SQUARES = optim.squared_error()
 EXACT = optim.CG(50, tol=0.0)
@@ -88,7 +88,7 @@ def test_a_preconditioner_that_is_the_diagonal_needs_one_iteration(float64):
   grad, start = dict(w=_normal(0, 4)), dict(w=jnp.zeros(4))
 
   def iterations(precond):
-    solution = conjugate_gradient.solve(
+    solution = cg.solve(
       lambda v: dict(w=curvature * v["w"]), grad, start, precond,
       optim.CG(20, tol=0.0),
     )  # fmt: skip
@@ -119,7 +119,7 @@ def test_slow_progress_stops_early(float64):
   grad = dict(w=jnp.sqrt(jnp.diag(matrix)))
 
   def iterations(tol):
-    solution = conjugate_gradient.solve(
+    solution = cg.solve(
       lambda v: dict(w=matrix @ v["w"]), grad, dict(w=jnp.zeros(60)), None,
       optim.CG(60, tol=tol),
     )  # fmt: skip
@@ -130,9 +130,7 @@ def test_slow_progress_stops_early(float64):
 
 def test_a_solved_system_stays_solved(float64):
   grad = dict(w=jnp.zeros(4))
-  solution = conjugate_gradient.solve(
-    lambda v: v, grad, dict(w=jnp.zeros(4)), None, optim.CG()
-  )
+  solution = cg.solve(lambda v: v, grad, dict(w=jnp.zeros(4)), None, optim.CG())
   assert int(solution.iters) == 0
   assert not np.any(solution.d["w"])
 
@@ -198,11 +196,11 @@ def test_a_ratio_that_is_no_number_raises_the_damping():
     (-1.0, jnp.nan, 0.45), (-0.5, -1.0, 0.3), (-0.2, -1.0, 0.45),
     (-0.9, -1.0, 0.2),
   ):  # fmt: skip
-    _, new = dampings.adapt(
+    _, new = damping.adapt(
       rule, old, jnp.float32(actual), jnp.float32(predicted)
     )
     assert float(new) == pytest.approx(wanted), (actual, predicted)
-  _, new = dampings.adapt(rule, jnp.float32(1e-8), jnp.float32(-1), -1.0)
+  _, new = damping.adapt(rule, jnp.float32(1e-8), jnp.float32(-1), -1.0)
   assert float(new) == pytest.approx(1e-8)
 
 
@@ -236,7 +234,7 @@ def test_the_quadratic_search_finds_the_minimum_of_a_quadratic(float64):
 
 
 def test_losses_that_are_not_finite_do_not_count():
-  alphas = searches.candidates(optim.LineSearch(include_zero=True))
+  alphas = line_search.candidates(optim.LineSearch(include_zero=True))
   np.testing.assert_allclose(alphas, [1, 2**-0.5, 0.5, 2**-1.5, 0.25, 0])
   nan, inf = jnp.nan, jnp.inf
   for values, wanted in (
@@ -246,7 +244,7 @@ def test_losses_that_are_not_finite_do_not_count():
     ([1, 1, 1, 1, 1, 0.5], 0),
     ([inf] * 6, 0),
   ):
-    alpha = searches.choose(alphas, jnp.asarray(values, jnp.float32))
+    alpha = line_search.choose(alphas, jnp.asarray(values, jnp.float32))
     assert float(alpha) == pytest.approx(wanted)
 
 

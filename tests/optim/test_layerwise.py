@@ -11,7 +11,7 @@ import pytest
 from oracles.flops import matmul_flops
 
 import optim
-from optim import layerwise
+from optim.curvature import groups as layerwise
 
 LOSS = optim.softmax_cross_entropy()
 

@@ -12,6 +12,15 @@ import optim
 INT4 = optim.Quantizer(optim.INT4)
 
 
+def lotion_soap(learning_rate, quantizer, strength, *, mask=None, **options):
+  """SOAP on the penalised loss, its curvature the factors of SOAP."""
+  tx = optim.soap(learning_rate, **options)
+  curvature = functools.partial(optim.factor_diagonal, decay=0.95)
+  return optim.with_rounding_penalty(
+    tx, quantizer, strength, curvature, mask=mask
+  )
+
+
 # --- The transforms ----------------------------------------------------------
 
 
@@ -52,14 +61,14 @@ def test_strength_zero_hides_what_is_not_finite():
 def test_names_of_the_states():
   state = optim.add_rounding_penalty(INT4, 1.0).init(_tree(0))
   assert isinstance(state, optim.RoundingPenaltyState)
-  state = optim.lotion_soap(1.0, INT4, 1.0).init(_tree(0))
+  state = lotion_soap(1.0, INT4, 1.0).init(_tree(0))
   assert isinstance(state, optim.PenalizedState)
 
 
 def test_strength_zero_is_soap():
   options = dict(dimension_numbers=None, precondition_frequency=3)
   plain, _ = _run(optim.soap(1e-2, **options), 8)
-  penalized, _ = _run(optim.lotion_soap(1e-2, INT4, 0.0, **options), 8)
+  penalized, _ = _run(lotion_soap(1e-2, INT4, 0.0, **options), 8)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
     plain,

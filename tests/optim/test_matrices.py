@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optim
-from optim import kronecker, linear_algebra
+from optim.matrices import factors, linalg
+from optim.matrices.options import MatrixOptions
+from optim.matrices.refresh import make_schedule, refresh_side
 
 PARAMS = dict(
   embed=jnp.zeros((40, 8)),
@@ -161,8 +163,8 @@ def test_leaf_without_entry_is_named():
     (lambda: optim.shampoo(1e-3, grafting="sgd"), "grafting='sgd'.*none"),
     (lambda: optim.shampoo(1e-3, b1=2), "b1=2"),
     (lambda: optim.shampoo(1e-3, precondition_frequency=-1), "frequency=-1"),
-    (lambda: optim.muon(1e-3, decay=1.0), "decay=1.0"),
-    (lambda: optim.muon(1e-3, num_steps=0), "num_steps=0"),
+    (lambda: optim.muon(1e-3, beta=1.0), "beta=1.0"),
+    (lambda: optim.muon(1e-3, ns_steps=0), "ns_steps=0"),
     (lambda: optim.muon(1e-3, adam_learning_rate=-1), "learning_rate=-1"),
   ],
 )
@@ -197,17 +199,19 @@ def test_each_matrix_is_refreshed_once_a_period(frequency, shards):
   params = dict(a=jnp.zeros((5, 4, 3)), b=jnp.zeros((2, 3, 3)))
   dims = {k: optim.DimensionNumbers((1, 2), 0) for k in params}
   plan = optim.make_plan(params, dims, stack_shards=shards)
-  schedule = kronecker.make_schedule(
-    plan, frequency, stagger=True, stack_shards=shards
+  options = MatrixOptions(
+    precondition_frequency=frequency,
+    placement=optim.Placement(stack_shards=shards),
   )
+  schedule = make_schedule(plan, options)
 
   def mark(factor, old):
     return old + 1, jnp.full(len(old), True)
 
-  state = kronecker.init(plan)
+  state = factors.init(plan)
   for (name, side), refresh in schedule.items():
     for count in range(frequency):
-      state[name], _ = kronecker.refresh_side(
+      state[name], _ = refresh_side(
         refresh, jnp.asarray(count), True, mark, state[name], side
       )
   for bucket in state.values():
@@ -222,7 +226,7 @@ def test_work_is_even_over_the_phases():
   params = {f"w{i}": jnp.zeros((20, 16, 16)) for i in range(2)}
   dims = optim.DimensionNumbers((1, 2), 0)
   plan = optim.make_plan(params, {k: dims for k in params})
-  schedule = kronecker.make_schedule(plan, 10, stagger=True, stack_shards=1)
+  schedule = make_schedule(plan, MatrixOptions(precondition_frequency=10))
   work = [
     sum(r.size for r in schedule.values() if r.slot_of_phase[phase] >= 0)
     for phase in range(10)
@@ -236,9 +240,8 @@ def test_a_single_matrix_each_gets_phases_of_its_own():
     "b": jnp.zeros((6, 8)),
     "c": jnp.zeros((6, 6)),
   }
-  schedule = kronecker.make_schedule(
-    optim.make_plan(params), 6, stagger=True, stack_shards=1
-  )
+  options = MatrixOptions(precondition_frequency=6)
+  schedule = make_schedule(optim.make_plan(params), options)
   used = [r.slot_of_phase.index(0) for r in schedule.values()]
   assert sorted(used) == [0, 1, 2, 3, 4, 5]
 
@@ -316,7 +319,7 @@ def test_zero_gradients_are_harmless():
 
 def test_eigenbasis_is_sorted():
   factor, vectors = _factor(6)
-  basis = np.asarray(linear_algebra.eigenbasis(factor[None])[0])
+  basis = np.asarray(linalg.eigenbasis(factor[None])[0])
   np.testing.assert_allclose(np.abs(vectors.T @ basis), np.eye(6), atol=1e-3)
 
 
@@ -328,7 +331,7 @@ def test_power_steps_converge_and_keep_the_places_of_columns(method):
   start = np.linalg.qr(vectors[:, order] + 0.05 * rng.normal(size=(6, 6)))[0]
   basis = jnp.asarray(start[None], jnp.float32)
   for _ in range(12):
-    basis, ok = linear_algebra.power_step(factor[None], basis, method=method)
+    basis, ok = linalg.power_step(factor[None], basis, method=method)
     assert np.all(ok)
   found = np.abs(vectors.T @ np.asarray(basis[0]))
   np.testing.assert_allclose(found, np.eye(6)[:, order], atol=1e-3)
@@ -337,7 +340,7 @@ def test_power_steps_converge_and_keep_the_places_of_columns(method):
 def test_scaled_cholesky_qr_is_qr_up_to_signs_and_knows_its_limits():
   rng = np.random.default_rng(0)
   good = rng.normal(size=(1, 8, 8)) * 10.0 ** np.arange(8)  # Columns scaled.
-  q, ok = linear_algebra.scaled_cholesky_qr(jnp.asarray(good, jnp.float32))
+  q, ok = linalg.scaled_cholesky_qr(jnp.asarray(good, jnp.float32))
   signs = np.abs(np.linalg.qr(good[0])[0].T @ np.asarray(q[0]))
   np.testing.assert_allclose(signs, np.eye(8), atol=1e-4)
   np.testing.assert_allclose(q[0].T @ q[0], np.eye(8), atol=1e-5)
@@ -345,9 +348,9 @@ def test_scaled_cholesky_qr_is_qr_up_to_signs_and_knows_its_limits():
   bad = np.concatenate(
     [singular, np.full_like(singular, np.nan), np.eye(4)[None]]
   )
-  _, ok = linear_algebra.scaled_cholesky_qr(jnp.asarray(bad, jnp.float32))
+  _, ok = linalg.scaled_cholesky_qr(jnp.asarray(bad, jnp.float32))
   np.testing.assert_array_equal(ok, [False, False, True])
-  q, ok = linear_algebra.cholesky_or_householder(bad)
+  q, ok = linalg.cholesky_or_householder(bad)
   np.testing.assert_array_equal(ok, [True, False, True])
   np.testing.assert_allclose(q[0].T @ q[0], np.eye(4), atol=1e-5)
 
@@ -356,16 +359,16 @@ def test_scaled_cholesky_qr_vouches_for_orthonormal_columns_only():
   rng = np.random.default_rng(0)
   spread = np.logspace(-4, 0, 30)[:, None, None]  # From parallel columns on.
   x = jnp.asarray(1 + spread * rng.normal(size=(30, 8, 8)), jnp.float32)
-  q, ok = (np.asarray(y) for y in linear_algebra.scaled_cholesky_qr(x))
+  q, ok = (np.asarray(y) for y in linalg.scaled_cholesky_qr(x))
   error = np.abs(np.swapaxes(q, 1, 2) @ q - np.eye(8)).max(axis=(1, 2))
-  assert np.all(error[ok] < linear_algebra.ORTHOGONALITY_TOLERANCE)
+  assert np.all(error[ok] < linalg.ORTHOGONALITY_TOLERANCE)
   assert np.any(np.isfinite(error[~ok]))
   assert np.any(error[~ok & np.isfinite(error)] > 1e-3)
 
 
 def test_inverse_root():
   factor, vectors = _factor(5)
-  root, ok = linear_algebra.inverse_root(jnp.asarray(factor[None]), 0.5, 1e-4)
+  root, ok = linalg.inverse_root(jnp.asarray(factor[None]), 0.5, 1e-4)
   assert ok[0]
   values = np.diag(vectors.T @ factor @ vectors)
   wanted = (vectors * (values + 1e-4) ** -0.5) @ vectors.T
@@ -376,7 +379,7 @@ def test_inverse_root_of_a_singular_matrix_is_finite_and_bounded():
   # Rank 2: the null space gets the largest factor that float32 can justify.
   x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
   factor = jnp.asarray(x @ x.T)[None]
-  root, ok = linear_algebra.inverse_root(factor, 0.5, 0.0)
+  root, ok = linalg.inverse_root(factor, 0.5, 0.0)
   assert ok[0]
   largest = np.linalg.eigvalsh(np.asarray(factor[0]))[-1]
   bound = (5 * np.finfo(np.float32).eps * largest) ** -0.5
@@ -389,7 +392,7 @@ def test_newton_schulz_flattens_the_spectrum(shape):
   x = jnp.asarray(
     np.random.default_rng(0).normal(size=(2, *shape)), jnp.float32
   )
-  flat = linear_algebra.newton_schulz(x, num_steps=6)
+  flat = linalg.newton_schulz(x, num_steps=6)
   values = np.linalg.svd(np.asarray(flat), compute_uv=False)
   assert np.all((values > 0.6) & (values < 1.3))
   u, _, vt = np.linalg.svd(np.asarray(x), full_matrices=False)
@@ -401,7 +404,7 @@ def test_newton_schulz_flattens_the_spectrum(shape):
 def test_eigenvectors_on_a_tpu_are_those_that_compile_soon():
   """One call of the runtime there, not thousands of instructions a size."""
   x = jnp.zeros((1, 300, 300))
-  traced = jax.jit(linear_algebra.eigenbasis).trace(x)
+  traced = jax.jit(linalg.eigenbasis).trace(x)
   text = traced.lower(lowering_platforms=("tpu",)).as_text()
   assert "@Eigh" in text
   assert text.count("\n") < 100

@@ -95,19 +95,17 @@ def test_blocks_across_devices_do_travel(mesh):
 def test_factor_curvature_gathers_diagonals_only(mesh):
   axes = optim.DimensionNumbers(sides=(1, 2), stack=0)
   options = dict(
-    dimension_numbers=axes, stack_axes="x", stack_shards=8,
-    precondition_frequency=4,
-  )  # fmt: skip
-  tx = optim.scale_by_soap(**options)
+    dimension_numbers=axes, placement=optim.Placement("x", 8, P(None, "x"))
+  )
+  tx = optim.scale_by_soap(precondition_frequency=4, **options)
   w = jax.ShapeDtypeStruct((8, 32, 24), jnp.float32)
   shapes = jax.eval_shape(tx.init, w)
-  specs = optim.state_specs(shapes, P(None, "x"), "x", 8)
+  specs = optim.state_specs(shapes, options["placement"])
   places = jax.tree.map(
     lambda spec: NamedSharding(mesh, spec), specs,
     is_leaf=lambda x: isinstance(x, P),
   )  # fmt: skip
   place = NamedSharding(mesh, P(None, "x"))
-  del options["precondition_frequency"]
 
   def curvature(state, w):
     return optim.factor_diagonal(state, w, decay=0.95, **options)

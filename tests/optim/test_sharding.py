@@ -52,9 +52,7 @@ def _build(name, axes):
   return getattr(optim, name)(
     1e-2,
     dimension_numbers=dims,
-    stack_axes=axes,
-    stack_shards=SHARDS,
-    param_specs=None if axes is None else SPECS,
+    placement=optim.Placement(axes, SHARDS, None if axes is None else SPECS),
     weight_decay=0.1,
     **TRANSFORMS[name],
   )
@@ -79,7 +77,7 @@ def _shardings(mesh, specs):
 def _sharded_update(mesh, tx, shapes=SHAPES):
   params = jax.eval_shape(lambda: _grads(0, shapes))
   state = jax.eval_shape(tx.init, params)
-  specs = optim.state_specs(state, SPECS, AXES, SHARDS)
+  specs = optim.state_specs(state, optim.Placement(AXES, SHARDS, SPECS))
   place = _shardings(mesh, SPECS), _shardings(mesh, specs)
   init = jax.jit(tx.init, out_shardings=place[1])
   update = jax.jit(
@@ -159,10 +157,10 @@ def test_matrices_of_leaves_that_lie_differently_make_no_detour():
   """Three of each on 2 x 4 devices: none of them stays where it was."""
   shapes = dict(wq=(3, 16, 16), wo=(3, 16, 16))
   specs = dict(wq=P(None, "fsdp"), wo=P(None, None, "fsdp"))
-  spread = dict(stack_axes=AXES, stack_shards=SHARDS, param_specs=specs)
+  placement = optim.Placement(AXES, SHARDS, specs)
   dims = dict(wq=STACK, wo=STACK)
   plain = optim.muon(1e-2, dimension_numbers=dims)
-  muon = optim.muon(1e-2, dimension_numbers=dims, **spread)
+  muon = optim.muon(1e-2, dimension_numbers=dims, placement=placement)
   mesh, grads = _mesh(), _grads(1, shapes)
   wanted = plain.update(grads, plain.init(grads), grads)[0]
   with jax.set_mesh(mesh):
@@ -194,7 +192,7 @@ def test_specs_of_stacks_and_of_optax_states():
   )
   params = jax.eval_shape(lambda: _grads(0))
   state = jax.eval_shape(tx.init, params)
-  specs = optim.state_specs(state, SPECS, AXES, SHARDS)
+  specs = optim.state_specs(state, optim.Placement(AXES, SHARDS, SPECS))
   assert jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, P)) == (
     jax.tree.structure(state)
   )
@@ -211,7 +209,7 @@ def test_specs_of_stacks_and_of_optax_states():
 
 def test_specs_want_partition_specs():
   with pytest.raises(ValueError, match=r"\['w'\].*PartitionSpec"):
-    optim.state_specs(jnp.zeros(2), dict(w="fsdp"))
+    optim.state_specs(jnp.zeros(2), optim.Placement(param_specs=dict(w="fsdp")))
 
 
 @pytest.mark.parametrize("shards", [2, 8, 64, 4096])
@@ -220,8 +218,9 @@ def test_specs_want_partition_specs():
 def test_a_device_keeps_little_however_many_there_are(shards, count, longest):
   """Never more than all of a stack, and about the least of what there is."""
   leaf = jax.ShapeDtypeStruct((count, 4096, 256), jnp.float32)
-  options = {"max_precond_dim": longest, "stack_shards": shards}
-  (bucket,) = optim.make_plan(leaf, STACK, **options).buckets
+  (bucket,) = optim.make_plan(
+    leaf, STACK, max_precond_dim=longest, stack_shards=shards
+  ).buckets
   moment = 4096 * 256
   factors = 256**2 + (4096**2 if longest > 4096 else 0)
   matrix = moment + factors
@@ -235,16 +234,11 @@ def test_a_device_keeps_little_however_many_there_are(shards, count, longest):
     kept.pop(1)
   assert kept[bucket.shard_axis] <= 2 * min(kept.values())
   # What the length of a stack says, padded or not, is where it lies.
-  spec = optim.state_specs(
-    jax.eval_shape(
-      optim.scale_by_soap(
-        dimension_numbers=STACK, stack_axes=("x",), **options
-      ).init,
-      leaf,
-    ),
-    P(),
-    ("x",),
-    shards,
-  ).kronecker[bucket.name]  # fmt: skip
+  placement = optim.Placement(("x",), shards, P())
+  tx = optim.scale_by_soap(
+    dimension_numbers=STACK, max_precond_dim=longest, placement=placement
+  )
+  state = jax.eval_shape(tx.init, leaf)
+  spec = optim.state_specs(state, placement).kronecker[bucket.name]
   lies = P("x") if bucket.shard_axis == 0 else P()
   assert spec.factors[1] == lies

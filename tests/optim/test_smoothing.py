@@ -1,12 +1,13 @@
 """The penalty and the smoothed loss against differences and exact sums."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import rounding
+from oracles import rounding, vertices
 
 import optim
 
@@ -16,7 +17,13 @@ penalty_and_grad = jax.jit(
   static_argnums=2,
   static_argnames="scale_gradient",
 )
-vertex_gradient = jax.jit(optim.vertex_gradient, static_argnums=(0, 2))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def vertex_gradient(loss_fn, params, quantizer):
+  return vertices.vertex_gradient(
+    loss_fn, params, *optim.neighbours(params, quantizer)
+  )
 
 
 def _quantizer(name, *args, **kwargs):

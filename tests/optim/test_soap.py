@@ -365,13 +365,10 @@ def test_schedule_counts_calls():
 
 def test_types_of_storage_are_those_asked_for():
   grads = _grads((6, 6), steps=12)
-  types = dict(
-    mu_dtype="bfloat16",
-    nu_dtype="float16",
-    factor_dtype="float16",
-    basis_dtype="bfloat16",
+  storage = optim.Storage(
+    mu="bfloat16", nu="float16", factor="float16", basis="bfloat16"
   )
-  tx = optim.scale_by_soap(precondition_frequency=2, **types)
+  tx = optim.scale_by_soap(precondition_frequency=2, storage=storage)
   stored, state = _run(tx, grads)
   bucket = state.kronecker["6x6_01"]
   assert state.inner.mu.stacks["6x6_01"].dtype == jnp.bfloat16

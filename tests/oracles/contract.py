@@ -27,7 +27,7 @@ DIMENSIONS = dict(
   matrix=MATRIX, stacked=STACK, plain3d=None, vector=None, scalar=None,
   empty=None,
 )  # fmt: skip
-INTEGERS = ("precondition_frequency", "max_precond_dim", "stack_shards")
+INTEGERS = ("precondition_frequency", "max_precond_dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +104,6 @@ TRANSFORMS = {
   ),
   "add_rounding_penalty": Row(optim.add_rounding_penalty, _PENALTY, ()),
   "lotion_adamw": Row(optim.lotion_adamw, _PENALTY, (), descends=True),
-  "lotion_soap": Row(
-    optim.lotion_soap, _REFRESHED | _PENALTY, INTEGERS, descends=True
-  ),
   "with_rounding_penalty": Row(
     optim.with_rounding_penalty,
     _PENALTY
@@ -116,8 +113,8 @@ TRANSFORMS = {
     ),
     ("curvature",),
   ),
-  "diagonal_preconditioner": Row(
-    optim.diagonal_preconditioner,
+  "scale_by_diagonal_preconditioner": Row(
+    optim.scale_by_diagonal_preconditioner,
     _COMMON | dict(basis="kronecker", basis_update_period=2),
     ("basis_update_period", "max_precond_dim"),
   ),
@@ -129,11 +126,11 @@ TRANSFORMS = {
   "scale_by_shampoo": Row(optim.scale_by_shampoo, _REFRESHED, INTEGERS),
   "muon": Row(
     optim.muon, _COMMON | dict(adam_learning_rate=1e-3),
-    ("num_steps", "stack_shards"), descends=True,
+    ("ns_steps",), descends=True,
     rates=("learning_rate", "adam_learning_rate"),
   ),
   "scale_by_muon": Row(
-    optim.scale_by_muon, _COMMON, ("num_steps", "stack_shards")
+    optim.scale_by_muon, _COMMON, ("ns_steps",)
   ),
 }  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Averages of weights: points to evaluate that are not the parameters."""

@@ -1,0 +1,1 @@
+"""Checks, trees, labels and points to evaluate: what every room uses."""

@@ -1,0 +1,66 @@
+"""Checks shared by the factories: name, value, rule and a way out.
+
+They run when a transform is built, so a mistake is a plain `ValueError` before
+anything is traced. Under `optax.inject_hyperparams` numbers arrive as arrays;
+traced ones are left alone, having been checked at `init`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def decay(name: str, value: Any) -> None:
+  """Averages forget with a factor in [0, 1)."""
+  if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < 1:
+    raise ValueError(
+      f"{name}={value} must be in [0, 1): it is the share of the old average "
+      "kept at a step, e.g. 0.95."
+    )
+
+
+def positive(name: str, value: Any, *, zero_too: bool = False) -> None:
+  """Raises unless value > 0 (or >= 0)."""
+  if isinstance(value, jax.core.Tracer):
+    return
+  if not (float(value) >= 0 if zero_too else float(value) > 0):
+    rule = ">= 0" if zero_too else "> 0"
+    raise ValueError(f"{name}={value} must be {rule}, e.g. 1e-8.")
+
+
+def count(name: str, value: Any) -> None:
+  """Control flow depends on these: a Python integer >= 1."""
+  whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+  if not whole:
+    raise ValueError(
+      f"{name}={value!r} must be a Python int: it decides what is compiled and "
+      "cannot be traced. Under optax.inject_hyperparams list it in "
+      f"static_args, e.g. static_args=({name!r},)."
+    )
+  if value < 1:
+    raise ValueError(f"{name}={value} must be >= 1, e.g. 10.")
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> None:
+  """Raises unless value is one of the choices."""
+  if value not in choices:
+    raise ValueError(
+      f"{name}={value!r} is not known; take one of {', '.join(choices)}."
+    )
+
+
+def learning_rate(value: Any) -> None:
+  """A schedule, or a number (or array) >= 0."""
+  if not callable(value):
+    positive("learning_rate", value, zero_too=True)
+
+
+def instance(name: str, value: Any, kind: type) -> None:
+  """Raises unless value is of a class of this package."""
+  if not isinstance(value, kind):
+    raise ValueError(
+      f"{name}={value!r} must be an optim.{kind.__name__}, e.g. "
+      f"optim.{kind.__name__}()."
+    )

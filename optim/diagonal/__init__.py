@@ -1,0 +1,1 @@
+"""Adam and Gauss-Newton as diagonals in a basis: the study of both."""

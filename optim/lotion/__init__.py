@@ -1,0 +1,1 @@
+"""LOTION: training for weights that will be rounded."""

@@ -1,0 +1,1 @@
+"""Leaves as stacks of matrices: layout, factors, bases, places on a mesh."""

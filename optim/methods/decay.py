@@ -1,0 +1,107 @@
+"""The end of an optimiser: decoupled weight decay and the learning rate."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..common import checks
+from ..common.tree import work_dtype
+
+
+class DecayState(NamedTuple):
+  """State of `decay_weights`."""
+
+  count: jax.Array  # int32 []: calls.
+
+
+def decay_weights(
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float,
+  *,
+  order: Literal["optax", "official"],
+  skip_first: bool,
+) -> optax.GradientTransformation:
+  """Adds lambda w ("optax"), or lambda (w - eta u) ("official"), to u.
+
+  Followed by the step -eta (.), the second is w <- (w - eta u)(1 - eta
+  lambda): decay after the step, as in the authors' SOAP.
+
+  Args:
+    learning_rate: eta, the one the step will take; number or schedule.
+    weight_decay: lambda.
+    order: See above.
+    skip_first: The first call decays nothing.
+
+  Returns:
+    A transform whose `update` needs `params`.
+  """
+
+  def init_fn(params):
+    del params
+    return DecayState(jnp.zeros((), jnp.int32))
+
+  def update_fn(updates, state, params=None):
+    if params is None:
+      raise ValueError(
+        f"weight_decay={weight_decay} decays the parameters, so pass them: "
+        "tx.update(grads, opt_state, params); or set weight_decay=0."
+      )
+    rate = learning_rate
+    if callable(rate):
+      rate = rate(state.count)
+    decay = jnp.where(state.count == 0, 0.0, weight_decay)
+    decay = decay if skip_first else weight_decay
+
+    def add(u, w):
+      work = work_dtype(u)
+      u32, w32 = u.astype(work), w.astype(work)
+      if order == "official":
+        w32 = w32 - rate * u32
+      return (u32 + decay * w32).astype(u.dtype)
+
+    updates = jax.tree.map(add, updates, params)
+    count: Any = optax.safe_increment(state.count)
+    return updates, DecayState(count)
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def descend(
+  direction: optax.GradientTransformation,
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float,
+  mask: Any | None,
+  *,
+  order: Literal["optax", "official"] = "optax",
+  skip_first: bool = False,
+  step: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Chains a direction, `decay_weights` on the masked leaves and the step.
+
+  Args:
+    direction: Transform of gradients into a direction of ascent.
+    learning_rate: Number, array or schedule.
+    weight_decay: 0 leaves the decay out.
+    mask: As of `optax.masked`; True decays.
+    order: As of `decay_weights`.
+    skip_first: As of `decay_weights`.
+    step: Replaces the multiplication by -learning_rate.
+
+  Returns:
+    The chain.
+  """
+  checks.learning_rate(learning_rate)
+  checks.positive("weight_decay", weight_decay, zero_too=True)
+  checks.choice("decay_order", order, ("optax", "official"))
+  parts = [direction]
+  # A traced decay is kept whatever its value.
+  if isinstance(weight_decay, jax.Array) or weight_decay:
+    decay = decay_weights(
+      learning_rate, weight_decay, order=order, skip_first=skip_first
+    )
+    parts.append(decay if mask is None else optax.masked(decay, mask))
+  if step is None:
+    step = optax.scale_by_learning_rate(learning_rate)
+  return optax.chain(*parts, step)

@@ -1,0 +1,205 @@
+"""Muon on the matrix engine: stacked Newton-Schulz iterations.
+
+Differs from `optax.contrib.muon`: the momentum is the plain average of the
+authors' code (no bias correction), and matrices of one shape are multiplied
+in one batch. Embeddings and heads are not told apart from other matrices: give
+them None in `dimension_numbers` to leave them to Adam.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..common import checks
+from ..common.options import also_takes, takes
+from ..common.tree import is_masked
+from ..matrices import elementwise, factors, linalg
+from ..matrices.layout import DimensionTree
+from ..matrices.options import check_placement
+from ..matrices.placement import Placement, from_stacks, to_stacks
+from ..matrices.plan import (
+  Momentum,
+  Plan,
+  Split,
+  Stacks,
+  check_two_sides,
+  make_plan,
+)
+from .decay import descend
+
+
+class MuonState(NamedTuple):
+  """State of `scale_by_muon`."""
+
+  momentum: Momentum  # By bucket, [S, I, O].
+  adam: Any  # Of the leaves that are no matrices, on a `Split`.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MuonOptions:
+  """Options of `scale_by_muon`.
+
+  Attributes:
+    beta: Decay b of the momentum, in [0, 1).
+    nesterov: Look one step ahead.
+    adam_b1: Decay of the first moment of Adam, for leaves that are no matrices.
+    adam_b2: Decay of the second moment of Adam.
+    adam_eps: eps of Adam.
+    dimension_numbers: Which axes are stack, input and output; see
+      `DimensionNumbers`. None takes 2-D leaves as matrices.
+    ns_coeffs: a, b, c of the iteration X <- a X + (b A + c A^2) X.
+    ns_steps: Iterations, >= 1.
+    consistent_rms: Scale by this times sqrt(max(I, O)) instead: updates of
+      about this root mean square (0.2 is Adam's).
+    mu_dtype: Type of the momentum; None is float32.
+    placement: Where the stacks lie on a mesh; see `Placement`.
+  """
+
+  beta: float = 0.95
+  _: dataclasses.KW_ONLY
+  nesterov: bool = True
+  adam_b1: float = 0.9
+  adam_b2: float = 0.95
+  adam_eps: float = 1e-10
+  dimension_numbers: DimensionTree = None
+  ns_coeffs: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
+  ns_steps: int = 5
+  consistent_rms: float | None = None
+  mu_dtype: Any | None = None
+  placement: Placement = Placement()
+
+  def __post_init__(self):
+    """Raises for any argument out of range."""
+    for name in ("beta", "adam_b1", "adam_b2"):
+      checks.decay(name, getattr(self, name))
+    checks.positive("adam_eps", self.adam_eps, zero_too=True)
+    checks.count("ns_steps", self.ns_steps)
+    check_placement(self.placement)
+
+  def plan(self, tree: Any) -> Plan:
+    """`make_plan` with these options; every matrix is one, however long."""
+    plan = make_plan(
+      tree,
+      self.dimension_numbers,
+      max_precond_dim=2**31,
+      stack_shards=self.placement.stack_shards,
+    )
+    check_two_sides(plan, "Muon")
+    return plan
+
+  def scale(self, shape: tuple[int, ...]) -> float:
+    """What the orthogonal matrix is multiplied by."""
+    inputs, outputs = shape[-2:]
+    if self.consistent_rms is not None:
+      return self.consistent_rms * max(inputs, outputs) ** 0.5
+    return max(1.0, outputs / inputs) ** 0.5
+
+
+@takes(MuonOptions)
+def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
+  r"""Replaces the momentum of each matrix by about its nearest orthogonal one.
+
+      M = b M + (1 - b) G,    N = b M + (1 - b) G  (Nesterov; else M)
+      U = newton_schulz(N) * sqrt(max(1, O / I))
+
+  with I inputs and O outputs. Leaves without a matrix get Adam.
+
+  Returns:
+    A transform whose updates are a direction of ascent, like gradients.
+
+  Raises:
+    ValueError: For an argument out of range, or, at `init`, for a leaf of
+      unknown layout or type, or one with other than two sides.
+
+  References:
+    Jordan et al., "Muon", 2024, https://kellerjordan.github.io/posts/muon/
+    Liu et al., "Muon is scalable for LLM training", 2025,
+    https://arxiv.org/abs/2502.16982 (consistent_rms)
+  """
+  adam = elementwise.scale_by_split_adam(o.adam_b1, o.adam_b2, o.adam_eps)
+
+  def init_fn(params):
+    split = o.plan(params).split(params)
+    momentum = elementwise.turning(
+      jax.tree.map(lambda x: jnp.zeros(x.shape, o.mu_dtype or x.dtype), split)
+    )
+    rest = Split(Stacks(), split.rest)
+    return MuonState(momentum.stacks, adam.init(rest))
+
+  def update_fn(updates, state, params=None, **extra_args):
+    del params, extra_args
+    plan = o.plan(updates)
+    if plan.empty:
+      return updates, state
+    split = to_stacks(updates, plan, o.placement)
+    momentum, directions = Momentum(), Stacks()
+    for name, g in split.stacks.items():
+      g, _ = factors.finite_or_zero(g)
+      old = state.momentum[name]
+      m = o.beta * old.astype(g.dtype) + (1 - o.beta) * g
+      momentum[name] = m.astype(old.dtype)
+      ahead = o.beta * m + (1 - o.beta) * g if o.nesterov else m
+      orthogonal = linalg.newton_schulz(
+        ahead, o.ns_coeffs, num_steps=o.ns_steps, dtype=g.dtype
+      )
+      directions[name] = orthogonal * o.scale(g.shape)
+    rest = jax.tree.map(factors.screen_leaf, split.rest)
+    stepped: Any = adam.update(Split(Stacks(), rest), state.adam)
+    rest, adam_state = stepped
+    split = Split(directions, rest.rest)
+    updates = from_stacks(split, plan, updates, o.placement)
+    return updates, MuonState(momentum, adam_state)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@also_takes(scale_by_muon)
+def muon(
+  learning_rate: optax.ScalarOrSchedule,
+  *,
+  weight_decay: float = 0.0,
+  mask: Any | None = None,
+  adam_learning_rate: optax.ScalarOrSchedule | None = None,
+  **direction: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """Muon for matrices and Adam for the rest; see `scale_by_muon`.
+
+  Args:
+    learning_rate: Of the matrices; about 0.02, or Adam's with
+      `consistent_rms=0.2`. Number, array or schedule.
+    weight_decay: Added to the direction as weight_decay * params.
+    mask: Tree of bools like params, or a function of params that makes one:
+      True decays. None: everything does.
+    adam_learning_rate: Of the other leaves; None is `learning_rate`.
+    **direction: The arguments of `scale_by_muon`.
+
+  Returns:
+    A transform; its `update` needs `params` unless `weight_decay` is 0.
+
+  Raises:
+    ValueError: As `scale_by_muon`.
+  """
+  step = None
+  if adam_learning_rate is not None:
+    checks.learning_rate(adam_learning_rate)
+    o = MuonOptions(**direction)
+    step = optax.partition(
+      {
+        "matrix": optax.scale_by_learning_rate(learning_rate),
+        "rest": optax.scale_by_learning_rate(adam_learning_rate),
+      },
+      lambda params: _labels(o.plan(params).split(params).rest),
+    )
+  return descend(
+    scale_by_muon(**direction), learning_rate, weight_decay, mask, step=step
+  )
+
+
+def _labels(rest):
+  """ "matrix" where a matrix was taken out, else "rest"."""
+  return jax.tree.map(
+    lambda x: "matrix" if is_masked(x) else "rest", rest, is_leaf=is_masked
+  )

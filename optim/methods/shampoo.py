@@ -1,0 +1,216 @@
+"""Shampoo with Adam grafting, on the matrix engine.
+
+Differs from the original paper: factors are bias-corrected moving averages,
+the exponent is free (1/2 for each side by default, as in the study of Shampoo
+by Morwani et al.), and inverse roots are refreshed a part at each step.
+
+Dimension key: see `matrices/plan.py`.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..common import checks
+from ..common.options import also_takes, takes
+from ..matrices import elementwise, factors, linalg
+from ..matrices.options import MatrixOptions
+from ..matrices.placement import from_stacks
+from ..matrices.plan import Stacks
+from ..matrices.refresh import make_schedule, refresh_side
+from .decay import descend
+
+
+class ShampooState(NamedTuple):
+  """State of `scale_by_shampoo`."""
+
+  count: jax.Array  # int32 []: calls.
+  grafting: elementwise.AdamState  # On a `Split`, in the leaves' coordinates.
+  kronecker: Stacks  # A `Kronecker` for each bucket; derived = inverse roots.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ShampooOptions(MatrixOptions):
+  """Options of `scale_by_shampoo`.
+
+  Attributes:
+    b1: Decay of M, in [0, 1).
+    b2: Decay of V, in [0, 1).
+    shampoo_beta: Decay beta of L and R; None is b2.
+    eps: Of Adam's direction.
+    exponent: Of each factor: 1/2, or 1/4 for the original.
+    matrix_eps: Added to the eigenvalues of L and R, in gradient^2.
+    grafting: "adam", or "none".
+    start_preconditioning_step: s, counted from 1; None is
+      `precondition_frequency`, by which each root has been computed.
+  """
+
+  b1: float = 0.9
+  b2: float = 0.95
+  shampoo_beta: float | None = None
+  eps: float = 1e-8
+  _: dataclasses.KW_ONLY
+  exponent: float = 0.5
+  matrix_eps: float = 1e-12
+  grafting: Literal["adam", "none"] = "adam"
+  start_preconditioning_step: int | None = None
+
+  def __post_init__(self):
+    """Raises for any argument out of range."""
+    super().__post_init__()
+    for name in ("b1", "b2", "shampoo_beta"):
+      if getattr(self, name) is not None:
+        checks.decay(name, getattr(self, name))
+    checks.positive("eps", self.eps, zero_too=True)
+    checks.positive("matrix_eps", self.matrix_eps, zero_too=True)
+    checks.positive("exponent", self.exponent)
+    if self.start_preconditioning_step is not None:
+      checks.count(
+        "start_preconditioning_step", self.start_preconditioning_step
+      )
+    checks.choice("grafting", self.grafting, ("adam", "none"))
+
+  @property
+  def beta(self) -> float:
+    """Decay of L and R."""
+    return self.b2 if self.shampoo_beta is None else self.shampoo_beta
+
+
+@takes(ShampooOptions)
+def scale_by_shampoo(
+  o: ShampooOptions,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Multiplies the momentum of each matrix by inverse roots of its factors.
+
+  For a matrix G [I, O], with t = 1, 2, ... and bias-corrected averages M of G
+  (b1), V of G^2 (b2), L of G G^T and R of G^T G (beta):
+
+      P = (L + eps)^(-exponent) M (R + eps)^(-exponent)
+      A = M / (sqrt(V) + eps)                               Adam's direction
+      U = P ||A||_F / ||P||_F                        its length, from step s on
+
+  and U = A before step s = `start_preconditioning_step`. The roots are
+  computed once in `precondition_frequency` steps. Leaves without a matrix get
+  A. Not grafted, U = Tr(L)^(k exponent - 1/2) P with k factored sides, which
+  does not depend on the scale of the gradients: for 1/4 on two sides the
+  original Shampoo, for 1/2 the square root of (L x R) / Tr(L).
+
+  A matrix whose gradient has a NaN or infinity is taken to have had gradient
+  zero, and counted in `kronecker[...].rejections`; a root that is not finite
+  leaves the old one in place, and is counted in `.failures`.
+
+  Returns:
+    A transform whose updates are a direction of ascent, like gradients. Its
+    `update` takes L and R from `statistics`, a tree like the gradients, where
+    that is passed.
+
+  Raises:
+    ValueError: For an argument out of range, or, at `init`, for a leaf of
+      unknown layout or type.
+
+  References:
+    Gupta et al., "Shampoo", 2018, https://arxiv.org/abs/1802.09568
+    Anil et al., 2020, https://arxiv.org/abs/2002.09018 (grafting)
+    Morwani et al., "A New Perspective on Shampoo's Preconditioner", 2024,
+    https://arxiv.org/abs/2406.17748 (exponent and trace)
+  """
+  adam = elementwise.scale_by_split_adam(o.b1, o.b2, o.eps, storage=o.storage)
+
+  def init_fn(params):
+    plan = o.plan(params)
+    grafting: Any = adam.init(plan.split(params))
+    kept = factors.init(plan, o.storage)
+    return ShampooState(jnp.zeros((), jnp.int32), grafting, kept)
+
+  def update_fn(updates, state, params=None, *, statistics=None, **extra_args):
+    del params, extra_args
+    plan = o.plan(updates)
+    if plan.empty:
+      return updates, state
+    count: Any = optax.safe_increment(state.count)
+    grads, kept = factors.observe(
+      plan, updates, state.kronecker, o.beta, o, statistics
+    )
+
+    def root(factor, old):
+      del old
+      corrected = factor / (1 - o.beta**count)
+      return linalg.inverse_root(corrected, o.exponent, o.matrix_eps)
+
+    for (name, side), turn in make_schedule(plan, o).items():
+      kept[name], _ = refresh_side(turn, count, True, root, kept[name], side)
+    grafted: Any = adam.update(grads, state.grafting)
+    directions, grafting = grafted
+    stacks = {
+      name: _direction(o, count, adam_S, grafting.mu.stacks[name], kept[name])
+      for name, adam_S in directions.stacks.items()
+    }
+    directions = directions._replace(stacks=Stacks(stacks))
+    updates = from_stacks(directions, plan, updates, o.placement)
+    return updates, ShampooState(count, grafting, kept)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@also_takes(scale_by_shampoo)
+def shampoo(
+  learning_rate: optax.ScalarOrSchedule,
+  *,
+  weight_decay: float = 0.01,
+  mask: Any | None = None,
+  **direction: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """Shampoo with decoupled weight decay; see `scale_by_shampoo`.
+
+  Args:
+    learning_rate: Number, array or schedule; about Adam's when grafted.
+    weight_decay: Added to the direction as weight_decay * params.
+    mask: Tree of bools like params, or a function of params that makes one:
+      True decays. None: everything does.
+    **direction: The arguments of `scale_by_shampoo`.
+
+  Returns:
+    A transform; its `update` needs `params` unless `weight_decay` is 0.
+
+  Raises:
+    ValueError: As `scale_by_shampoo`.
+  """
+  return descend(
+    scale_by_shampoo(**direction), learning_rate, weight_decay, mask
+  )
+
+
+def _direction(o, count, adam_S, momentum, kept):
+  """Shampoo's direction of one bucket, or Adam's before step s."""
+  momentum = momentum.astype(adam_S.dtype) / (1 - o.b1**count)
+  turned = factors.rotate(
+    momentum, kept.derived, transpose=False, precision=o.precision.rotation
+  )
+  if o.grafting == "adam":
+    plain = adam_S
+    scale = _norm(adam_S) / jnp.maximum(_norm(turned), 1e-30)
+  else:
+    plain = momentum
+    scale = _trace_scale(kept, o.exponent, 1 - o.beta**count)
+  start = o.start_preconditioning_step or o.precondition_frequency
+  return jnp.where(count >= start, scale * turned, plain)
+
+
+def _norm(x):
+  """Frobenius norm of each matrix, [S, 1, 1]."""
+  axes = tuple(range(1, x.ndim))
+  return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
+
+
+def _trace_scale(state: factors.Kronecker, exponent, correction):
+  """Tr(L)^(k exponent - 1/2), [S, 1, 1]: the trace is the same for any side."""
+  present = [factor for factor in state.factors if factor is not None]
+  trace_S = jnp.trace(present[0], axis1=-2, axis2=-1) / correction
+  power = len(present) * exponent - 0.5
+  trace_S = jnp.maximum(trace_S, jnp.finfo(trace_S.dtype).tiny)
+  return jnp.expand_dims(
+    trace_S**power, tuple(range(1, len(state.factors) + 1))
+  )

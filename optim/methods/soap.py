@@ -1,0 +1,251 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
+
+Differs from the authors' PyTorch code: the momentum is turned only when its
+basis changes (three two-sided products a step instead of five), bases keep the
+order of their columns (so the second moment is never permuted), refreshes are
+spread over the steps, and eps is Adam's (not divided by the bias correction).
+`stagger=False, first_step="skip", decay_order="official", refresh="qr"` gives
+the authors' trajectories.
+
+Dimension key: see `matrices/plan.py`.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..common import checks
+from ..common.options import also_takes, takes
+from ..matrices import eigenbasis, elementwise, factors
+from ..matrices.options import MatrixOptions
+from ..matrices.placement import from_stacks
+from ..matrices.plan import Split, Stacks, check_two_sides
+from ..matrices.refresh import make_schedule
+from .decay import descend
+
+RefreshMethod = Literal["qr", "cholesky", "eigh"]
+FirstStep = Literal["skip", "identity", "use_current"]
+
+
+class SoapState(NamedTuple):
+  """State of `scale_by_soap`; stacks are laid out as `optim.make_plan` says."""
+
+  count: jax.Array  # int32 []: calls.
+  inner: Any  # Of the element-wise rule, on a `Split` in rotated coordinates.
+  kronecker: Stacks  # A `Kronecker` for each bucket; derived = bases Q.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SoapOptions(MatrixOptions):
+  """Options of `scale_by_soap`.
+
+  Attributes:
+    b1: Decay of the first moment, in [0, 1).
+    b2: Decay of the second moment, in [0, 1).
+    shampoo_beta: Decay beta of L and R; None is b2.
+    eps: Of Adam, in units of the rotated gradient.
+    factorized: Keep V' as row and column averages (rank 1), as Adafactor.
+    normalize: Scale each matrix's U to root mean square 1.
+    bias_correction: False leaves Adam's corrections out.
+    inner: Replaces Adam (b1, b2, eps, factorized and the moments' types are
+      then its own affair). Gets no params.
+    momentum_fields: Names of the fields of the state of `inner` that are sums
+      of gradients and have to be turned with the basis.
+    refresh: "qr" (one power iteration, orthonormalised by Householder),
+      "cholesky" (the same by matrix products), or "eigh" (eigenvectors anew).
+    first_step: At the first call, "skip" only takes the bases from the
+      gradient; "use_current" takes them and makes the step as well; "identity"
+      makes Adam's step, and each matrix gets its first eigenvectors at its
+      first refresh.
+  """
+
+  b1: float = 0.95
+  b2: float = 0.95
+  shampoo_beta: float | None = None
+  eps: float = 1e-8
+  _: dataclasses.KW_ONLY
+  factorized: bool = False
+  normalize: bool = False
+  bias_correction: bool = True
+  inner: optax.GradientTransformation | None = None
+  momentum_fields: tuple[str, ...] = ("mu", "trace", "m1", "m2", "m")
+  refresh: RefreshMethod = "qr"
+  first_step: FirstStep = "skip"
+
+  def __post_init__(self):
+    """Raises for any argument out of range."""
+    super().__post_init__()
+    for name in ("b1", "b2", "shampoo_beta"):
+      if getattr(self, name) is not None:
+        checks.decay(name, getattr(self, name))
+    checks.positive("eps", self.eps, zero_too=True)
+    checks.choice("refresh", self.refresh, ("qr", "cholesky", "eigh"))
+    checks.choice(
+      "first_step", self.first_step, ("skip", "identity", "use_current")
+    )
+
+  @property
+  def beta(self) -> float:
+    """Decay of L and R."""
+    return self.b2 if self.shampoo_beta is None else self.shampoo_beta
+
+
+@takes(SoapOptions)
+def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
+  r"""Runs Adam, or another element-wise rule, in a slowly turning eigenbasis.
+
+  For a matrix G [I, O] with bases Q_L and Q_R, at each call:
+
+      G' = Q_L^T G Q_R                      into the basis
+      M' = b1 M' + (1 - b1) G',   V' = b2 V' + (1 - b2) G'^2
+      U  = Q_L (M' / (sqrt(V') + eps)) Q_R^T          both bias-corrected
+      L  = beta L + (1 - beta) G G^T,   R = beta R + (1 - beta) G^T G
+
+  and once in `precondition_frequency` calls Q <- orthonormalise(P Q) for L and
+  R each, M' being turned from the old basis into the new. The first bases are
+  the eigenvectors of the first gradient's L and R. Leaves without a matrix,
+  and matrices without a factor, get the element-wise rule as they are.
+
+  A matrix whose gradient has a NaN or infinity is taken to have had gradient
+  zero, and counted in `kronecker[...].rejections`; a refresh that fails keeps
+  the old basis of that matrix, and is counted in `.failures`.
+
+  Returns:
+    A transform whose updates are a direction of ascent, like gradients. Its
+    `update` takes L and R from `statistics`, a tree like the gradients, where
+    that is passed.
+
+  Raises:
+    ValueError: For an argument out of range, or, at `init`, for a leaf of
+      unknown layout or type.
+
+  References:
+    Vyas et al., "SOAP: Improving and stabilizing Shampoo using Adam", 2024,
+    https://arxiv.org/abs/2409.11321
+  """
+  rule = _rule(o)
+
+  def init_fn(params):
+    plan = o.plan(params)
+    if o.factorized:
+      check_two_sides(plan, "factorized=True")
+    kept = factors.init(plan, o.storage)
+    return SoapState(
+      jnp.zeros((), jnp.int32), rule.init(plan.split(params)), kept
+    )
+
+  def update_fn(updates, state, params=None, *, statistics=None, **extra_args):
+    del params  # The element-wise rule sees no rotated parameters.
+    plan, first = o.plan(updates), state.count == 0
+    if plan.empty:
+      return updates, state
+    grads, kept = factors.observe(
+      plan, updates, state.kronecker, o.beta, o, statistics
+    )
+    if o.first_step != "identity":
+      kept = eigenbasis.first_bases(kept, first)
+    rotated = eigenbasis.rotate(grads, kept, o.precision, transpose=True)
+    stepped: Any = rule.update(rotated, state.inner, None, **extra_args)
+    directions, inner = stepped
+    directions = eigenbasis.rotate(
+      directions, kept, o.precision, transpose=False
+    )
+    if o.normalize:
+      directions = _normalize(directions, _bias_scale(o, inner))
+    if o.first_step == "skip":
+      nothing = jax.tree.map(jnp.zeros_like, directions)
+      directions = _choose(first, nothing, directions)
+      inner = _choose(first, state.inner, inner)
+    make = eigenbasis.make_basis(
+      o.refresh, o.first_step, state.count, o.precision,
+      o.precondition_frequency,
+    )  # fmt: skip
+    inner, kept = eigenbasis.refresh(
+      make_schedule(plan, o), state.count, inner, kept, make, o.precision
+    )
+    updates = from_stacks(directions, plan, updates, o.placement)
+    count: Any = optax.safe_increment(state.count)
+    return updates, SoapState(count, inner, kept)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@also_takes(scale_by_soap)
+def soap(
+  learning_rate: optax.ScalarOrSchedule,
+  *,
+  weight_decay: float = 0.01,
+  mask: Any | None = None,
+  decay_order: Literal["optax", "official"] = "optax",
+  **direction: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """SOAP with decoupled weight decay; see `scale_by_soap`.
+
+  Args:
+    learning_rate: Number, array or schedule; about Adam's. A schedule counts
+      calls, the skipped first one included.
+    weight_decay: lambda; 0 turns it off. Nothing decays at a skipped call.
+    mask: Tree of bools like params, or a function of params that makes one:
+      True decays. None: everything does.
+    decay_order: "optax", w - eta (u + lambda w); "official", (w - eta u)
+      (1 - eta lambda), as the authors' code does.
+    **direction: The arguments of `scale_by_soap`.
+
+  Returns:
+    A transform; its `update` needs `params` unless `weight_decay` is 0.
+
+  Raises:
+    ValueError: As `scale_by_soap`.
+  """
+  first_step = direction.get("first_step", SoapOptions.first_step)
+  return descend(
+    scale_by_soap(**direction),
+    learning_rate,
+    weight_decay,
+    mask,
+    order=decay_order,
+    skip_first=first_step == "skip",
+  )
+
+
+def _rule(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
+  """The element-wise rule, whose state says what is momentum."""
+  if o.inner is not None:
+    return elementwise.with_momentum(o.inner, o.momentum_fields)
+  adam = elementwise.scale_by_split_adam(
+    o.b1,
+    o.b2,
+    o.eps,
+    bias_correction=o.bias_correction,
+    factorized=o.factorized,
+    storage=o.storage,
+  )
+  return optax.with_extra_args_support(adam)
+
+
+def _bias_scale(o: SoapOptions, inner: Any) -> jax.Array | float:
+  """What `normalize` multiplies its root mean square of 1 by."""
+  if o.inner is not None or not o.bias_correction:
+    return 1.0
+  return elementwise.bias_scale(inner.count, o.b1, o.b2)
+
+
+def _choose(condition, a, b):
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def _normalize(split, scale):
+  """Root mean square `scale` for each matrix, and for each other leaf."""
+
+  def unit(x, axes):
+    rms = jnp.sqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=True))
+    return scale * x / (1e-30 + rms)
+
+  stacks = {
+    name: unit(x, tuple(range(1, x.ndim))) for name, x in split.stacks.items()
+  }
+  rest = jax.tree.map(lambda x: unit(x, None), split.rest)
+  return Split(Stacks(stacks), rest)

@@ -1,0 +1,1 @@
+"""Gauss-Newton: local models of the loss, solved on fresh batches."""

@@ -1,0 +1,191 @@
+"""What Gauss-Newton can be told, checked when a transform is built."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import optax
+
+from ..common import checks
+from ..curvature import groups, local_model
+from ..curvature.products import LossFn, ModelFn
+from . import cg
+from . import damping as damping_rules
+from . import line_search as searches
+from .damping import Damping, LevenbergMarquardt
+from .line_search import AnyLineSearch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+  """What is minimised.
+
+  Attributes:
+    model_fn: (params, batch) -> outputs, or a `chunked_lm_head`.
+    loss_fn: (outputs, batch) -> scalar; best `softmax_cross_entropy` or
+      `squared_error`, which know their curvature.
+  """
+
+  model_fn: ModelFn
+  loss_fn: LossFn
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OuterOptions:
+  """Of an outer step, whoever makes the gradients of its local model.
+
+  Attributes:
+    inner_optimizer: Makes the inner updates; build it with learning rate 1,
+      e.g. `optax.adamw(1.0)`. Its weight decay acts on params + d.
+    inner_steps: N, batches of an update, >= 1.
+    scope: "full", or a function of params that labels each leaf (or its tree):
+      each group of leaves gets a model of its own with all others fixed, the
+      diagonal blocks of G, and an inner state of its own.
+    line_search: `LineSearch`, `QuadraticLineSearch` or "quadratic", or None
+      for alpha = 1.
+    damping: Number, function of the outer step, or `LevenbergMarquardt`; in
+      units of G. Adds damping / 2 |d|^2 to the model.
+    warm_start: What the next d starts from: 1 keeps the iterate, (1 - alpha)
+      d; xi < 1 takes xi d, Martens' decay; 0 starts anew.
+    reset_inner_state: Whether the inner state starts anew as well.
+    learning_rate: Multiplies the inner updates: a number, or a function of
+      (outer step, inner update), e.g. from `inner_schedule`; there are N
+      times `steps_per_batch` inner updates.
+    clip_norm: Bound on the norm of the inner gradient, over all groups; None
+      or 0 for none.
+    accumulate_dtype: Of d and of the inner state, None is float32; wider
+      parameters widen it.
+  """
+
+  inner_optimizer: optax.GradientTransformation
+  _: dataclasses.KW_ONLY
+  inner_steps: int
+  scope: groups.Scope = "full"
+  line_search: AnyLineSearch | Literal["quadratic"] = searches.DEFAULT
+  damping: Damping = 0.0
+  warm_start: float = 1.0
+  reset_inner_state: bool = False
+  learning_rate: Any = 1.0
+  clip_norm: float | None = None
+  accumulate_dtype: Any | None = None
+
+  def __post_init__(self):
+    """Raises for any argument out of range; resolves the line search."""
+    for name in ("init", "update"):
+      if not callable(getattr(self.inner_optimizer, name, None)):
+        raise ValueError(
+          f"inner_optimizer={self.inner_optimizer!r} must be an optax "
+          "transform, e.g. optax.adamw(1.0) or optim.muon(1.0); learning_rate "
+          "multiplies its updates."
+        )
+    checks.count("inner_steps", self.inner_steps)
+    damping_rules.check(self.damping)
+    checks.learning_rate(self.learning_rate)
+    traced = isinstance(self.warm_start, jax.core.Tracer)
+    if not traced and not 0 <= float(self.warm_start) <= 1:
+      raise ValueError(
+        f"warm_start={self.warm_start} must be in [0, 1]: 1 keeps the iterate, "
+        "0 starts anew, a number between starts from that share of the "
+        "displacement, e.g. 0.95."
+      )
+    if self.clip_norm is not None:
+      checks.positive("clip_norm", self.clip_norm, zero_too=True)
+    if not isinstance(self.scope, str) and not callable(self.scope):
+      groups.find_groups(self.scope)
+    searches.check(self.line_search)
+
+  @property
+  def search(self) -> AnyLineSearch:
+    """The line search, by its class."""
+    return searches.check(self.line_search)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SolverOptions(OuterOptions, Model):
+  """Of an outer step that makes its local models itself.
+
+  Attributes:
+    mode: "quadratic" (Gauss-Newton), "prox_linear", or "nonlinear", the
+      control: the loss itself, by plain gradients.
+    steps_per_batch: Inner updates on each batch.
+    splits: Parts that each batch's rows are cut into to save memory; their
+      gradients are added, weighted by what counts in them.
+    solver: "first_order", or `CG` on all N batches at once.
+    linearization: "joint", or "reuse" to linearise each batch once for its
+      `steps_per_batch` updates (cheaper without rematerialisation only).
+    group_axis: Mesh axis over which the groups are shared out.
+    matmul_precision: Of the products of model and loss, as of
+      `jax.default_matmul_precision`; None leaves it as it is.
+  """
+
+  _: dataclasses.KW_ONLY
+  mode: local_model.Mode = "quadratic"
+  steps_per_batch: int = 1
+  splits: int = 1
+  solver: Literal["first_order"] | cg.CG = "first_order"
+  linearization: Literal["joint", "reuse"] = "joint"
+  group_axis: str | None = None
+  matmul_precision: str | None = None
+
+  def __post_init__(self):
+    """Raises for any argument out of range, or a mix without meaning."""
+    super().__post_init__()
+    checks.choice("mode", self.mode, local_model.MODES)
+    checks.choice("linearization", self.linearization, ("joint", "reuse"))
+    checks.count("steps_per_batch", self.steps_per_batch)
+    checks.count("splits", self.splits)
+    if isinstance(self.solver, cg.CG):
+      cg.check(self.solver, self.damping, self.inner_steps)
+    else:
+      checks.choice("solver", self.solver, ("first_order",))
+    for clash, what, way_out in (*self._cg_clashes(), *self._clashes()):
+      if clash:
+        raise ValueError(f"{what} does not go together; take {way_out}.")
+
+  @property
+  def adapts_damping(self) -> bool:
+    """Whether the damping follows the fit of the model."""
+    return isinstance(self.damping, LevenbergMarquardt)
+
+  def _cg_clashes(self):
+    """(whether, what, way out) of what CG cannot do."""
+    if not isinstance(self.solver, cg.CG):
+      return []
+    found = [
+      (self.mode != "quadratic", f"mode={self.mode!r}", "mode='quadratic'"),
+      (self.scope != "full", "a layerwise scope", "scope='full'"),
+      (self.steps_per_batch > 1, "steps_per_batch > 1", "steps_per_batch=1"),
+      (self.splits > 1, "splits > 1", "more and smaller batches"),
+      (self.linearization != "joint", "'reuse'", "linearization='joint'"),
+    ]
+    return [(clash, f"solver=CG with {a}", b) for clash, a, b in found]
+
+  def _clashes(self):
+    """(whether, what, way out) of other pairs of options."""
+    layerwise = self.scope != "full"
+    nonlinear = self.mode == "nonlinear"
+    return [
+      (
+        self.adapts_damping and nonlinear,
+        "LevenbergMarquardt with mode='nonlinear', which is its own model,",
+        "a number",
+      ),
+      (
+        self.adapts_damping and self.search is None,
+        "LevenbergMarquardt without a line search, whose data it needs,",
+        "line_search=LineSearch()",
+      ),
+      (
+        self.linearization == "reuse"
+        and (nonlinear or layerwise or self.splits > 1),
+        "linearization='reuse' with mode='nonlinear', a layerwise scope or "
+        "splits > 1",
+        "linearization='joint'",
+      ),
+      (
+        self.group_axis is not None and not layerwise,
+        f"group_axis={self.group_axis!r} with scope='full', which has no "
+        "groups,",
+        "group_axis=None",
+      ),
+    ]

@@ -1,0 +1,1 @@
+"""Numbers to grids of few bits: grids, scales, rounding. No training."""

@@ -1,0 +1,171 @@
+"""Grids of numbers of few bits, and exact arithmetic on them.
+
+A grid is what one element of a block can be, in units of the block's scale.
+Everything is float32 (or float64) arithmetic, so that formats for which a
+platform has no type work alike; powers of two are read from and built out of
+the bits, because jitted `log2` and `exp2` miss some of them.
+
+Sources: OCP Microscaling Formats (MX) v1.0, 2023, for the floating formats and
+INT8 of MX. INT4 and INT8 are symmetric: -8 and -128 stay unused.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """Symmetric set of codes; hashable.
+
+  Attributes:
+    name: As the constant.
+    code_max: The largest code.
+    mantissa_bits: m of a floating format, whose codes are 2^(p - m) apart in
+      the binade [2^p, 2^(p + 1)); None for equal spacing.
+    min_exponent: p of the smallest normal code, below which the spacing stays;
+      for equal spacing, its log2.
+    max_exponent: floor(log2(code_max)).
+  """
+
+  name: str
+  code_max: float
+  mantissa_bits: int | None
+  min_exponent: int
+  max_exponent: int
+
+  def codes(self) -> np.ndarray:
+    """All codes in increasing order, float64."""
+    if self.mantissa_bits is None:
+      count = round(self.code_max / 2.0**self.min_exponent)
+      return np.arange(-count, count + 1) * 2.0**self.min_exponent
+    per_binade = 2**self.mantissa_bits
+    fraction = np.arange(per_binade) / per_binade
+    subnormal = fraction * 2.0**self.min_exponent
+    exponents = np.arange(self.min_exponent, self.max_exponent + 1.0)
+    normal = np.ravel((1 + fraction) * 2.0 ** exponents[:, None])
+    positive = np.concatenate([subnormal, normal])
+    positive = positive[positive <= self.code_max]
+    return np.concatenate([-positive[:0:-1], positive])
+
+
+INT4 = Grid("INT4", 7.0, None, 0, 2)
+INT8 = Grid("INT8", 127.0, None, 0, 6)
+MXINT8 = Grid("MXINT8", 127 / 64, None, -6, 0)
+E2M1 = Grid("E2M1", 6.0, 1, 0, 2)
+E2M3 = Grid("E2M3", 7.5, 3, 0, 2)
+E3M2 = Grid("E3M2", 28.0, 2, -2, 4)
+E4M3 = Grid("E4M3", 448.0, 3, -6, 8)
+E5M2 = Grid("E5M2", 57344.0, 2, -14, 15)
+
+_STORAGE = {
+  "INT4": jnp.int4,
+  "INT8": jnp.int8,
+  "MXINT8": jnp.int8,
+  "E2M1": jnp.float4_e2m1fn,
+  "E2M3": jnp.uint8,
+  "E3M2": jnp.uint8,
+  "E4M3": jnp.float8_e4m3fn,
+  "E5M2": jnp.float8_e5m2,
+}
+
+
+def floor_log2(x: jax.Array) -> jax.Array:
+  """floor(log2 |x|) from the bits, int32; subnormal numbers and 0 give -127.
+
+  (float64: -1023; infinities and NaNs give 128 and 1024.)
+
+  Args:
+    x: float32 or float64.
+
+  Returns:
+    Like x.
+  """
+  integer, bits, bias = _layout(x.dtype)
+  raw = jax.lax.bitcast_convert_type(x, integer)
+  field = (raw >> bits) & (2 * bias + 1)
+  return field.astype(jnp.int32) - bias
+
+
+def power_of_two(exponent: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """2^exponent built from the bits; exponent >= -126 (float64: -1022)."""
+  integer, bits, bias = _layout(dtype)
+  field = (exponent + bias).astype(integer) << bits
+  return jax.lax.bitcast_convert_type(field, dtype)
+
+
+def times_power(
+  x: jax.Array, exponent: jax.Array, factor: jax.Array | float = 1.0
+) -> jax.Array:
+  """x 2^exponent, exact for exponents in [-252, 254]; times a factor."""
+  half = exponent >> 1
+  x = x * (power_of_two(half, x.dtype) * factor)
+  return x * power_of_two(exponent - half, x.dtype)
+
+
+def locate(y: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array | float]:
+  """(k, spacing) with y = k spacing, the codes around y being at whole k.
+
+  Args:
+    y: |y| <= code_max, float32 or float64.
+    grid: The grid.
+
+  Returns:
+    k, exactly, and the spacing, a power of two.
+  """
+  if grid.mantissa_bits is None:
+    spacing = 2.0**grid.min_exponent
+    return y / spacing, spacing
+  binade = jnp.maximum(floor_log2(y), grid.min_exponent)
+  exponent = binade - grid.mantissa_bits
+  k = y * power_of_two(-exponent, y.dtype)
+  return k, power_of_two(exponent, y.dtype)
+
+
+def nearest(y: jax.Array, grid: Grid) -> jax.Array:
+  """The code closest to y, ties to the even one, for |y| <= code_max."""
+  k, spacing = locate(y, grid)
+  return jnp.round(k) * spacing
+
+
+def bracket(y: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
+  """The codes below and above y; both are y if it is a code."""
+  k, spacing = locate(y, grid)
+  return jnp.floor(k) * spacing, jnp.ceil(k) * spacing
+
+
+def encode(codes: jax.Array, grid: Grid) -> jax.Array:
+  """Codes as numbers -> their storage type."""
+  dtype = _STORAGE[grid.name]
+  if grid.name == "MXINT8":
+    codes = codes * 64
+  if dtype != jnp.uint8:
+    return codes.astype(dtype)
+  # The bit patterns of the magnitudes are in the order of their values.
+  magnitudes = jnp.asarray(_magnitudes(grid), codes.dtype)
+  index = jnp.searchsorted(magnitudes, jnp.abs(codes)).astype(dtype)
+  return index | (jnp.signbit(codes).astype(dtype) << 5)
+
+
+def decode(stored: jax.Array, grid: Grid) -> jax.Array:
+  """Undoes `encode`, in float32."""
+  if _STORAGE[grid.name] == jnp.uint8:
+    positive = _magnitudes(grid)
+    table = np.concatenate([positive, -positive]).astype(np.float32)
+    return jnp.asarray(table)[stored]
+  codes = stored.astype(jnp.float32)
+  return codes / 64 if grid.name == "MXINT8" else codes
+
+
+def _magnitudes(grid: Grid) -> np.ndarray:
+  codes = grid.codes()
+  return codes[codes >= 0]
+
+
+def _layout(dtype: jnp.dtype):
+  """(integer of the same size, mantissa bits, exponent bias)."""
+  if dtype == jnp.float64:
+    return jnp.int64, 52, 1023
+  return jnp.int32, 23, 127

@@ -1,0 +1,278 @@
+"""Quantisation of the leaves of a tree: which ones, how, and with which key."""
+
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import grids
+from .round import step_size, straight_through
+from .scales import UNBIASED, Quantizer, to_blocks, to_codes, uncut
+
+# A Quantizer for every leaf; or a tree of `Quantizer | None` (None: the leaf
+# is left alone), or a function of params that makes one.
+QuantizerTree = Any | Callable[[Any], Any]
+
+
+class Leaf(NamedTuple):
+  """One leaf of a tree, and what is to be done with it."""
+
+  path: str
+  value: Any  # An array or a `jax.ShapeDtypeStruct`.
+  quantizer: Quantizer | None
+
+
+def find_leaves(
+  params: Any,
+  quantizer: QuantizerTree,
+  mask: Any | None = None,
+  *,
+  unbiased: bool = False,
+) -> list[Leaf]:
+  """The leaves of a tree in order, with their quantizers.
+
+  Args:
+    params: Any tree of floating arrays, or of their shapes.
+    quantizer: See `QuantizerTree`; trees are looked up by path, so that they
+      may be larger than params (`optax.masked`) or stop above its leaves.
+    mask: Tree of bools, or a function of params that makes one: True
+      quantises. None: every leaf that has a quantizer.
+    unbiased: Refuse scale rules for which rounding at random is biased.
+
+  Returns:
+    A list.
+
+  Raises:
+    ValueError: For a leaf without an entry, one that is not floating, whose
+      blocks do not divide its axis, or with a biased rule.
+  """
+  flat = jax.tree_util.tree_flatten_with_path(params)[0]
+  quantizers = _by_path(params, quantizer, "quantizer")
+  chosen = _by_path(params, True if mask is None else mask, "mask")
+  leaves = []
+  for key_path, value in flat:
+    path = jax.tree_util.keystr(key_path)
+    found = _look_up(quantizers, key_path, "quantizer")
+    if not _look_up(chosen, key_path, "mask"):
+      found = None
+    if found is not None:
+      _check(path, value, found, unbiased)
+    leaves.append(Leaf(path, value, found))
+  return leaves
+
+
+def check_quantizers(quantizer: QuantizerTree, mask: Any | None = None) -> None:
+  """Refuses at construction what rounding at random will refuse at `init`.
+
+  Args:
+    quantizer: See `QuantizerTree`; functions are left for `init`.
+    mask: As for `find_leaves`; with one, which rules are used of a tree of
+      quantizers is known at `init` only.
+
+  Raises:
+    ValueError: For entries of a wrong type, or a biased rule.
+  """
+  if mask is not None and not callable(mask):
+    _by_path(None, mask, "mask")
+  if callable(quantizer):
+    return
+  for path, entry in _by_path(None, quantizer, "quantizer").items():
+    if entry is not None and (mask is None or not path):
+      _check_unbiased(entry, f"quantizer{jax.tree_util.keystr(path)}")
+
+
+def quantize_params(
+  params: Any,
+  quantizer: QuantizerTree,
+  *,
+  mask: Any | None = None,
+  key: jax.Array | None = None,
+  scale_gradient: bool = False,
+) -> Any:
+  """Rounds the chosen leaves; gradients pass straight through.
+
+  For evaluation after training (PTQ) and, inside the loss, for training with
+  rounded weights: nearest (QAT) or at random with a fresh key each step (RAT).
+  Every leaf draws with a key of its own, folded from its path; replicas that
+  are given the same key round alike.
+
+  Args:
+    params: Any tree of floating arrays.
+    quantizer: For every leaf, or a tree or function of them; see
+      `find_leaves`.
+    mask: True quantises; None: every leaf that has a quantizer.
+    key: For rounding at random; None rounds to nearest.
+    scale_gradient: Also differentiate the scales, as in `straight_through`.
+
+  Returns:
+    A tree like params, types kept.
+
+  Raises:
+    ValueError: As `find_leaves`; a key needs an unbiased rule.
+  """
+
+  def rounded(leaf: Leaf):
+    if leaf.quantizer is None:
+      return leaf.value
+    own = None if key is None else leaf_key(key, leaf.path)
+    return straight_through(
+      leaf.value, leaf.quantizer, key=own, scale_gradient=scale_gradient
+    ).astype(leaf.value.dtype)
+
+  leaves = find_leaves(params, quantizer, mask, unbiased=key is not None)
+  return jax.tree.unflatten(jax.tree.structure(params), map(rounded, leaves))
+
+
+def leaf_key(key: jax.Array, path: str) -> jax.Array:
+  """`key`, folded with a hash of the path: the same in every process."""
+  return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def mean_step_size(
+  params: Any, quantizer: QuantizerTree, *, mask: Any | None = None
+) -> jax.Array:
+  """Mean of the scale s over all quantised entries.
+
+  Args:
+    params: Any tree of floating arrays.
+    quantizer: As for `quantize_params`.
+    mask: As for `quantize_params`.
+
+  Returns:
+    float32 [].
+  """
+  return _mean(_spread_step_size, params, quantizer, mask)
+
+
+def on_grid_share(
+  params: Any,
+  quantizer: QuantizerTree,
+  *,
+  mask: Any | None = None,
+  tolerance: float = 0.05,
+) -> jax.Array:
+  """Share of quantised entries close to a grid point.
+
+  Uniformly spread weights have 2 `tolerance`, weights on the grid 1.
+
+  Args:
+    params: Any tree of floating arrays.
+    quantizer: As for `quantize_params`.
+    mask: As for `quantize_params`.
+    tolerance: What is close, in units of the gap between two grid points.
+
+  Returns:
+    float32 [].
+  """
+  close = functools.partial(_on_grid, tolerance=tolerance)
+  return _mean(close, params, quantizer, mask)
+
+
+def _spread_step_size(x: jax.Array, quantizer: Quantizer) -> jax.Array:
+  return jnp.broadcast_to(step_size(x, quantizer), x.shape)
+
+
+def _on_grid(x: jax.Array, quantizer: Quantizer, tolerance) -> jax.Array:
+  codes = to_codes(to_blocks(x, quantizer), quantizer.grid)
+  k, _ = grids.locate(codes, quantizer.grid)
+  return uncut(jnp.abs(k - jnp.round(k)) < tolerance, x.shape, quantizer)
+
+
+def _mean(fn, params, quantizer, mask) -> jax.Array:
+  """Mean of fn(x, quantizer) over the entries of all chosen leaves."""
+  leaves = [
+    leaf
+    for leaf in find_leaves(params, quantizer, mask)
+    if leaf.quantizer is not None
+  ]
+  size = sum(leaf.value.size for leaf in leaves)
+  total = jnp.zeros((), jnp.float32)
+  for leaf in leaves:
+    values = fn(leaf.value, leaf.quantizer)
+    total = total + jnp.sum(values, dtype=jnp.float32)
+  return total / max(size, 1)
+
+
+def _by_path(params, tree, name: str) -> dict[tuple, Any]:
+  """{path: entry} of a tree, or of what a function makes of params."""
+  if callable(tree):
+    tree = tree(params)
+  flat, _ = jax.tree_util.tree_flatten_with_path(
+    tree, is_leaf=lambda x: x is None
+  )
+  if name == "quantizer":
+    rule = (
+      "an optim.Quantizer, e.g. optim.Quantizer(optim.INT4), or None to leave "
+      "the leaf alone"
+    )
+    fits = lambda x: x is None or isinstance(x, Quantizer)  # noqa: E731
+  else:
+    rule = "True or False"
+    fits = lambda x: isinstance(x, (bool, np.bool_))  # noqa: E731
+  for key_path, entry in flat:
+    if not fits(entry):
+      raise ValueError(
+        f"{name}{jax.tree_util.keystr(key_path)}={entry!r} must be {rule}."
+      )
+  return dict(flat)
+
+
+def _look_up(entries: dict[tuple, Any], key_path: tuple, name: str):
+  """The entry of a leaf, or of the subtree it is in."""
+  for stop in range(len(key_path), -1, -1):
+    if key_path[:stop] in entries:
+      return entries[key_path[:stop]]
+  known = [jax.tree_util.keystr(path) for path in entries]
+  raise ValueError(
+    f"{name} has no entry for leaf {jax.tree_util.keystr(key_path)}; give "
+    f"each leaf one. Entries: {known[:8]}."
+  )
+
+
+def _check_unbiased(quantizer: Quantizer, whose: str) -> None:
+  if quantizer.scale not in UNBIASED:
+    raise ValueError(
+      f"scale={quantizer.scale!r} of {whose} saturates its largest elements, "
+      "so rounding at random is biased; take scale='pow2_ceil' or 'absmax'."
+    )
+
+
+def _check(path: str, leaf, quantizer: Quantizer, unbiased: bool) -> None:
+  """Raises for a leaf that a quantizer does not fit."""
+  if not hasattr(leaf, "shape"):
+    raise ValueError(
+      f"Leaf {path}={leaf!r} must be an array, e.g. jnp.asarray({leaf!r})."
+    )
+  shape = tuple(leaf.shape)
+  if not jnp.issubdtype(leaf.dtype, jnp.floating):
+    raise ValueError(
+      f"Leaf {path} of shape {shape} has type {leaf.dtype}; only real "
+      "floating leaves are quantised. Give it None or mask it out."
+    )
+  if unbiased:
+    _check_unbiased(quantizer, f"leaf {path}")
+  batch, axis, size = quantizer.batch_axes, quantizer.axis, quantizer.block_size
+  if batch > len(shape):
+    raise ValueError(
+      f"batch_axes={batch} but leaf {path} has shape {shape}. Give it a "
+      "Quantizer of its own, None, or mask it out."
+    )
+  if axis is None:
+    return
+  if not -len(shape) <= axis < len(shape) or axis % len(shape) < batch:
+    raise ValueError(
+      f"axis={axis} but leaf {path} has shape {shape} (batch_axes={batch}). "
+      "Give it a Quantizer of its own, None, or mask it out."
+    )
+  if size is not None and shape[axis] % size:
+    divisors = [n for n in range(1, shape[axis] + 1) if shape[axis] % n == 0]
+    near = sorted(divisors, key=lambda n: abs(n - size))[:2]
+    raise ValueError(
+      f"block_size={size} does not divide axis {axis} of leaf {path}, which "
+      f"has shape {shape}. Divisors near it: {sorted(near)}; or "
+      "block_size=None for one block a line."
+    )
