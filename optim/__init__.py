@@ -4,6 +4,7 @@ Importing needs jax, optax and numpy only.
 """
 
 from .averages.ema import AverageState, average_weights, averaged_params
+from .common.evaluation import eval_names, eval_params
 from .common.labels import path_groups
 from .curvature.diagonals import (
   exact_ggn_diagonal,
@@ -128,6 +129,8 @@ __all__ = [
   "averaged_params",
   "chunked_lm_head",
   "dequantize",
+  "eval_names",
+  "eval_params",
   "exact_ggn_diagonal",
   "factor_diagonal",
   "gauss_newton",

@@ -1,0 +1,128 @@
+"""The point that a method wants evaluated, found in its state by type.
+
+Most methods are evaluated at the parameters. An average of the weights, or a
+method such as Schedule-Free, has another point in its state. A module that
+defines such a state registers a reader for the state's type; `eval_params`
+finds states of known types anywhere: in a chain, `optax.masked`,
+`optax.partition`, `optax.inject_hyperparams`, `optax.MultiSteps`.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .tree import by_path
+
+
+class Reader(NamedTuple):
+  """How the points of one type of state are read.
+
+  Attributes:
+    names: state -> names of its averages.
+    read: (state, name) -> function of params, or None if the state has no such
+      point. Name None is the method's own point. The function takes a tree like
+      params and returns one of equal dtypes; under a mask both have only the
+      leaves that the state has.
+    tree: state -> a tree like params, or what a mask left of it.
+  """
+
+  names: Callable[[Any], tuple[str, ...]]
+  read: Callable[[Any, str | None], Callable[[Any], Any] | None]
+  tree: Callable[[Any], Any]
+
+
+_READERS: dict[type, Reader] = {}
+
+
+def register(kind: type, reader: Reader) -> None:
+  """Makes the points of states of a type known; once, where it is defined."""
+  _READERS[kind] = reader
+
+
+def eval_params(opt_state: Any, params: Any, name: str | None = None) -> Any:
+  """The weights to evaluate: the method's own point, or a named average.
+
+  Args:
+    opt_state: State of any optimiser, wrapped in any way.
+    params: The parameters that the state belongs to.
+    name: None is the point that the method itself wants evaluated (of Schedule-
+      Free, x). Otherwise an average that the state keeps, by its name: one of
+      `eval_names(opt_state)`, e.g. "ema:0.99".
+
+  Returns:
+    A tree like params, of the dtypes of params. Leaves whose state has no such
+    point, under `optax.masked` or `optax.partition`, are those of params, and
+    so are all leaves for None where the method has no point of its own.
+
+  Raises:
+    ValueError: If the state has no average of this name, or two states have
+      one for the same leaf.
+  """
+  if name is not None and name not in eval_names(opt_state):
+    known = ", ".join(map(repr, eval_names(opt_state))) or "no average at all"
+    raise ValueError(
+      f"name={name!r} is no average of this state, which has {known}. Wrap the "
+      "optimiser in optim.average_weights, or take name=None."
+    )
+  leaves = by_path(params)
+  found: dict[str, Any] = {}
+  for state, reader in _known_states(opt_state):
+    read = reader.read(state, name)
+    if read is None:
+      continue
+    own = _matching(reader.tree(state), leaves)
+    for path, leaf in by_path(read(own)).items():
+      if path in found:
+        raise ValueError(
+          f"name={name!r} has two points for leaf {path}: two states of the "
+          "optimiser keep one. Keep one of them, or give the averages "
+          "different names."
+        )
+      found[path] = leaf
+  values = [found.get(path, leaf) for path, leaf in leaves.items()]
+  return jax.tree.unflatten(jax.tree.structure(params), values)
+
+
+def eval_names(opt_state: Any) -> tuple[str, ...]:
+  """Names of the averages that a state keeps, for `eval_params`; in order."""
+  names = [
+    name
+    for state, reader in _known_states(opt_state)
+    for name in reader.names(state)
+  ]
+  return tuple(dict.fromkeys(names))
+
+
+def _known_states(tree: Any) -> Iterator[tuple[Any, Reader]]:
+  """All nodes of registered types, outer ones first."""
+  kinds = tuple(_READERS)
+  inside = lambda x, node: x is not node and isinstance(x, kinds)  # noqa: E731
+
+  def visit(node):
+    for child in jax.tree.leaves(
+      node, is_leaf=functools.partial(inside, node=node)
+    ):
+      if isinstance(child, kinds):
+        yield child, _READERS[type(child)]
+        yield from visit(child)
+
+  if isinstance(tree, kinds):
+    yield tree, _READERS[type(tree)]
+  yield from visit(tree)
+
+
+def _matching(tree: Any, leaves: dict[str, Any]) -> Any:
+  """The parameters at the paths of a state's tree."""
+  paths = list(by_path(tree))
+  missing = [path for path in paths if path not in leaves]
+  if missing:
+    raise ValueError(
+      f"params have no leaf {missing[0]}, but opt_state has a point for it; "
+      "pass the parameters that the optimiser was initialised with. Leaves of "
+      f"params: {list(leaves)[:8]}."
+    )
+  own = [jnp.asarray(leaves[path]) for path in paths]
+  return jax.tree.unflatten(jax.tree.structure(tree), own)
