@@ -17,13 +17,6 @@ from .adaptive import (
   rms_scan,
   sign_scan,
 )
-from .average_closed import (
-  average_stages,
-  ema_at,
-  ema_stages,
-  ema_stationary,
-  tail_average_at,
-)
 from .averages import (
   avg_scan,
   theta_ema,
@@ -33,14 +26,15 @@ from .averages import (
   theta_uniform,
   theta_weighted,
 )
-from .blocks import (
-  method_chi,
-  method_eta_max,
-  method_scan,
-  method_stationary,
+from .averages_closed import (
+  average_stages,
+  ema_at,
+  ema_stages,
+  ema_stationary,
+  tail_average_at,
 )
 from .bounds import Bound, chi_bound, effective_dim, zou_bound
-from .cbs import (
+from .critical_batches import (
   StepsFit,
   critical_batch,
   data_to_target,
@@ -49,10 +43,14 @@ from .cbs import (
   risk_table,
   steps_fit,
 )
-from .closed import risk_at, risk_stages, state_at, stationary
 from .fits import Fit, chinchilla, isoflop_optimum, kaplan
 from .logistic import LogisticPath, logistic_moments, logistic_path
-from .mc import Sampled, simulate
+from .method_moments import (
+  method_chi,
+  method_eta_max,
+  method_scan,
+  method_stationary,
+)
 from .methods import (
   ademamix,
   asgd,
@@ -64,6 +62,7 @@ from .methods import (
   sgd,
   weight_decay,
 )
+from .monte_carlo import Sampled, simulate
 from .power_fits import cbs_law, kappa_profile, power_law_fit, shifted_power
 from .precision import float64
 from .problems import (
@@ -85,6 +84,7 @@ from .quantized import (
   smoothed_risk_gradient,
 )
 from .rates import Exponents, exponents, gamma_star, slope
+from .risk_closed import risk_at, risk_stages, state_at, stationary
 from .schedules import (
   anytime,
   constant,
@@ -102,7 +102,7 @@ from .schedules import (
   unroll,
   wsd,
 )
-from .sgd import final_risk, risk_scan, step
+from .sgd_moments import final_risk, risk_scan, step
 from .stability import chi, eta_max
 from .types import Method, Problem, Risk, RiskParts, Schedule, Stages
 from .volterra import fsl_risk, kernel, volterra_risk

@@ -14,7 +14,7 @@ import numpy as np
 from jax.scipy.special import betainc, gammaln
 
 from .precision import on_host
-from .sgd import step
+from .sgd_moments import step
 from .stability import fourth_moment
 from .types import Array, Problem, Schedule
 

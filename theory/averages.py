@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .precision import on_host
-from .sgd import as_risk, increment_of, start_rows
+from .sgd_moments import as_risk, increment_of, start_rows
 from .stability import all_stable
 from .types import Problem, Schedule
 

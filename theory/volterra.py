@@ -14,8 +14,8 @@ Paquette et al., arXiv 2405.15074.
 import jax
 import jax.numpy as jnp
 
-from .closed import power
 from .precision import on_host
+from .risk_closed import power
 from .stability import fourth_moment
 from .types import Problem, Schedule
 

@@ -6,15 +6,17 @@ second moment of a sum of n iterates is, per direction with q = 1 - eta lam,
     sum_{j<n} c_j (1 + 2 sum_{0<l<n-j} q^l),
 
 and c_j is a sum over modes of powers mu^j (mu = 1 - nu) and of partial sums
-of powers, so everything is a divided difference of z^n (`divided`). Label
-noise uses partial sums, never z_inf minus a transient, so unstable step sizes
-and chi = 1 are no exception.
+of powers, so everything is a divided difference of z^n
+(`divided_differences`). Label noise uses partial sums, never z_inf minus a
+transient, so unstable step sizes and chi = 1 are no exception.
 """
 
 import jax
 import jax.numpy as jnp
 
-from .closed import (
+from .divided_differences import differences
+from .precision import on_host
+from .risk_closed import (
   amplitudes,
   modes_of,
   move,
@@ -22,9 +24,7 @@ from .closed import (
   power,
   spread,
 )
-from .divided import differences
-from .precision import on_host
-from .sgd import as_risk
+from .sgd_moments import as_risk
 from .stability import all_stable, chi, fourth_moment, is_stable
 from .types import Problem, Risk, Stages
 

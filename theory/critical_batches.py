@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .average_closed import tail_average_at
+from .averages_closed import tail_average_at
 from .precision import on_host
 from .stability import eta_max, is_stable
 from .types import Array, Problem

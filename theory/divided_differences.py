@@ -12,7 +12,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from .closed import log_power
+from .risk_closed import log_power
 
 MAX_BITS = 40  # Averages over fewer than 2^40 steps.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .checks import check_batch
 from .precision import on_host
-from .sgd import as_risk
+from .sgd_moments import as_risk
 from .types import Method, Problem, Risk
 
 
