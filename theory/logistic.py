@@ -8,7 +8,9 @@ Labels are Bernoulli with logit <w*, x>, x ~ N(0, H). By Stein's lemma, with
 
 (here the Gauss-Newton matrix is the Hessian of the loss). There is no closed
 stochastic recursion; full-batch paths are deterministic. Exact up to the
-80-node Gauss-Hermite quadrature of the one-dimensional expectations.
+quadrature of the one-dimensional expectations, a trapezoidal rule on [-9, 9]
+with spacing 0.05. Its error is about exp(-395 / s): below 1e-15 up to s = 10
+and 5e-5 at s = 40. (80 Gauss-Hermite nodes are wrong by 6e-5 at s = 4.)
 """
 
 from typing import NamedTuple
@@ -20,7 +22,8 @@ import numpy as np
 from .precision import on_host
 from .types import Array
 
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(80)
+_NODES = np.linspace(-9, 9, 361)
+_WEIGHTS = np.exp(-(_NODES**2) / 2)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 

@@ -30,7 +30,8 @@ def _half_average(eta, batch, samples):
 
 def test_table_is_the_dense_second_half_average():
   etas, batches, samples = np.array([0.1, 0.3]), [1, 3, 8], [9.0, 25.0, 40.0]
-  table = theory.risk_table(PROBLEM, etas, batches, samples)
+  each = np.tile(etas[:, None], (1, 3))
+  table = theory.risk_table(PROBLEM, each, batches, samples)
   assert table.shape == (2, 3, 3)
   for i, eta in enumerate(etas):
     for j, batch in enumerate(batches):
@@ -52,7 +53,7 @@ def test_table_takes_one_step_size_per_batch():
   table = theory.risk_table(PROBLEM, etas, batches, samples)
   wanted = _half_average(etas[1, 1], 4, 40)
   assert table[1, 1, 2] == pytest.approx(wanted, rel=1e-11)
-  wild = theory.risk_table(PROBLEM, np.array([0.1, 3.0]), batches, samples)
+  wild = theory.risk_table(PROBLEM, [[0.1] * 3, [3.0] * 3], batches, samples)
   assert np.isinf(wild[1]).all()
   assert np.isfinite(wild[0, 0]).all()
 
