@@ -17,7 +17,7 @@ def decay(name: str, value: Any) -> None:
   if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < 1:
     raise ValueError(
       f"{name}={value} must be in [0, 1): it is the share of the old average "
-      "kept at a step, e.g. 0.95."
+      f"kept at a step, e.g. 0.95.{_rounded(value)}"
     )
 
 
@@ -51,10 +51,10 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> None:
     )
 
 
-def learning_rate(value: Any) -> None:
+def scalar_or_schedule(name: str, value: Any) -> None:
   """A schedule, or a number (or array) >= 0."""
   if not callable(value):
-    positive("learning_rate", value, zero_too=True)
+    positive(name, value, zero_too=True)
 
 
 def instance(name: str, value: Any, kind: type) -> None:
@@ -64,3 +64,14 @@ def instance(name: str, value: Any, kind: type) -> None:
       f"{name}={value!r} must be an optim.{kind.__name__}, e.g. "
       f"optim.{kind.__name__}()."
     )
+
+
+def _rounded(value: Any) -> str:
+  """What to do about a 1 that was something less before it was stored."""
+  if not isinstance(value, jax.Array) or float(value) != 1:
+    return ""
+  return (
+    " If it was 0.999: optax.inject_hyperparams stores numbers in the type of "
+    "the parameters, and in bfloat16 0.999 is 1. Give it "
+    "hyperparam_dtype=jnp.float32."
+  )

@@ -87,7 +87,11 @@ def eval_params(opt_state: Any, params: Any, name: str | None = None) -> Any:
 
 
 def eval_names(opt_state: Any) -> tuple[str, ...]:
-  """Names of the averages that a state keeps, for `eval_params`; in order."""
+  """Names of the averages that a state keeps, for `eval_params`; in order.
+
+  Args:
+    opt_state: State of any optimiser, wrapped in any way.
+  """
   names = [
     name
     for state, reader in _known_states(opt_state)

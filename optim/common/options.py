@@ -20,6 +20,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+import jax
+import jax.numpy as jnp
+
+from .tree import work_dtype
+
 P = ParamSpec("P")
 Options = TypeVar("Options")
 Result = TypeVar("Result")
@@ -42,7 +47,7 @@ def takes(
   def decorate(build: Callable[[Options], Result]) -> Callable[P, Result]:
     @functools.wraps(build)
     def factory(*args: P.args, **kwargs: P.kwargs) -> Result:
-      return build(options(*args, **kwargs))
+      return build(options(*map(_wide, args), **_wide(kwargs)))
 
     returns = inspect.signature(build).return_annotation
     signature = inspect.signature(options).replace(return_annotation=returns)
@@ -94,6 +99,16 @@ def also_takes(
     return factory
 
   return decorate
+
+
+def _wide(value: Any) -> Any:
+  """Numbers of few bits in float32: the powers of a decay need the digits."""
+  if isinstance(value, dict):
+    return {name: _wide(x) for name, x in value.items()}
+  if isinstance(value, jax.Array) and value.ndim == 0:
+    if jnp.issubdtype(value.dtype, jnp.floating):
+      return value.astype(work_dtype(value))
+  return value
 
 
 def _attributes(options: Any) -> dict[str, str]:

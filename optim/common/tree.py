@@ -1,5 +1,6 @@
 """What the whole package does with trees and types: one function of each."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,18 @@ def by_path(
 def is_masked(x: Any) -> bool:
   """Whether `optax.masked` or `optax.partition` left this leaf out."""
   return isinstance(x, optax.MaskedNode)
+
+
+def is_function(tree: Any) -> bool:
+  """Whether an argument is a function of params rather than a tree like them.
+
+  As optax tells masks: a module of some library may be a tree and have a
+  `__call__`; its leaves are no functions.
+  """
+  if isinstance(tree, functools.partial):  # `jax.tree_util.Partial` is a tree.
+    return True
+  leaves = jax.tree.leaves(tree)
+  return bool(leaves) and all(callable(leaf) for leaf in leaves)
 
 
 def find(tree: Any, *kinds: type) -> list[Any]:

@@ -83,12 +83,13 @@ def scale_by_split_adam(
   b1: float,
   b2: float,
   eps: float,
+  eps_root: float = 0.0,
   *,
   bias_correction: bool = True,
   factorized: bool = False,
   storage: Storage = Storage(),  # noqa: B008
 ) -> optax.GradientTransformation:
-  r"""Adam, m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps).
+  r"""Adam, m / (1 - b1^t) / (sqrt(v / (1 - b2^t) + eps_root) + eps).
 
   Factorised, v_ij = a_i c_j / sum(a) with a and c averages of the row and
   column sums of G^2: Adafactor's rank-1 form.
@@ -97,6 +98,8 @@ def scale_by_split_adam(
     b1: Decay of m.
     b2: Decay of v.
     eps: Added to the square root.
+    eps_root: Added within the square root; > 0 where the update itself is
+      differentiated, since the root of 0 has no derivative.
     bias_correction: False leaves both corrections out.
     factorized: Keep v of the stacks as `Sums`.
     storage: Types of m and v.
@@ -104,6 +107,8 @@ def scale_by_split_adam(
   Returns:
     A transform of `Split`s, whose leaves it takes as one matrix a stack entry.
   """
+
+  rooted = isinstance(eps_root, jax.Array) or eps_root != 0
 
   def init_fn(params):
     mu, nu = zeros(params, storage.mu), zeros(params, storage.nu)
@@ -121,6 +126,7 @@ def scale_by_split_adam(
     scale = bias_scale(count, b1, b2) if bias_correction else 1.0
     # eps inside the square root's correction: m / (sqrt(v) + eps') below.
     small = eps * jnp.sqrt(1 - b2**count) if bias_correction else eps
+    within = eps_root * (1 - b2**count) if bias_correction else eps_root
 
     def average(old, new, decay):
       work = old.astype(work_dtype(new)) * decay + (1 - decay) * new
@@ -140,7 +146,8 @@ def scale_by_split_adam(
     def direction(g, m, v):
       v = _dense(v)
       m, v = m.astype(work_dtype(g)), v.astype(work_dtype(g))
-      return (scale * m / (jnp.sqrt(v) + small)).astype(g.dtype)
+      root = jnp.sqrt(v + within) if rooted else jnp.sqrt(v)
+      return (scale * m / (root + small)).astype(g.dtype)
 
     mu = jax.tree.map(first, updates, still(state.mu))
     nu = jax.tree.map(second, updates, state.nu)

@@ -192,8 +192,10 @@ def newton_schulz(
     Jordan et al., "Muon", 2024, https://kellerjordan.github.io/posts/muon/
   """
   a, b, c = coefficients
-  norm_S11 = jnp.sqrt(jnp.sum(jnp.square(x_SIO), (-2, -1), keepdims=True))
-  x = (x_SIO / (norm_S11 + 1e-7)).astype(dtype)
+  # A power of two, which costs no digits: squares shall not overflow.
+  largest_S11 = jnp.max(jnp.abs(x_SIO), axis=(-2, -1), keepdims=True)
+  scaled_SIO = x_SIO * jnp.where(largest_S11 > 2.0**40, 2.0**-80, 1.0)
+  x = (scaled_SIO / (norm(scaled_SIO) + 1e-7)).astype(dtype)
   tall = x.shape[-2] > x.shape[-1]
 
   def step(_, x):
@@ -203,6 +205,14 @@ def newton_schulz(
     return a * x + (x @ polynomial if tall else polynomial @ x)
 
   return jax.lax.fori_loop(0, num_steps, step, x).astype(x_SIO.dtype)
+
+
+def norm(x: jax.Array) -> jax.Array:
+  """Frobenius norm of each matrix, [S, 1, 1]; its derivative at 0 is 0."""
+  axes = tuple(range(1, x.ndim))
+  square = jnp.sum(jnp.square(x), axis=axes, keepdims=True)
+  some = square > 0
+  return jnp.where(some, jnp.sqrt(jnp.where(some, square, 1)), 0)
 
 
 def _column_products(x_SIJ, y_SIJ, precision):

@@ -18,7 +18,7 @@ class DecayState(NamedTuple):
 
 def decay_weights(
   learning_rate: optax.ScalarOrSchedule,
-  weight_decay: float,
+  weight_decay: optax.ScalarOrSchedule,
   *,
   order: Literal["optax", "official"],
   skip_first: bool,
@@ -30,7 +30,7 @@ def decay_weights(
 
   Args:
     learning_rate: eta, the one the step will take; number or schedule.
-    weight_decay: lambda.
+    weight_decay: lambda; number, or schedule of the calls.
     order: See above.
     skip_first: The first call decays nothing.
 
@@ -48,11 +48,13 @@ def decay_weights(
         f"weight_decay={weight_decay} decays the parameters, so pass them: "
         "tx.update(grads, opt_state, params); or set weight_decay=0."
       )
-    rate = learning_rate
+    rate, decay = learning_rate, weight_decay
     if callable(rate):
       rate = rate(state.count)
-    decay = jnp.where(state.count == 0, 0.0, weight_decay)
-    decay = decay if skip_first else weight_decay
+    if callable(decay):
+      decay = decay(state.count)
+    if skip_first:
+      decay = jnp.where(state.count == 0, 0.0, decay)
 
     def add(u, w):
       work = work_dtype(u)
@@ -71,7 +73,7 @@ def decay_weights(
 def descend(
   direction: optax.GradientTransformation,
   learning_rate: optax.ScalarOrSchedule,
-  weight_decay: float,
+  weight_decay: optax.ScalarOrSchedule,
   mask: Any | None,
   *,
   order: Literal["optax", "official"] = "optax",
@@ -83,7 +85,7 @@ def descend(
   Args:
     direction: Transform of gradients into a direction of ascent.
     learning_rate: Number, array or schedule.
-    weight_decay: 0 leaves the decay out.
+    weight_decay: Number or schedule; 0 leaves the decay out.
     mask: As of `optax.masked`; True decays.
     order: As of `decay_weights`.
     skip_first: As of `decay_weights`.
@@ -92,8 +94,8 @@ def descend(
   Returns:
     The chain.
   """
-  checks.learning_rate(learning_rate)
-  checks.positive("weight_decay", weight_decay, zero_too=True)
+  checks.scalar_or_schedule("learning_rate", learning_rate)
+  checks.scalar_or_schedule("weight_decay", weight_decay)
   checks.choice("decay_order", order, ("optax", "official"))
   parts = [direction]
   # A traced decay is kept whatever its value.

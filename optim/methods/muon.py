@@ -48,8 +48,13 @@ class MuonOptions:
     adam_b1: Decay of the first moment of Adam, for leaves that are no matrices.
     adam_b2: Decay of the second moment of Adam.
     adam_eps: eps of Adam.
-    dimension_numbers: Which axes are stack, input and output; see
-      `DimensionNumbers`. None takes 2-D leaves as matrices.
+    adam_eps_root: eps_root of Adam, inside the square root; > 0 where the
+      update itself is differentiated.
+    dimension_numbers: Which axes are stack, input and output: a tree of
+      `DimensionNumbers` (None: no matrix) like params or a prefix of it, or a
+      function of params, e.g. `by_rank`. Leaves that it leaves out, or all for
+      None: those of two axes are matrices [inputs, outputs], those of fewer are
+      none, and those of more are refused.
     ns_coeffs: a, b, c of the iteration X <- a X + (b A + c A^2) X.
     ns_steps: Iterations, >= 1.
     consistent_rms: Scale by this times sqrt(max(I, O)) instead: updates of
@@ -64,6 +69,7 @@ class MuonOptions:
   adam_b1: float = 0.9
   adam_b2: float = 0.95
   adam_eps: float = 1e-10
+  adam_eps_root: float = 0.0
   dimension_numbers: DimensionTree = None
   ns_coeffs: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
   ns_steps: int = 5
@@ -75,7 +81,8 @@ class MuonOptions:
     """Raises for any argument out of range."""
     for name in ("beta", "adam_b1", "adam_b2"):
       checks.decay(name, getattr(self, name))
-    checks.positive("adam_eps", self.adam_eps, zero_too=True)
+    for name in ("adam_eps", "adam_eps_root"):
+      checks.positive(name, getattr(self, name), zero_too=True)
     checks.count("ns_steps", self.ns_steps)
     check_placement(self.placement)
 
@@ -119,7 +126,9 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
     Liu et al., "Muon is scalable for LLM training", 2025,
     https://arxiv.org/abs/2502.16982 (consistent_rms)
   """
-  adam = elementwise.scale_by_split_adam(o.adam_b1, o.adam_b2, o.adam_eps)
+  adam = elementwise.scale_by_split_adam(
+    o.adam_b1, o.adam_b2, o.adam_eps, o.adam_eps_root
+  )
 
   def init_fn(params):
     split = o.plan(params).split(params)
@@ -137,7 +146,7 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
     split = to_stacks(updates, plan, o.placement)
     momentum, directions = Momentum(), Stacks()
     for name, g in split.stacks.items():
-      g, _ = factors.finite_or_zero(g)
+      g = jnp.where(linalg.finite(g)[:, None, None], g, 0)
       old = state.momentum[name]
       m = o.beta * old.astype(g.dtype) + (1 - o.beta) * g
       momentum[name] = m.astype(old.dtype)
@@ -160,7 +169,7 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
 def muon(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: float = 0.0,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
   mask: Any | None = None,
   adam_learning_rate: optax.ScalarOrSchedule | None = None,
   **direction: Any,
@@ -170,9 +179,12 @@ def muon(
   Args:
     learning_rate: Of the matrices; about 0.02, or Adam's with
       `consistent_rms=0.2`. Number, array or schedule.
-    weight_decay: Added to the direction as weight_decay * params.
+    weight_decay: Added to the direction as weight_decay * params; number or
+      schedule.
     mask: Tree of bools like params, or a function of params that makes one:
-      True decays. None: everything does.
+      True decays. None: every leaf decays, biases and gains of norms as well;
+      `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)` leaves them,
+      as `optax.contrib.muon` does.
     adam_learning_rate: Of the other leaves; None is `learning_rate`.
     **direction: The arguments of `scale_by_muon`.
 
@@ -184,7 +196,7 @@ def muon(
   """
   step = None
   if adam_learning_rate is not None:
-    checks.learning_rate(adam_learning_rate)
+    checks.scalar_or_schedule("adam_learning_rate", adam_learning_rate)
     o = MuonOptions(**direction)
     step = optax.partition(
       {

@@ -41,6 +41,8 @@ class ShampooOptions(MatrixOptions):
     b2: Decay of V, in [0, 1).
     shampoo_beta: Decay beta of L and R; None is b2.
     eps: Of Adam's direction.
+    eps_root: Of Adam's direction, inside the square root; > 0 where the update
+      itself is differentiated.
     exponent: Of each factor: 1/2, or 1/4 for the original.
     matrix_eps: Added to the eigenvalues of L and R, in gradient^2.
     grafting: "adam", or "none".
@@ -53,6 +55,7 @@ class ShampooOptions(MatrixOptions):
   shampoo_beta: float | None = None
   eps: float = 1e-8
   _: dataclasses.KW_ONLY
+  eps_root: float = 0.0
   exponent: float = 0.5
   matrix_eps: float = 1e-12
   grafting: Literal["adam", "none"] = "adam"
@@ -64,8 +67,8 @@ class ShampooOptions(MatrixOptions):
     for name in ("b1", "b2", "shampoo_beta"):
       if getattr(self, name) is not None:
         checks.decay(name, getattr(self, name))
-    checks.positive("eps", self.eps, zero_too=True)
-    checks.positive("matrix_eps", self.matrix_eps, zero_too=True)
+    for name in ("eps", "eps_root", "matrix_eps"):
+      checks.positive(name, getattr(self, name), zero_too=True)
     checks.positive("exponent", self.exponent)
     if self.start_preconditioning_step is not None:
       checks.count(
@@ -117,7 +120,9 @@ def scale_by_shampoo(
     Morwani et al., "A New Perspective on Shampoo's Preconditioner", 2024,
     https://arxiv.org/abs/2406.17748 (exponent and trace)
   """
-  adam = elementwise.scale_by_split_adam(o.b1, o.b2, o.eps, storage=o.storage)
+  adam = elementwise.scale_by_split_adam(
+    o.b1, o.b2, o.eps, o.eps_root, storage=o.storage
+  )
 
   def init_fn(params):
     plan = o.plan(params)
@@ -159,7 +164,7 @@ def scale_by_shampoo(
 def shampoo(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: float = 0.01,
+  weight_decay: optax.ScalarOrSchedule = 0.01,
   mask: Any | None = None,
   **direction: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -167,9 +172,11 @@ def shampoo(
 
   Args:
     learning_rate: Number, array or schedule; about Adam's when grafted.
-    weight_decay: Added to the direction as weight_decay * params.
+    weight_decay: Added to the direction as weight_decay * params; number or
+      schedule.
     mask: Tree of bools like params, or a function of params that makes one:
-      True decays. None: everything does.
+      True decays. None: every leaf decays, biases and gains of norms as well;
+      `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)` leaves them.
     **direction: The arguments of `scale_by_shampoo`.
 
   Returns:
@@ -191,18 +198,12 @@ def _direction(o, count, adam_S, momentum, kept):
   )
   if o.grafting == "adam":
     plain = adam_S
-    scale = _norm(adam_S) / jnp.maximum(_norm(turned), 1e-30)
+    scale = linalg.norm(adam_S) / jnp.maximum(linalg.norm(turned), 1e-30)
   else:
     plain = momentum
     scale = _trace_scale(kept, o.exponent, 1 - o.beta**count)
   start = o.start_preconditioning_step or o.precondition_frequency
   return jnp.where(count >= start, scale * turned, plain)
-
-
-def _norm(x):
-  """Frobenius norm of each matrix, [S, 1, 1]."""
-  axes = tuple(range(1, x.ndim))
-  return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
 
 
 def _trace_scale(state: factors.Kronecker, exponent, correction):

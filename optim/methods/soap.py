@@ -47,6 +47,8 @@ class SoapOptions(MatrixOptions):
     b2: Decay of the second moment, in [0, 1).
     shampoo_beta: Decay beta of L and R; None is b2.
     eps: Of Adam, in units of the rotated gradient.
+    eps_root: Of Adam, inside the square root, in units of the square; > 0
+      where the update itself is differentiated.
     factorized: Keep V' as row and column averages (rank 1), as Adafactor.
     normalize: Scale each matrix's U to root mean square 1.
     bias_correction: False leaves Adam's corrections out.
@@ -67,6 +69,7 @@ class SoapOptions(MatrixOptions):
   shampoo_beta: float | None = None
   eps: float = 1e-8
   _: dataclasses.KW_ONLY
+  eps_root: float = 0.0
   factorized: bool = False
   normalize: bool = False
   bias_correction: bool = True
@@ -81,7 +84,8 @@ class SoapOptions(MatrixOptions):
     for name in ("b1", "b2", "shampoo_beta"):
       if getattr(self, name) is not None:
         checks.decay(name, getattr(self, name))
-    checks.positive("eps", self.eps, zero_too=True)
+    for name in ("eps", "eps_root"):
+      checks.positive(name, getattr(self, name), zero_too=True)
     checks.choice("refresh", self.refresh, ("qr", "cholesky", "eigh"))
     checks.choice(
       "first_step", self.first_step, ("skip", "identity", "use_current")
@@ -177,7 +181,7 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
 def soap(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: float = 0.01,
+  weight_decay: optax.ScalarOrSchedule = 0.01,
   mask: Any | None = None,
   decay_order: Literal["optax", "official"] = "optax",
   **direction: Any,
@@ -187,9 +191,11 @@ def soap(
   Args:
     learning_rate: Number, array or schedule; about Adam's. A schedule counts
       calls, the skipped first one included.
-    weight_decay: lambda; 0 turns it off. Nothing decays at a skipped call.
+    weight_decay: lambda, number or schedule; 0 turns it off. Nothing decays at
+      a skipped call.
     mask: Tree of bools like params, or a function of params that makes one:
-      True decays. None: everything does.
+      True decays. None: every leaf decays, biases and gains of norms as well;
+      `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)` leaves them.
     decay_order: "optax", w - eta (u + lambda w); "official", (w - eta u)
       (1 - eta lambda), as the authors' code does.
     **direction: The arguments of `scale_by_soap`.
@@ -219,6 +225,7 @@ def _rule(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
     o.b1,
     o.b2,
     o.eps,
+    o.eps_root,
     bias_correction=o.bias_correction,
     factorized=o.factorized,
     storage=o.storage,
@@ -241,7 +248,9 @@ def _normalize(split, scale):
   """Root mean square `scale` for each matrix, and for each other leaf."""
 
   def unit(x, axes):
-    rms = jnp.sqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=True))
+    mean = jnp.mean(jnp.square(x), axis=axes, keepdims=True)
+    some = mean > 0  # The root of 0 has no derivative.
+    rms = jnp.where(some, jnp.sqrt(jnp.where(some, mean, 1)), 0)
     return scale * x / (1e-30 + rms)
 
   stacks = {
