@@ -1,5 +1,7 @@
 """The matrix engine: layouts, refresh schedule, screening, factorisations."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,8 +137,8 @@ def test_bad_leaves_are_named_at_init(name, leaf, dims, words):
 
 def test_leaf_without_entry_is_named():
   tx = optim.soap(1e-3, dimension_numbers=dict(a=None))
-  with pytest.raises(ValueError, match=r"\['b'\].*\(2, 3\)"):
-    tx.init(dict(a=jnp.zeros(2), b=jnp.zeros((2, 3))))
+  with pytest.raises(ValueError, match=r"\['b'\].*\(2, 3, 4\)"):
+    tx.init(dict(a=jnp.zeros(2), b=jnp.zeros((2, 3, 4))))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +234,31 @@ def test_work_is_even_over_the_phases():
     for phase in range(10)
   ]
   assert work == [8] * 10
+
+
+@pytest.mark.parametrize(
+  ("sides", "frequency"),
+  [((16, *[8] * 8), 2), ((12, 12, 6, 6, 6, 6), 3), ((9, 7, 6, 5, 4, 3), 2)],
+)
+def test_even_work_is_even_in_cubes(sides, frequency):
+  """A factorisation of n x n costs n^3: the best plan of all, by trying."""
+  # One factored side a leaf, each in a bucket of its own.
+  params = {f"w{i}": jnp.zeros((n, 50 + i)) for i, n in enumerate(sides)}
+  options = MatrixOptions(precondition_frequency=frequency, max_precond_dim=16)
+  load = np.zeros(frequency)
+  for (name, side), turn in make_schedule(
+    options.plan(params), options
+  ).items():
+    n = int(name.split("x")[side])
+    load[turn.slot_of_phase.index(0)] += n**3
+  assert load.sum() == sum(n**3 for n in sides)
+  plans = itertools.product(range(frequency), repeat=len(sides))
+  cubes = np.asarray(sides, float) ** 3
+  best = min(
+    max(cubes[np.asarray(plan) == k].sum() for k in range(frequency))
+    for plan in plans
+  )
+  assert load.max() == best
 
 
 def test_a_single_matrix_each_gets_phases_of_its_own():
