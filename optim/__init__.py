@@ -44,7 +44,13 @@ from .lotion.transform import (
   with_rounding_penalty,
 )
 from .matrices.factors import refresh_counts
-from .matrices.layout import DimensionNumbers
+from .matrices.layout import (
+  CONV,
+  OUT_IN,
+  DimensionNumbers,
+  by_rank,
+  from_muon_dimension_numbers,
+)
 from .matrices.options import Precision, Storage
 from .matrices.placement import Placement, state_specs
 from .matrices.plan import Momentum, Stacks, make_plan, treatment_table
@@ -97,6 +103,7 @@ from .rounding.scales import Quantizer
 __all__ = [
   "AverageState",
   "CG",
+  "CONV",
   "DimensionNumbers",
   "E2M1",
   "E2M3",
@@ -116,6 +123,7 @@ __all__ = [
   "MeanLoss",
   "MicrostepsState",
   "Momentum",
+  "OUT_IN",
   "PenalizedState",
   "Placement",
   "Precision",
@@ -127,12 +135,14 @@ __all__ = [
   "add_rounding_penalty",
   "average_weights",
   "averaged_params",
+  "by_rank",
   "chunked_lm_head",
   "dequantize",
   "eval_names",
   "eval_params",
   "exact_ggn_diagonal",
   "factor_diagonal",
+  "from_muon_dimension_numbers",
   "gauss_newton",
   "gauss_newton_bartlett_diagonal",
   "gauss_newton_microsteps",

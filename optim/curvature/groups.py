@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ..common.tree import upcast
+from ..common.tree import is_function, upcast
 from . import local_model
 from .local_model import Mode, Sums
 
@@ -35,7 +35,7 @@ def label_tree(scope: Scope, params: Any) -> Any | None:
         "that makes a tree of labels, e.g. one that calls optim.path_groups."
       )
     return None
-  labels = scope(params) if callable(scope) else scope
+  labels = scope(params) if is_function(scope) else scope
   leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   try:
     found = treedef.flatten_up_to(labels)
@@ -108,7 +108,7 @@ def sums(
 
   Args:
     model_fn: As for `ggn_vector_product`.
-    loss_fn: Likewise.
+    loss_fn: As for `ggn_vector_product`.
     params: theta_t.
     delta: Displacements of all groups in one tree.
     batch: Any tree.
@@ -218,7 +218,7 @@ def _linear(model_fn, loss_fn, params, delta, batch, mode, groups):
 
 
 def _nonlinear(model_fn, loss_fn, params, delta, batch, mode, groups):
-  """Likewise; what a gradient has beyond its group is dead code."""
+  """As `_linear`, of the loss itself; gradients of other groups are unused."""
   leaves, treedef = jax.tree.flatten(params)
   steps = jax.tree.leaves(delta)
   values, weight, found = [], jnp.zeros(()), {}

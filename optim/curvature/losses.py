@@ -65,6 +65,10 @@ def softmax_cross_entropy(
   Returns:
     The loss. Outputs of -inf are classes that do not exist.
 
+  Raises:
+    ValueError: For a negative z_loss; when used, for labels of another shape
+      than the outputs without their last axis.
+
   References:
     Chowdhery et al., "PaLM", 2022, https://arxiv.org/abs/2204.02311 (z_loss)
   """
@@ -72,6 +76,12 @@ def softmax_cross_entropy(
   c = z_loss
 
   def is_label(z, y):
+    if jnp.shape(y) != z.shape[:-1]:
+      raise ValueError(
+        f"targets have shape {jnp.shape(y)} and outputs {z.shape}: a label "
+        f"belongs to each position, shape {z.shape[:-1]}, and the last axis of "
+        "the outputs is the classes."
+      )
     # Not a gather: its transpose would write all logits once more.
     return jnp.arange(z.shape[-1], dtype=y.dtype) == y[..., None]
 
@@ -109,11 +119,26 @@ def squared_error(
       there is one.
 
   Returns:
-    The loss, a mean over all axes but the last.
+    The loss, a mean over all axes but the last: of outputs [4, 1] a mean over
+    4 positions.
+
+  Raises:
+    ValueError: When used, for targets of another shape than the outputs, or
+      outputs of one axis, of which no axis would be left for positions.
   """
+
+  def slope(z, y):
+    if jnp.shape(y) != z.shape or z.ndim < 2:
+      raise ValueError(
+        f"targets have shape {jnp.shape(y)} and outputs {z.shape}; both must "
+        "be [..., V], positions and then the outputs of one position: e.g. "
+        "z[:, None] and y[:, None] for one output of each example."
+      )
+    return z - y
+
   return MeanLoss(
-    value=lambda z, y: 0.5 * jnp.sum(jnp.square(z - y), axis=-1),
-    slope=lambda z, y: z - y,
+    value=lambda z, y: 0.5 * jnp.sum(jnp.square(slope(z, y)), axis=-1),
+    slope=slope,
     curve=lambda z, u, y: u,
     targets_fn=targets_fn or _read_targets,
   )
@@ -128,7 +153,27 @@ def mean_loss(
   Args:
     value: (z [..., V], y) -> l, [...]; convex in z, each position by itself.
     targets_fn: As for `softmax_cross_entropy`.
+
+  Raises:
+    ValueError: When used, if `value` does not return one number a position.
   """
+
+  def checked(z, y):
+    result = value(z, y)
+    if jnp.shape(result) != z.shape[:-1]:
+      raise ValueError(
+        f"value(outputs, targets) has shape {jnp.shape(result)} for outputs "
+        f"{z.shape} and targets {jax.tree.map(jnp.shape, y)}; it must be one "
+        f"loss a position, shape {z.shape[:-1]}. Shapes that differ broadcast: "
+        "compare those of outputs and targets."
+      )
+    return result
+
+  return _differentiated(checked, targets_fn or _read_targets)
+
+
+def _differentiated(value, targets_fn) -> MeanLoss:
+  """A loss whose slope and curvature JAX makes from its value."""
 
   def slope(z, y):
     return jax.grad(lambda z: jnp.sum(value(z, y)))(z)
@@ -136,7 +181,7 @@ def mean_loss(
   def curve(z, u, y):
     return jax.jvp(lambda z: slope(z, y), (z,), (u,))[1]
 
-  return MeanLoss(value, slope, curve, targets_fn or _read_targets)
+  return MeanLoss(value, slope, curve, targets_fn)
 
 
 def as_loss(loss_fn: Callable[[Any, Any], jax.Array]) -> MeanLoss:
@@ -155,7 +200,7 @@ def as_loss(loss_fn: Callable[[Any, Any], jax.Array]) -> MeanLoss:
       )
     return result
 
-  return mean_loss(value, lambda batch: (batch, None))
+  return _differentiated(value, lambda batch: (batch, None))
 
 
 def safe(weight: jax.Array) -> jax.Array:

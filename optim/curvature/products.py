@@ -87,7 +87,7 @@ def hvp(
 
   Args:
     model_fn: As for `ggn_vector_product`.
-    loss_fn: Likewise.
+    loss_fn: As for `ggn_vector_product`.
     params: Where.
     batch: Any tree.
     v: Tree like params.
@@ -143,7 +143,7 @@ def local_value_and_grad(
 
   Args:
     model_fn: As for `ggn_vector_product`.
-    loss_fn: Likewise.
+    loss_fn: As for `ggn_vector_product`.
     params: Where the model of the network is made.
     delta: Displacement from there, like params; float32 or wider is kept.
     batch: Any tree.
@@ -183,7 +183,8 @@ def loss_sums(
 
   Args:
     model_fn: As for `ggn_vector_product`.
-    loss_fn: Likewise; a plain function is a sum of weight 1.
+    loss_fn: As for `ggn_vector_product`; a plain function is a sum of weight
+      1.
     params: Where.
     batch: Any tree.
 
@@ -235,7 +236,7 @@ def linearize_at(
 
   Args:
     model_fn: As for `ggn_vector_product`.
-    loss_fn: Likewise.
+    loss_fn: As for `ggn_vector_product`.
     params: Where.
     batch: Any tree.
 

@@ -1,12 +1,15 @@
 """Which axes of a leaf are stacked, inputs or outputs: said, never guessed."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import optax
+import optax.contrib
 
-from ..common.tree import by_path
+from ..common.tree import is_function, is_masked
 
 
 def _as_tuple(axes: int | Iterable[int]) -> tuple[int, ...]:
@@ -51,33 +54,126 @@ class DimensionNumbers:
     return (*self.stack_axes, *merged)
 
 
+# A weight [outputs, inputs], as Equinox and ports from PyTorch keep it.
+OUT_IN = DimensionNumbers(sides=(1, 0))
+# A kernel [height, width, inputs, outputs], as Flax and Haiku keep it.
+CONV = DimensionNumbers(sides=((0, 1, 2), 3))
+
 # A tree of `DimensionNumbers | None` (None: no matrix, a leaf for the
-# element-wise rule), a function of params that makes one, or None for the
-# default: 2-D leaves are matrices.
+# element-wise rule), or a prefix of one; a function of params that makes one;
+# or None. What a tree leaves out, and everything for None, is by `_default`.
 DimensionTree = Any | Callable[[Any], Any] | None
+
+
+def by_rank(
+  rules: Mapping[int, DimensionNumbers | None],
+) -> Callable[[Any], Any]:
+  """Dimension numbers by the number of a leaf's axes.
+
+      optim.muon(0.02, dimension_numbers=optim.by_rank({2: optim.OUT_IN}))
+
+  Args:
+    rules: Number of axes -> numbers of such leaves, or None for the
+      element-wise rule. Leaves of other numbers of axes get the default:
+      fewer than two, the element-wise rule; two, [inputs, outputs].
+
+  Returns:
+    A function of params, for `dimension_numbers`.
+
+  Raises:
+    ValueError: When called with a leaf of three or more axes without a rule.
+  """
+
+  def numbers(params):
+    def of_leaf(path, leaf):
+      if leaf.ndim in rules:
+        return rules[leaf.ndim]
+      return _default(jax.tree_util.keystr(path), leaf)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+  return numbers
+
+
+def from_muon_dimension_numbers(
+  weight_dimension_numbers: Any,
+) -> Callable[[Any], Any]:
+  """Takes what `optax.contrib.muon` is told over to this package.
+
+  Args:
+    weight_dimension_numbers: A tree of `optax.contrib.MuonDimensionNumbers |
+      None` like params or a prefix of one, a function of params that makes one,
+      or None: leaves of two axes are matrices.
+
+  Returns:
+    A function of params, for `dimension_numbers`. Axes that are neither reduced
+    nor outputs become the stack; a leaf with None gets the element-wise rule.
+  """
+  kind = optax.contrib.MuonDimensionNumbers
+  is_entry = lambda x: x is None or isinstance(x, kind)  # noqa: E731
+
+  def convert(leaf, entry):
+    if entry is None:
+      return None
+    sides = _as_tuple(entry.reduction_axis), _as_tuple(entry.output_axis)
+    used = {axis % leaf.ndim for side in sides for axis in side}
+    stack = tuple(axis for axis in range(leaf.ndim) if axis not in used)
+    return DimensionNumbers(sides, stack)
+
+  def numbers(params):
+    tree = weight_dimension_numbers
+    if is_function(tree):
+      tree = tree(params)
+    if tree is None:
+      tree = jax.tree.map(lambda x: kind() if x.ndim == 2 else None, params)
+    return jax.tree.map(
+      lambda entry, part: jax.tree.map(lambda x: convert(x, entry), part),
+      tree,
+      params,
+      is_leaf=is_entry,
+    )
+
+  return numbers
 
 
 def numbers_by_path(
   params: Any, dimension_numbers: DimensionTree
 ) -> dict[str, DimensionNumbers | None]:
-  """Dimension numbers by path; paths rather than trees, to work masked."""
-  leaves = by_path(params)
-  if dimension_numbers is None:
-    return {path: _default(path, leaf) for path, leaf in leaves.items()}
-  if callable(dimension_numbers):
+  """Dimension numbers by path; paths rather than trees, to work masked.
+
+  Raises:
+    ValueError: For an entry that belongs to no leaf, or a leaf of three or more
+      axes without an entry.
+  """
+  flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_masked)
+  if is_function(dimension_numbers):
     dimension_numbers = dimension_numbers(params)
-  known = by_path(
-    dimension_numbers,
-    is_leaf=lambda x: x is None or isinstance(x, DimensionNumbers),
-  )
-  for path, leaf in leaves.items():
-    if path not in known:
-      raise ValueError(
-        f"dimension_numbers has no entry for leaf {path} of shape "
-        f"{tuple(leaf.shape)}. Give each leaf a DimensionNumbers, or None to "
-        f"treat it element-wise. Entries: {sorted(known)[:8]}."
-      )
-  return {path: known[path] for path in leaves}
+  entries = {}
+  if dimension_numbers is not None:
+    entries = dict(
+      jax.tree_util.tree_flatten_with_path(
+        dimension_numbers,
+        is_leaf=lambda x: x is None or isinstance(x, DimensionNumbers),
+      )[0]
+    )
+  found, used = {}, set()
+  for key_path, leaf in flat:
+    path = jax.tree_util.keystr(key_path)
+    starts = [key_path[:stop] for stop in range(len(key_path), -1, -1)]
+    known = [start for start in starts if start in entries]
+    used |= set(known)
+    if is_masked(leaf):  # What is below is masked as well.
+      used |= {entry for entry in entries if entry[: len(key_path)] == key_path}
+    else:
+      found[path] = entries[known[0]] if known else _default(path, leaf)
+  idle = [entry for entry in entries if entry not in used]
+  if idle and found:
+    raise ValueError(
+      f"dimension_numbers{jax.tree_util.keystr(idle[0])} belongs to no leaf of "
+      f"params, whose leaves are {list(found)[:8]}. Give entries for leaves or "
+      "subtrees of params only."
+    )
+  return found
 
 
 def _default(path: str, leaf) -> DimensionNumbers | None:
@@ -87,9 +183,9 @@ def _default(path: str, leaf) -> DimensionNumbers | None:
     return DimensionNumbers()
   raise ValueError(
     f"Leaf {path} has shape {tuple(leaf.shape)}: which of its {leaf.ndim} axes "
-    "are stacked, inputs or outputs is not known. Pass dimension_numbers, a "
-    "tree like params, with e.g. DimensionNumbers(sides=(1, 2), stack=0) for "
-    "layers of matrices, or None to treat the leaf element-wise."
+    "are stacked, inputs or outputs is not known. Pass dimension_numbers with "
+    "an entry for it, e.g. DimensionNumbers(sides=(1, 2), stack=0) for layers "
+    "of matrices, optim.CONV for a kernel, or None to treat it element-wise."
   )
 
 

@@ -42,8 +42,11 @@ class LayoutOptions:
 
   Attributes:
     max_precond_dim: Sides longer than this get no factor: identity there.
-    dimension_numbers: Which axes are stack, input and output; see
-      `DimensionNumbers`. None takes 2-D leaves as matrices.
+    dimension_numbers: Which axes are stack, input and output: a tree of
+      `DimensionNumbers` (None: no matrix) like params or a prefix of it, or a
+      function of params, e.g. `by_rank`. Leaves that it leaves out, or all for
+      None: those of two axes are matrices [inputs, outputs], those of fewer are
+      none, and those of more are refused.
     one_sided: Only the shorter side of each matrix gets a factor.
     block_size: Sides longer than this are cut into blocks of their own.
     placement: Where the stacks lie on a mesh; see `Placement`.

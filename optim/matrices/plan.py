@@ -202,8 +202,11 @@ def make_plan(
 
   Args:
     params: Any tree of floating-point arrays or `jax.ShapeDtypeStruct`s.
-    dimension_numbers: See `DimensionNumbers`; None takes 2-D leaves as
-      matrices and refuses leaves of more dimensions.
+    dimension_numbers: A tree of `DimensionNumbers`, or None for leaves without
+      a matrix, like params or a prefix of it; or a function of params that
+      makes one. Leaves that it leaves out, or all of them for None: leaves of
+      two axes are matrices [inputs, outputs], of fewer are none, of more are
+      refused.
     max_precond_dim: Sides longer than this get no factor (identity).
     one_sided: Only the shorter side gets a factor; the second of equal ones.
     block_size: Sides longer than this are cut into equal blocks, padded.

@@ -121,7 +121,7 @@ def losses_along(
 
   Args:
     model_fn: As for `ggn_vector_product`.
-    loss_fn: Likewise.
+    loss_fn: As for `ggn_vector_product`.
     params: Where the line starts.
     delta: Its direction, like params.
     alphas: [num]
@@ -156,12 +156,12 @@ def line_search_losses(
 
   Args:
     model_fn: As for `ggn_vector_product`.
-    loss_fn: Likewise.
+    loss_fn: As for `ggn_vector_product`.
     params: The parameters.
     delta: `state.delta`.
     batch: One batch.
     line_search: The same as the transform's.
-    scope: Likewise.
+    scope: The same as the transform's.
 
   Returns:
     `ls_losses`, mean losses at the candidates, and their weight `ls_weight`.

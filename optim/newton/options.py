@@ -7,6 +7,7 @@ import jax
 import optax
 
 from ..common import checks
+from ..common.tree import is_function
 from ..curvature import groups, local_model
 from ..curvature.products import LossFn, ModelFn
 from . import cg
@@ -80,7 +81,7 @@ class OuterOptions:
         )
     checks.count("inner_steps", self.inner_steps)
     damping_rules.check(self.damping)
-    checks.learning_rate(self.learning_rate)
+    checks.scalar_or_schedule("learning_rate", self.learning_rate)
     traced = isinstance(self.warm_start, jax.core.Tracer)
     if not traced and not 0 <= float(self.warm_start) <= 1:
       raise ValueError(
@@ -90,7 +91,7 @@ class OuterOptions:
       )
     if self.clip_norm is not None:
       checks.positive("clip_norm", self.clip_norm, zero_too=True)
-    if not isinstance(self.scope, str) and not callable(self.scope):
+    if not isinstance(self.scope, str) and not is_function(self.scope):
       groups.find_groups(self.scope)
     searches.check(self.line_search)
 

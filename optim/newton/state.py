@@ -60,7 +60,8 @@ def inner_rule(
     return optax.with_extra_args_support(o.inner_optimizer)
   found: Any = groups.find_groups(labels)
   rules = dict.fromkeys(found, o.inner_optimizer)
-  return optax.partition(rules, labels)
+  # A function: optax would call a tree that has a `__call__`.
+  return optax.partition(rules, lambda _: labels)
 
 
 def init(o: OuterOptions, params: Any) -> GNState:

@@ -123,7 +123,11 @@ def gauss_newton_microsteps(
 
 
 def has_updated(state: MicrostepsState) -> jax.Array:
-  """Whether the last call ended an outer step; bool []."""
+  """Whether the last call ended an outer step; bool [].
+
+  Args:
+    state: Of `gauss_newton_microsteps`.
+  """
   return (state.step == 0) & (state.solver.count > 0)
 
 

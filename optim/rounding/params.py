@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..common.tree import is_function
 from . import grids
 from .round import step_size, straight_through
 from .scales import UNBIASED, Quantizer, to_blocks, to_codes, uncut
@@ -76,9 +77,9 @@ def check_quantizers(quantizer: QuantizerTree, mask: Any | None = None) -> None:
   Raises:
     ValueError: For entries of a wrong type, or a biased rule.
   """
-  if mask is not None and not callable(mask):
+  if mask is not None and not is_function(mask):
     _by_path(None, mask, "mask")
-  if callable(quantizer):
+  if is_function(quantizer):
     return
   for path, entry in _by_path(None, quantizer, "quantizer").items():
     if entry is not None and (mask is None or not path):
@@ -199,7 +200,7 @@ def _mean(fn, params, quantizer, mask) -> jax.Array:
 
 def _by_path(params, tree, name: str) -> dict[tuple, Any]:
   """{path: entry} of a tree, or of what a function makes of params."""
-  if callable(tree):
+  if is_function(tree):
     tree = tree(params)
   flat, _ = jax.tree_util.tree_flatten_with_path(
     tree, is_leaf=lambda x: x is None
