@@ -47,7 +47,8 @@ def takes(
   def decorate(build: Callable[[Options], Result]) -> Callable[P, Result]:
     @functools.wraps(build)
     def factory(*args: P.args, **kwargs: P.kwargs) -> Result:
-      return build(options(*map(_wide, args), **_wide(kwargs)))
+      wide = functools.partial(options, *map(_wide, args))
+      return build(wide(**_wide(kwargs)))
 
     returns = inspect.signature(build).return_annotation
     signature = inspect.signature(options).replace(return_annotation=returns)

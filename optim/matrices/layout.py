@@ -146,10 +146,10 @@ def numbers_by_path(
       axes without an entry.
   """
   flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_masked)
-  if is_function(dimension_numbers):
-    dimension_numbers = dimension_numbers(params)
   entries = {}
   if dimension_numbers is not None:
+    if is_function(dimension_numbers):
+      dimension_numbers = dimension_numbers(params)
     entries = dict(
       jax.tree_util.tree_flatten_with_path(
         dimension_numbers,
