@@ -44,6 +44,7 @@ from .critical_batches import (
   steps_fit,
 )
 from .fits import Fit, chinchilla, isoflop_optimum, kaplan
+from .identifiability import UndeterminedError
 from .logistic import LogisticPath, logistic_moments, logistic_path
 from .method_moments import (
   method_chi,
@@ -122,6 +123,7 @@ __all__ = [
   "Schedule",
   "Stages",
   "StepsFit",
+  "UndeterminedError",
   "ademamix",
   "anytime",
   "asgd",

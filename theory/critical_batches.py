@@ -11,6 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .averages_closed import tail_average_at
+from .identifiability import (
+  logs_of,
+  require_determined,
+  require_rows,
+  require_values,
+)
 from .precision import on_host
 from .stability import eta_max, is_stable
 from .types import Array, Problem
@@ -164,31 +170,41 @@ def steps_fit(batches, steps, reference=256.0, over=0.2) -> StepsFit:
   B* = (1 + over) reference + over b0 / a0.
 
   Args:
-    batches: [B] batch sizes.
+    batches: [B] batch sizes, at least two distinct ones.
     steps: [B] steps to a common target.
     reference: Batch from which scaling is called linear.
     over: Excess tolerated.
 
   Returns:
     The fit.
+
+  Raises:
+    UndeterminedError: If the steps still fall as 1 / B at the largest batch
+      (a0 is free), or do not fall at all (b0 is free), within their noise.
   """
   from scipy import optimize
 
-  batches, steps = np.asarray(batches, float), np.asarray(steps, float)
-  if batches.shape != steps.shape or batches.size < 2:
-    raise ValueError(
-      f"batches {batches.shape} and steps {steps.shape} must be vectors of "
-      "one length >= 2."
-    )
+  log_batch, log_steps = logs_of(batches=batches, steps=steps)
+  text = "steps = steps_min + samples_min / B"
+  require_rows(text, log_batch.size, ("steps_min", "samples_min"))
+  free = "steps_min and samples_min are free to trade"
+  require_values(text, 2, free, batches=log_batch)
+  batches, steps = np.exp(log_batch), np.exp(log_steps)
   design = np.stack([1 / steps, 1 / (batches * steps)], axis=1)
   start, _ = optimize.nnls(design, np.ones(steps.size))
   start = np.log(np.maximum(start, 1e-9 * start.max()))
 
   def residual(theta):
-    return np.logaddexp(theta[0], theta[1] - np.log(batches)) - np.log(steps)
+    return np.logaddexp(theta[0], theta[1] - log_batch) - log_steps
 
-  a0, b0 = np.exp(
-    optimize.least_squares(residual, start, xtol=1e-14, ftol=1e-14).x
+  found = optimize.least_squares(residual, start, xtol=1e-14, ftol=1e-14).x
+  a0, b0 = np.exp(found)
+  share = a0 / (a0 + b0 / batches)  # Of steps_min in the prediction.
+  require_determined(
+    text,
+    {"steps_min": share, "samples_min": 1 - share},
+    residual(found),
+    "Add larger batches if steps_min is free, smaller ones if samples_min is.",
   )
   critical = (1 + over) * reference + over * b0 / a0
   return StepsFit(float(a0), float(b0), float(critical))

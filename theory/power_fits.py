@@ -1,8 +1,25 @@
-"""Power laws: k x^p, c + k x^p and E1 + K (x - E0)^kappa."""
+"""Power laws: k x^p, c + k x^p and E1 + K (x - E0)^kappa.
+
+Rows that do not determine a law raise `UndeterminedError` (`identifiability`).
+"""
 
 import numpy as np
 
-from .fits import Fit, _logs
+from .fits import Fit
+from .identifiability import (
+  PRECISION,
+  explained,
+  logs_of,
+  positive,
+  require_determined,
+  require_rows,
+  require_values,
+)
+
+# Standard errors allowed to a shifted power law, whose offsets are bounded:
+# larger than 1, since four free parameters are weakly identified by any rows.
+_WIDEST = 1.0
+_SHIFTED = "L1 = E1 + K (L0 - E0)^kappa"
 
 
 def power_law_fit(x, y, *, offset=False) -> Fit:
@@ -14,9 +31,21 @@ def power_law_fit(x, y, *, offset=False) -> Fit:
     offset: Whether to fit c.
 
   Returns:
-    Fit with params k, p (and c); `predict(x)`.
+    Fit with params k, p (and c); `predict(x)`, x a number or an array. r2 is 0
+    if y does not vary.
+
+  Raises:
+    UndeterminedError: For fewer than two distinct x, or three with an offset;
+      with an offset also if the rows leave c, k and p free to trade.
   """
-  lx, ly = _logs(x=x, y=y)
+  lx, ly = logs_of(x=x, y=y)
+  text = "y = c + k x^p" if offset else "y = k x^p"
+  names = ("k", "p", "c") if offset else ("k", "p")
+  require_rows(text, lx.size, names)
+  free = "the exponent p is free"
+
+  def enough(rows):
+    require_values(text, len(names), free, x=lx[rows])
 
   def regress(rows, c=0.0):
     p, log_k = np.polyfit(lx[rows], np.log(np.exp(ly[rows]) - c), 1)
@@ -25,6 +54,7 @@ def power_law_fit(x, y, *, offset=False) -> Fit:
     return loss, {"k": float(np.exp(log_k)), "p": float(p), "c": float(c)}
 
   def solve(rows):
+    enough(rows)
     if not offset:
       return regress(rows)
     low = np.exp(ly[rows].min())
@@ -38,13 +68,27 @@ def power_law_fit(x, y, *, offset=False) -> Fit:
 
   every = np.arange(lx.size)
   loss, params = solve(every)
-  if not offset:
+
+  def predict(x):
+    return params.get("c", 0.0) + params["k"] * positive("x", x) ** params["p"]
+
+  residual = np.log(predict(np.exp(lx))) - ly
+  if offset:
+    value = np.exp(residual + ly)
+    share = 1 - params["c"] / value  # Of k x^p in the prediction.
+    columns = {
+      "k": share,
+      "p": params["p"] * share * (lx - lx.mean()),
+      "c": np.exp(ly.min()) / value,
+    }
+    require_determined(text, columns, residual, "Add x of a wider range.")
+  else:
     params.pop("c")
   return Fit(
     params,
     float(loss),
-    float(1 - loss / np.var(ly)),
-    lambda x: params.get("c", 0.0) + params["k"] * x ** params["p"],
+    explained(residual, ly),
+    predict,
     lambda rows: solve(rows)[1],
     lx.size,
   )
@@ -70,9 +114,22 @@ def shifted_power(L0, L1, *, E0=None, E1=None) -> Fit:
     E1: Irreducible part of L1, or None.
 
   Returns:
-    Fit with params K, kappa, E0, E1; `predict(L0)`.
+    Fit with params K, kappa, E0, E1; `predict(L0)`, a number or an array,
+    which raises ValueError for an L0 below E0.
+
+  Raises:
+    UndeterminedError: For fewer distinct L0 than parameters, or if the rows
+      leave a combination of the parameters free. On a straight line (kappa =
+      1) E0 and E1 are free to trade.
   """
-  _logs(L0=L0, L1=L1)
+  lx, _ = logs_of(L0=L0, L1=L1)
+  names = ("K", "kappa") if E0 is not None else ("K", "kappa", "E0", "E1")
+  require_rows(_SHIFTED, lx.size, names)
+  free = "the parameters " + ", ".join(names) + " are free to trade"
+
+  def enough(rows):
+    require_values(_SHIFTED, len(names), free, L0=lx[rows])
+
   x, y = np.asarray(L0, float), np.asarray(L1, float)
   if (E0 is None) != (E1 is None):
     raise ValueError("shifted_power wants both of E0 and E1, or neither.")
@@ -83,18 +140,32 @@ def shifted_power(L0, L1, *, E0=None, E1=None) -> Fit:
     )
 
   def solve(rows, start=None):
+    enough(rows)
     if E0 is not None:
       return _regress(x[rows], y[rows], E0, E1)
     return _polish(x[rows], y[rows], start)
 
   every = np.arange(x.size)
   loss, params = solve(every)
-  p = params
+
+  def predict(L0):
+    L0 = positive("L0", L0)
+    if np.any(L0 < params["E0"]):
+      raise ValueError(
+        f"L0={np.min(L0):.6g} is below the fitted E0={params['E0']:.6g}: the "
+        "law has no value there. Predict from losses of at least E0."
+      )
+    over = L0 - params["E0"]
+    return params["E1"] + params["K"] * over ** params["kappa"]
+
+  residual = np.log(predict(x)) - np.log(y)
+  if E0 is None:
+    _settle_shifted(x, y, params, residual)
   return Fit(
     params,
     float(loss),
-    float(1 - loss / np.var(np.log(y))),
-    lambda x: p["E1"] + p["K"] * (x - p["E0"]) ** p["kappa"],
+    explained(residual, np.log(y)),
+    predict,
     lambda rows: solve(rows, params)[1],
     x.size,
   )
@@ -106,13 +177,21 @@ def kappa_profile(L0, L1, kappas) -> np.ndarray:
   A flat profile means the exponent is not identified by the data.
 
   Args:
-    L0: [R] losses of the first kind.
+    L0: [R] losses of the first kind, four distinct ones or more.
     L1: [R] losses of the second kind.
-    kappas: [M] exponents.
+    kappas: [M] exponents > 0.
 
   Returns:
-    [M] errors.
+    [M] errors; inf where no K > 0 fits.
+
+  Raises:
+    UndeterminedError: For fewer than four distinct L0: every exponent would
+      fit.
   """
+  lx, _ = logs_of(L0=L0, L1=L1)
+  require_rows(_SHIFTED, lx.size, ("K", "kappa", "E0", "E1"))
+  require_values(_SHIFTED, 4, "every exponent fits", L0=lx)
+  kappas = positive("kappas", np.atleast_1d(kappas))
   x, y = np.asarray(L0, float), np.asarray(L1, float)
   shares = np.linspace(0, 0.995, 60)
   out = []
@@ -130,6 +209,22 @@ def kappa_profile(L0, L1, kappas) -> np.ndarray:
         best = min(best, np.mean((np.log(e1 + k * u) - np.log(y)) ** 2))
     out.append(best)
   return np.array(out)
+
+
+def _settle_shifted(x, y, params, residual):
+  """Raises if the rows leave a combination of all four parameters free."""
+  K, kappa, E0, E1 = (params[k] for k in ("K", "kappa", "E0", "E1"))
+  value = E1 + K * (x - E0) ** kappa
+  over = np.maximum(x - E0, PRECISION * x)
+  signal = K * over**kappa / value
+  columns = {
+    "K": signal,
+    "kappa": kappa * signal * (np.log(over) - np.log(over).mean()),
+    "E0": -kappa * signal * x.min() / over,
+    "E1": y.min() / value,
+  }
+  advice = "Give E0 and E1 from fits of each loss, or add rows."
+  require_determined(_SHIFTED, columns, residual, advice, _WIDEST)
 
 
 def _regress(x, y, e0, e1):

@@ -74,16 +74,28 @@ def slope(ts, risks, window=10.0) -> float:
   """Least-squares slope of log risk against log t over the last decade.
 
   Args:
-    ts: [T] times > 0.
+    ts: [T] times > 0, increasing.
     risks: [T] positive risks.
     window: Ratio of the last to the first time used.
 
   Returns:
     The slope, each log-interval weighted alike.
+
+  Raises:
+    ValueError: If fewer than two positive risks lie in the window, or if the
+      times do not increase.
   """
   ts, risks = np.asarray(ts, float), np.asarray(risks, float)
+  if ts.ndim != 1 or ts.shape != risks.shape or not ts.size:
+    raise ValueError(
+      f"ts {ts.shape} and risks {risks.shape} must be vectors of one length."
+    )
+  if not (ts[0] > 0 and np.all(np.diff(ts) > 0)):
+    raise ValueError(
+      "ts must be > 0 and increase; sort the times and drop t = 0."
+    )
   used = ts >= ts[-1] / window
-  if used.sum() < 2 or np.any(risks[used] <= 0):
+  if used.sum() < 2 or not np.all(risks[used] > 0):
     raise ValueError(
       f"slope needs two or more positive risks within a factor {window} of "
       f"t={ts[-1]}; got {used.sum()}."
