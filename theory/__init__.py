@@ -33,6 +33,7 @@ from .averages_closed import (
   ema_stationary,
   tail_average_at,
 )
+from .best_steps import BestStep, best_step
 from .bounds import Bound, chi_bound, effective_dim, zou_bound
 from .critical_batches import (
   StepsFit,
@@ -110,6 +111,7 @@ from .volterra import fsl_risk, kernel, volterra_risk
 
 __all__ = [
   "Adaptive",
+  "BestStep",
   "Bound",
   "Exponents",
   "Fit",
@@ -131,6 +133,7 @@ __all__ = [
   "averaged",
   "avg_scan",
   "best_grid_point",
+  "best_step",
   "cbs_law",
   "chi",
   "chi_bound",

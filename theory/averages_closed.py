@@ -14,6 +14,7 @@ transient, so unstable step sizes and chi = 1 are no exception.
 import jax
 import jax.numpy as jnp
 
+from .broadcast import over
 from .divided_differences import differences
 from .precision import on_host
 from .risk_closed import (
@@ -43,29 +44,33 @@ def tail_average_at(problem: Problem, eta, batch, s, N) -> Risk:
     problem: The problem.
     eta: Step size.
     batch: B.
-    s: First iterate, whole number >= 0.
-    N: Number of iterates, whole, 1 <= N < 2^40; otherwise nan.
+    s: First iterate, whole number >= 0; or an array.
+    N: Number of iterates, whole, 1 <= N < 2^40, otherwise nan; or an array
+      that broadcasts with s. The modes are solved once for all.
 
   Returns:
-    Scalars.
+    Risks of the broadcast shape of s and N.
   """
   modes = modes_of(problem, eta, batch)
   m0_D = jnp.asarray(problem.m0)
   start_PD = jnp.stack([m0_D, 0 * m0_D])
   y_PD, noise_PD = amplitudes(problem, eta, batch, modes, start_PD)
   rate_D = modes.rates(eta)
-  # c_{s+j} has the mode sequences (y mu^s + y' E_s) mu^j + y' E_j.
-  late_PD = y_PD * power(rate_D, s) + noise_PD * partial_sum(rate_D, s)
 
-  def factors(i):
-    first_D, second_D, *_ = _sums(N, rate_D, eta * modes.poles.lam[i])
-    return late_PD * first_D + noise_PD * second_D
+  def window(s, N):
+    # c_{s+j} has the mode sequences (y mu^s + y' E_s) mu^j + y' E_j.
+    late_PD = y_PD * power(rate_D, s) + noise_PD * partial_sum(rate_D, s)
 
-  v_DP = spread(problem, eta, batch, modes, factors)
-  risk_P = problem.lam @ v_DP / (2 * jnp.asarray(N) ** 2)
-  whole = (N >= 1) & (s >= 0) & (s == jnp.floor(s))
-  risk_P = jnp.where(whole, risk_P, jnp.nan)
-  return as_risk(risk_P, is_stable(problem, eta, batch))
+    def factors(i):
+      first_D, second_D, *_ = _sums(N, rate_D, eta * modes.poles.lam[i])
+      return late_PD * first_D + noise_PD * second_D
+
+    v_DP = spread(problem, eta, batch, modes, factors)
+    risk_P = problem.lam @ v_DP / (2 * jnp.asarray(N) ** 2)
+    whole = (N >= 1) & (s >= 0) & (s == jnp.floor(s))
+    return jnp.where(whole, risk_P, jnp.nan)
+
+  return as_risk(over(window, s, N), is_stable(problem, eta, batch))
 
 
 @on_host()
@@ -164,9 +169,13 @@ def ema_at(problem: Problem, eta, batch, beta, t) -> Risk:
   modes = modes_of(problem, eta, batch)
   m0_D = jnp.asarray(problem.m0)
   start_PD = jnp.stack([m0_D, 0 * m0_D])
-  carry = (start_PD,) * 3
-  v_PD = _decayed(problem, eta, batch, modes, carry, beta, t)[2]
-  return as_risk(v_PD @ problem.lam / 2, is_stable(problem, eta, batch))
+
+  def at(t):
+    carry = (start_PD,) * 3
+    v_PD = _decayed(problem, eta, batch, modes, carry, beta, t)[2]
+    return v_PD @ problem.lam / 2
+
+  return as_risk(over(at, t), is_stable(problem, eta, batch))
 
 
 @on_host()

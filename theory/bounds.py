@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from .broadcast import over
 from .precision import on_host
 from .stability import chi, fourth_moment
 from .types import Array, Problem
@@ -35,11 +36,16 @@ def effective_dim(problem: Problem, eta, N):
   Args:
     problem: The problem.
     eta: Step size.
-    N: Number of averaged iterates.
+    N: Number of averaged iterates, a number or an array.
 
   Returns:
-    (effective dimension, k*); the dimension over N multiplies the noise.
+    (effective dimension, k*) of the shape of N; the dimension over N
+    multiplies the noise.
   """
+  return over(lambda N: _effective_dim(problem, eta, N), N)
+
+
+def _effective_dim(problem, eta, N):
   lam_D, mult_D = jnp.asarray(problem.lam), problem.mult
   head_D = lam_D * eta * N >= 1
   k_star = jnp.sum(jnp.where(head_D, mult_D, 0.0))
@@ -58,13 +64,17 @@ def zou_bound(problem: Problem, eta, s, N, alpha4=3.0) -> Bound:
   Args:
     problem: The problem.
     eta: Step size < 1 / (alpha4 tr H); otherwise `inf`.
-    s: First averaged iterate.
-    N: Number of averaged iterates.
+    s: First averaged iterate, a number or an array.
+    N: Number of averaged iterates, a number or an array.
     alpha4: Fourth-moment constant; 3 for Gaussian features.
 
   Returns:
-    The bound.
+    The bound, of the broadcast shape of s and N.
   """
+  return over(lambda s, N: _zou_bound(problem, eta, s, N, alpha4), s, N)
+
+
+def _zou_bound(problem, eta, s, N, alpha4):
   lam_D, m0_D = jnp.asarray(problem.lam), jnp.asarray(problem.m0)
   mult_D = problem.mult
   left = 1 - eta * alpha4 * jnp.sum(mult_D * lam_D)
@@ -75,7 +85,7 @@ def zou_bound(problem: Problem, eta, s, N, alpha4=3.0) -> Bound:
   bias = jnp.sum(
     jnp.where(head_D, faded_D / safe_D / (eta * N) ** 2, lam_D * faded_D)
   )
-  dim = effective_dim(problem, eta, N)[0] / N
+  dim = _effective_dim(problem, eta, N)[0] / N
   middle = eta * jnp.sum(jnp.where(~head_D & wide_D, mult_D * lam_D, 0.0))
   rest = jnp.sum(jnp.where(wide_D, 0.0, mult_D * lam_D**2))
   tail_dim = (
@@ -111,12 +121,16 @@ def chi_bound(problem: Problem, eta, batch, s, N) -> Bound:
     problem: The problem.
     eta: Step size with c_B eta lam_max <= 1 and chi < 1; otherwise `inf`.
     batch: B.
-    s: First averaged iterate.
-    N: Number of averaged iterates.
+    s: First averaged iterate, a number or an array.
+    N: Number of averaged iterates, a number or an array.
 
   Returns:
-    The bound.
+    The bound, of the broadcast shape of s and N.
   """
+  return over(lambda s, N: _chi_bound(problem, eta, batch, s, N), s, N)
+
+
+def _chi_bound(problem, eta, batch, s, N):
   lam_D, m0_D = jnp.asarray(problem.lam), jnp.asarray(problem.m0)
   mult_D, c = problem.mult, fourth_moment(problem, batch)
   x_D = eta * lam_D

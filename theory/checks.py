@@ -115,6 +115,37 @@ def check_step_size(step_size) -> None:
       )
 
 
+def check_share(share) -> None:
+  """A share of a run is in (0, 1]."""
+  share = np.asarray(share)
+  good = (share > 0) & (share <= 1)
+  if not np.all(good):
+    raise ValueError(
+      f"share={_worst(share, good)} must be in (0, 1]: it is the part of the "
+      "run that is averaged, e.g. 0.5 for the second half."
+    )
+
+
+def check_updates(T) -> None:
+  """Numbers of updates are whole and >= 1."""
+  T = np.asarray(T)
+  good = np.isfinite(T) & (T >= 1) & (T == np.floor(T))
+  if not np.all(good):
+    raise ValueError(
+      f"T={_worst(T, good)} must be a whole number of updates >= 1."
+    )
+
+
+def check_no_empty_stage(steps, advice: str) -> None:
+  """Raises for stages without a step, which would vanish without a word."""
+  empty = np.flatnonzero(np.asarray(steps) < 1)
+  if empty.size:
+    raise ValueError(
+      f"{empty.size} of {np.size(steps)} stages (the first is stage "
+      f"{empty[0]}) have less than one step and would be left out. {advice}"
+    )
+
+
 def _same_vectors(name, values) -> None:
   shapes = {k: np.shape(v) for k, v in values._asdict().items()}
   if len(set(shapes.values())) != 1 or len(np.shape(values.eta)) != 1:
@@ -145,6 +176,8 @@ CHECKS = {
   "ts": check_times,
   "codes": check_codes,
   "step_size": check_step_size,
+  "share": check_share,
+  "T": check_updates,
   "schedule": check_schedule,
   "stages": check_stages,
 }

@@ -43,8 +43,8 @@ def eta_grid(problem: Problem, batches, count=18, lowest=1e-3) -> np.ndarray:
 
 
 @on_host()
-def risk_table(problem: Problem, etas, batches, samples):
-  """Risk of the second-half average for every (eta, B, samples). Exact.
+def risk_table(problem: Problem, etas, batches, samples, share=0.5):
+  """Risk of an average of the last iterates, by (eta, B, samples). Exact.
 
   Closed form: each of the E x B pairs costs O(D^2 log T) per data size.
 
@@ -53,6 +53,8 @@ def risk_table(problem: Problem, etas, batches, samples):
     etas: [E], or [E, B] to give each batch its own, see `eta_grid`.
     batches: [B].
     samples: [S] total samples; T = floor(samples / B) steps.
+    share: Share of the run that is averaged, in (0, 1]: the mean is over the
+      last ceil(share T) of w_0, ..., w_{T-1}. The rest is burn-in.
 
   Returns:
     risk [E, B, S]; `inf` for unstable steps or fewer than 2 steps.
@@ -68,9 +70,10 @@ def risk_table(problem: Problem, etas, batches, samples):
 
     def one(data):
       T = jnp.floor(data / batch)
-      half = jnp.ceil(T / 2)
-      safe = jnp.maximum(half, 1)
-      risk = tail_average_at(problem, eta, batch, T - half, safe).total
+      # The slack undoes the rounding of a product such as 0.1 * 30.
+      count = jnp.maximum(jnp.ceil(share * T - 1e-9 * T), 1)
+      first = jnp.maximum(T - count, 0)
+      risk = tail_average_at(problem, eta, batch, first, count).total
       return jnp.where(T >= 2, risk, jnp.inf)
 
     risk_S = jax.lax.map(one, samples)
@@ -80,17 +83,21 @@ def risk_table(problem: Problem, etas, batches, samples):
   return jax.lax.map(pair, pairs).reshape(*etas.shape, samples.size)
 
 
-def data_to_target(risks, samples, target) -> float:
+def data_to_target(risks, samples, target):
   """Samples at which a falling curve first meets `target`.
 
   Args:
     risks: [S] risks.
     samples: [S] samples, increasing.
-    target: A risk.
+    target: A risk, or an array of risks.
 
   Returns:
-    Log-log interpolation; nan if the target lies outside the curve.
+    Log-log interpolation, of the shape of target; nan if a target lies
+    outside the curve.
   """
+  if np.ndim(target):
+    each = [data_to_target(risks, samples, x) for x in np.ravel(target)]
+    return np.reshape(each, np.shape(target))
   risks, samples = np.asarray(risks, float), np.asarray(samples, float)
   below = np.flatnonzero(risks <= target)
   if below.size == 0 or (below[0] == 0 and risks[0] < target):

@@ -12,6 +12,7 @@ import functools
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from . import checks
@@ -58,6 +59,7 @@ def on_host(*static: str):
       bound = signature.bind(*args, **kwargs)
       bound.apply_defaults()
       arrays = {k: v for k, v in bound.arguments.items() if k not in static}
+      arrays = {k: _unlisted(v) for k, v in arrays.items()}
       options = {k: bound.arguments[k] for k in static}
       if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arrays)):
         return jitted(**arrays, **options)
@@ -70,6 +72,15 @@ def on_host(*static: str):
     return call
 
   return decorate
+
+
+def _unlisted(x):
+  """Lists of numbers become arrays, so that they have a shape."""
+  if not isinstance(x, list):
+    return x
+  if any(isinstance(y, jax.core.Tracer) for y in jax.tree.leaves(x)):
+    return jnp.asarray(x)
+  return np.asarray(x, np.float64)
 
 
 def require_float64(x, name: str) -> None:

@@ -145,7 +145,7 @@ def sketched(H, S, wstar, sigma2) -> Problem:
   )
 
 
-def sketch_error(lam, features, samples=np.inf) -> float:
+def sketch_error(lam, features, samples=np.inf):
   """Mean of w*' (unexplained) w* for a random sketch, w* ~ N(0, I).
 
   n k with k the root of n = sum_i lam_i / (lam_i + k) (deterministic
@@ -154,12 +154,16 @@ def sketch_error(lam, features, samples=np.inf) -> float:
 
   Args:
     lam: [V] eigenvalues.
-    features: n, rows of the Gaussian sketch, < V.
-    samples: D > n, or infinity for the population.
+    features: n, rows of the Gaussian sketch, < V; a number or an array.
+    samples: D > n, or infinity for the population; a number or an array.
 
   Returns:
-    The mean squared prediction error, not halved.
+    The mean squared prediction error, not halved, of the broadcast shape of
+    features and samples.
   """
+  if np.ndim(features) or np.ndim(samples):
+    each = np.vectorize(lambda n, D: sketch_error(lam, n, D), otypes=[float])
+    return each(features, samples)
   lam = np.asarray(lam, np.float64)
   if not 0 < features < lam.size or samples <= features:
     raise ValueError(

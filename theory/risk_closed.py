@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from . import secular
+from .broadcast import over
 from .checks import MANY_NODES
 from .precision import on_host, require_float64
 from .stability import all_stable, chi, fourth_moment, is_stable
@@ -224,14 +225,19 @@ def state_at(problem: Problem, eta, batch, t):
     problem: The problem.
     eta: Step size.
     batch: B.
-    t: One time, real >= 0.
+    t: A time, real >= 0; or an array of times.
 
   Returns:
-    z [D]; `problem._replace(m0=z)` continues from there.
+    z [D] (or [..., D] with the shape of t in front);
+    `problem._replace(m0=z)` continues from there.
   """
   modes = modes_of(problem, eta, batch)
   start_PD = jnp.stack([problem.m0, jnp.zeros_like(problem.m0)])
-  return move(problem, eta, batch, modes, start_PD, t).sum(0)
+
+  def at(t):
+    return move(problem, eta, batch, modes, start_PD, t).sum(0)
+
+  return over(at, t)
 
 
 @on_host()

@@ -4,9 +4,11 @@ Every schedule function returns eta [T] for updates 1, ..., T with its peak
 first; combine with a batch size by `schedule(eta, batch)`.
 """
 
+import warnings
+
 import numpy as np
 
-from .checks import check_schedule, check_stages
+from .checks import check_no_empty_stage, check_schedule, check_stages
 from .types import Schedule, Stages
 
 
@@ -45,11 +47,31 @@ def power(eta, T, p) -> np.ndarray:
 
 
 def wsd(eta, T, decay=0.2, warmup=0.0) -> np.ndarray:
-  """Warmup, stable, linear decay over the last fraction `decay`."""
+  """Warmup, stable, linear decay over the last fraction `decay`.
+
+  Args:
+    eta: Step size of the stable part.
+    T: Number of updates.
+    decay: Fraction of T that decays; 0 for none.
+    warmup: Fraction of T that warms up; 0 for none.
+
+  Returns:
+    eta [T].
+
+  Raises:
+    ValueError: If the fractions do not fit, or if one of them is above 0 but
+      less than one update of T.
+  """
   if not 0 <= warmup <= 1 - decay <= 1:
     raise ValueError(
       f"warmup={warmup} and decay={decay} are fractions with a sum <= 1."
     )
+  for name, part in (("warmup", warmup), ("decay", decay)):
+    if 0 < part * T < 1:
+      raise ValueError(
+        f"{name}={part} of T={T} updates is less than one update: the stage "
+        f"would be left out. Set {name}=0, or at least {1 / T:.3g}."
+      )
   x = _progress(T)
   down = np.minimum(1, (1 - x) / decay) if decay else np.ones(T)
   up = np.minimum(1, (np.arange(T) + 1) / max(warmup * T, 1))
@@ -67,8 +89,24 @@ def inv_sqrt(eta, T, alpha) -> np.ndarray:
 
 
 def step_decay(eta, steps, factor) -> np.ndarray:
-  """Divides by `factor` after each of the given numbers of steps."""
-  steps = np.asarray(steps, int)
+  """Divides by `factor` after each of the given numbers of steps.
+
+  Args:
+    eta: Step size of the first stage.
+    steps: [K] updates of each stage, whole and >= 1.
+    factor: Ratio of one stage's step size to the next one's.
+
+  Returns:
+    eta [T], T the sum of the steps.
+
+  Raises:
+    ValueError: If a stage has no step, or a broken one.
+  """
+  steps = np.asarray(steps, np.float64)
+  check_no_empty_stage(steps, "Merge them with a neighbour.")
+  if np.any(steps != np.floor(steps)):
+    raise ValueError(f"steps={steps} must be whole numbers of updates.")
+  steps = steps.astype(int)
   return np.repeat(eta * float(factor) ** -np.arange(steps.size), steps)
 
 
@@ -101,8 +139,15 @@ def discretise(schedule: Schedule, factor) -> Stages:
 
 
 def unroll(stages: Stages) -> Schedule:
-  """One entry per update; the lengths must be whole."""
+  """One entry per update; every length must be whole and >= 1.
+
+  Raises:
+    ValueError: If a stage has no step, or a broken one.
+  """
   check_stages(stages)
+  check_no_empty_stage(
+    stages.steps, "Merge them with a neighbour, or drop them yourself."
+  )
   steps = np.asarray(stages.steps)
   if np.any(steps != np.floor(steps)):
     raise ValueError(f"stages.steps={steps} must be whole numbers to unroll.")
@@ -141,11 +186,16 @@ def seesaw(
       conversion is exact for stages whose eta falls by powers of it.
     rule: "nsgd" or "sgd".
     whole: Round batches to whole samples and lengths to whole steps, carrying
-      the remaining samples into the next stage.
+      the remaining samples into the next stage. A stage whose samples do not
+      fill one batch is left out with a warning; its samples go on.
     lr_power: a = alpha^lr_power; default 1/2.
 
   Returns:
     The new stages, fewer steps for the same samples.
+
+  Raises:
+    ValueError: If a stage has a step size of 0 (its batch would be infinite),
+      or, with `whole`, if no stage fills one batch.
 
   References:
     Seesaw, arXiv 2510.14717.
@@ -155,6 +205,11 @@ def seesaw(
   if alpha <= 1:
     raise ValueError(f"alpha={alpha} must be above 1.")
   check_stages(stages)
+  if np.any(np.asarray(stages.eta) <= 0):
+    raise ValueError(
+      f"stages.eta={np.asarray(stages.eta)} must be > 0: a step size of 0 "
+      "would become an infinite batch. Drop the last stage."
+    )
   share = 0.5 if lr_power is None else lr_power
   decay = np.asarray(stages.eta) / stages.eta[0]  # = alpha^-k.
   eta = stages.eta[0] * decay**share
@@ -168,12 +223,28 @@ def seesaw(
   for k in range(samples.size):
     steps[k] = np.floor((samples[k] + carried) / batch[k] + 1e-9)
     carried += samples[k] - steps[k] * batch[k]
-  return Stages(eta, batch, steps)
+  return _without_empty(Stages(eta, batch, steps))
 
 
 def serial_fraction(before: Stages, after: Stages) -> float:
   """Serial steps of `after` relative to `before`."""
   return float(np.sum(after.steps) / np.sum(before.steps))
+
+
+def _without_empty(stages: Stages) -> Stages:
+  """Leaves out stages of 0 steps, and says so."""
+  kept = stages.steps >= 1
+  if not np.any(kept):
+    check_no_empty_stage(stages.steps, "Give more samples or smaller batches.")
+  if not np.all(kept):
+    warnings.warn(
+      f"{np.sum(~kept)} of {kept.size} stages (the first is stage "
+      f"{np.argmin(kept)}) hold less than one batch and are left out; their "
+      "samples go to later stages. Use fewer stages, e.g. a larger factor in "
+      "discretise, to keep them all.",
+      stacklevel=3,
+    )
+  return Stages(*(np.asarray(x)[kept] for x in stages))
 
 
 def _progress(T):

@@ -84,10 +84,12 @@ def eta_max(problem: Problem, batch):
   c_D = fourth_moment(problem, batch) * problem.lam
   used_D = (problem.mult + problem.m0) * problem.lam > 0
   cap = jnp.min(jnp.where(used_D & (c_D > 0), 2 / c_D, jnp.inf))
-  # With c_B = 0 (Rademacher, B = 1) there is no cap: chi = 1 at 4 B / tau trH.
+  # With c_B = 0 (Rademacher, B = 1) there is no cap, and chi = 1 at
+  # 2 B / (tau tr H): the search starts from twice that.
   trace = jnp.sum(problem.mult * problem.lam)
   reach = 4 * batch / jnp.maximum(problem.tau * trace, 1e-300)
-  top = jnp.minimum(cap, reach)  # chi >= eta tau trH / (2 B), so 1 is passed.
+  # chi >= eta tau tr H / (2 B), so chi passes 1 before `reach`.
+  top = jnp.minimum(cap, reach)
 
   frozen_problem, frozen_batch, high = jax.lax.stop_gradient(
     (problem, batch, top)

@@ -1,5 +1,8 @@
 """Critical batch sizes against dense averages, samples and curve fits."""
 
+import fractions
+import math
+
 import numpy as np
 import pytest
 from oracles import linear_regression as oracle
@@ -12,10 +15,10 @@ M0 = np.arange(1.0, 5.0)
 PROBLEM = theory.from_spectrum(LAM, M0, 0.4)
 
 
-def _half_average(eta, batch, samples):
-  """Risk of the mean of the second half of w_0, ..., w_{T-1}, dense."""
+def _half_average(eta, batch, samples, share="1/2"):
+  """Risk of the mean of the last share of w_0, ..., w_{T-1}, dense."""
   T = int(samples // batch)
-  half = (T + 1) // 2
+  half = math.ceil(fractions.Fraction(share) * T)
   weights = np.zeros(T)
   weights[T - half :] = 1 / half
   return oracle.average_risk(
@@ -29,7 +32,7 @@ def _half_average(eta, batch, samples):
 
 
 def test_table_is_the_dense_second_half_average():
-  etas, batches, samples = np.array([0.1, 0.3]), [1, 3, 8], [9.0, 25.0, 40.0]
+  etas, batches, samples = np.array([0.1, 0.3]), [1, 3, 8], [9.0, 17.0, 40.0]
   each = np.tile(etas[:, None], (1, 3))
   table = theory.risk_table(PROBLEM, each, batches, samples)
   assert table.shape == (2, 3, 3)
@@ -58,6 +61,26 @@ def test_table_takes_one_step_size_per_batch():
   assert np.isfinite(wild[0, 0]).all()
 
 
+@pytest.mark.parametrize("share", ["1/10", "3/10", "1/3", "7/10", "1"])
+def test_table_averages_the_share_asked_for(share):
+  """Ten and thirty steps: 0.1 * 30 is 3.0000000000000004 and means three."""
+  etas, batches, samples = [[0.1] * 3, [0.3] * 3], [1, 2, 8], [10.0, 30.0, 7.0]
+  number = float(fractions.Fraction(share))
+  table = theory.risk_table(PROBLEM, etas, batches, samples, number)
+  for k in (0, 1):
+    wanted = _half_average(0.3, 1, samples[k], share)
+    assert table[1, 0, k] == pytest.approx(wanted, rel=1e-11)
+    wanted = _half_average(0.1, 2, samples[k], share)
+    assert table[0, 1, k] == pytest.approx(wanted, rel=1e-11)
+  assert table[0, 2, 2] == np.inf  # Less than one batch.
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, np.nan])
+def test_shares_outside_a_run_are_named(share):
+  with pytest.raises(ValueError, match=r"share=.* must be in \(0, 1\]"):
+    theory.risk_table(PROBLEM, [0.1], [1.0], [9.0], share)
+
+
 def _need(curve, samples, target):
   """Where the log-log polygon through the curve falls to the target."""
   fn = lambda x: (  # noqa: E731
@@ -72,6 +95,9 @@ def test_data_to_target_is_the_root_of_the_polygon():
   for target in (4.0, 1.7, 0.41, 0.11):
     found = theory.data_to_target(risks, samples, target)
     assert found == pytest.approx(_need(risks, samples, target), rel=1e-10)
+  many = theory.data_to_target(risks, samples, [[4.0, 1.7], [6.0, 5.0]])
+  assert many.shape == (2, 2)
+  assert many[0, 1] == pytest.approx(_need(risks, samples, 1.7), rel=1e-10)
   assert theory.data_to_target(risks, samples, 5.0) == 10
   assert theory.data_to_target(risks, samples, 0.1) == 1000
   assert np.isnan(theory.data_to_target(risks, samples, 6.0))

@@ -136,6 +136,10 @@ def test_slope_of_a_power_law_is_its_power():
   # Only the last window counts, whatever lies before it.
   broken = np.where(ts < 1e3, 1.0, (ts / 1e3) ** -1.5)
   assert theory.slope(ts, broken) == pytest.approx(-1.5, abs=1e-9)
+  # The last decade by default, not more: the break lies just outside it.
+  late = np.where(ts < 1.01e4, 1.0, (ts / 1.01e4) ** -1.5)
+  near = theory.slope(ts[ts >= 1e4], late[ts >= 1e4], window=1e9)
+  assert theory.slope(ts, late) == pytest.approx(near, abs=1e-12)
   assert theory.slope(ts, broken, window=1e4) > -1.4
 
 

@@ -161,13 +161,43 @@ def test_whole_seesaw_carries_the_samples_that_fill_no_batch(steps):
     assert 5 * steps // 20 == 3
 
 
-def test_whole_seesaw_rounds_batches_first():
-  decay = theory.stages_of_steps([1.0, 0.7, 0.4], 3, 50)
+def test_whole_seesaw_rounds_batches_first_and_carries_carries():
+  factor = [1.0, 0.7, 0.5, 0.3, 0.2]
+  decay = theory.stages_of_steps(factor, 5, 10)
   whole = theory.seesaw(decay, 2.0, whole=True)
-  batches = [3, round(3 / 0.7), round(3 / 0.4)]
+  batches = [round(5 / x) for x in factor]
   np.testing.assert_array_equal(whole.batch, batches)
-  np.testing.assert_array_equal(whole.steps, _carried([150] * 3, batches)[0])
-  np.testing.assert_allclose(whole.eta, np.sqrt([1.0, 0.7, 0.4]))
+  wanted, _ = _carried([50] * 5, batches)
+  np.testing.assert_array_equal(whole.steps, wanted)
+  np.testing.assert_allclose(whole.eta, np.sqrt(factor))
+
+
+def test_stages_without_a_step_are_said():
+  decay = theory.stages_of_steps(0.5 ** np.arange(4), 5, 6)
+  # Batches 5, 10, 20, 40 on 30 samples each: 6, 3, 1 (10 left), 1.
+  whole = theory.seesaw(decay, 2.0, whole=True)
+  np.testing.assert_array_equal(whole.steps, [6, 3, 1, 1])
+  short = theory.stages_of_steps(0.5 ** np.arange(4), 5, 3)
+  # On 15 samples: 3, 1 (5 left), 1, and 15 of 40.
+  with pytest.warns(UserWarning, match=r"1 of 4 stages \(the first is stage 3"):
+    whole = theory.seesaw(short, 2.0, whole=True)
+  np.testing.assert_array_equal(whole.steps, [3, 1, 1])
+  np.testing.assert_array_equal(whole.batch, [5, 10, 20])
+  np.testing.assert_allclose(whole.eta, 0.5 ** (np.arange(3) / 2))
+  with pytest.raises(ValueError, match="1 of 1 stages .*more samples"):
+    theory.seesaw(theory.stages_of_steps(0.5, 4, 0.5), 2.0, whole=True)
+  with pytest.raises(ValueError, match="must be > 0: a step size of 0"):
+    theory.seesaw(theory.stages_of_steps([1.0, 0.0], 4, 9), 2.0)
+  with pytest.raises(ValueError, match=r"1 of 2 stages \(the first is stage 1"):
+    theory.unroll(theory.stages_of_steps([1.0, 0.5], 4, [9, 0]))
+  with pytest.raises(ValueError, match="1 of 3 stages"):
+    theory.step_decay(1.0, [3, 0, 2], 2.0)
+  with pytest.raises(ValueError, match="whole numbers of updates"):
+    theory.step_decay(1.0, [3, 1.5], 2.0)
+  for options in ({"decay": 0.05}, {"warmup": 0.09}):
+    with pytest.raises(ValueError, match="of T=10 updates is less than one"):
+      theory.wsd(1.0, 10, **options)
+  assert theory.wsd(1.0, 10, 0.1, warmup=0.1).size == 10
 
 
 @pytest.mark.parametrize("rule", ["nsgd", "sgd"])
