@@ -1,10 +1,11 @@
 """Exact dynamics of SGD on linear regression, in closed form.
 
-Second moments of one-pass SGD and its relatives on least squares obey closed
-linear recursions of size O(d), solved here without a time loop where the
-hyper-parameters are constant. Pure functions on NamedTuples; float64 on the
-host for concrete arguments, differentiable and vmappable under
-`theory.float64()`. Risks are excess risks, E[(w - w*)^T H (w - w*)] / 2.
+The second moments of one-pass SGD on least squares obey a linear recursion of
+size O(d). At constant step and batch size this package solves the recursion
+without a loop over time. All functions are pure and take and return
+NamedTuples of arrays. Concrete arguments are computed in float64 on the host.
+Under `theory.float64()` the functions can be differentiated and vmapped. A risk
+is an excess risk, E[(w - w*)^T H (w - w*)] / 2.
 
 Dimension key: D nodes (eigen-directions), M modes, T steps or times, K stages
 or the size of a method's state, P parts of a risk, B batch, R runs.

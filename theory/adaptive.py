@@ -1,9 +1,9 @@
 """Normalised, RMS-preconditioned and sign updates: deterministic recursions.
 
-Where the normaliser is an expectation it is a function of the second moments,
-and the recursion stays exact. These updates are nonlinear in the moments, so
-risks do not split, and nodes must carry signal and noise together
-(`power_law`, not `compress`, whose nodes serve `nsgd_scan` only).
+A normaliser that is an expectation is a function of the second moments, so
+the recursion stays exact. The updates are nonlinear in the moments. Risks
+therefore do not split into parts, and each node must carry both signal and
+noise: use `power_law`. Nodes of `compress` serve `nsgd_scan` only.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Adaptive(NamedTuple):
   Attributes:
     total: Excess risk [T + 1].
     mean_share: |E g|^2 / E |g|^2 [T + 1], with |E g|^2 averaged over the
-      iterates; near 1 the batch is beyond the critical size.
+      iterates. A share near 1 means a batch beyond the critical size.
   """
 
   total: Array
@@ -142,11 +142,12 @@ def sign_scan(
 ) -> Adaptive:
   """SignSGD in the eigenbasis, Gaussian features. APPROXIMATE closure.
 
-  Given the error, with rho_i = sqrt(lam_i) d_i / sqrt(d' H d + sigma2),
-  E sign(g_i) = phi_B(rho_i) = 2 I_{(1 + rho_i)/2}(B/2, B/2) - 1 exactly. The
-  closure puts sqrt(c_i) for d_i: errors up to 0.2 % ("beta"). With the slope
-  of phi alone ("linear") errors are a few percent while k_B rho_i << 1, and
-  tens of percent at a batch of 32, where the sign saturates.
+  Given the error d, with rho_i = sqrt(lam_i) d_i / sqrt(d' H d + sigma2),
+  E sign(g_i) = phi_B(rho_i) = 2 I_{(1 + rho_i)/2}(B/2, B/2) - 1 is exact. The
+  closure "beta" replaces d_i by sqrt(c_i); its error is up to 0.2 %. The
+  closure "linear" replaces phi by its slope at 0 as well. Its error is a few
+  percent while k_B rho_i << 1, and tens of percent at a batch of 32, where the
+  sign saturates.
 
       c' = c - 2 eta sqrt(c) phi_B(min(1, sqrt(lam c / (r + sigma2)))) + eta^2
 

@@ -1,8 +1,8 @@
 """Iterate averages under any schedule, exact, O(D) a step.
 
-Average a' = (1 - theta) a + theta w'. With x = E[(w - w*)(a - w*)] and
-v = E[(a - w*)^2] per direction (w* subtracted throughout), the new batch is
-independent of a, so with z the moments of w
+The average is a' = (1 - theta) a + theta w'. Let x = E[(w - w*)(a - w*)],
+v = E[(a - w*)^2] and z = E[(w - w*)^2] per direction. The new batch is
+independent of a, so
 
     x~ = (1 - eta lam) x
     v' = (1 - theta)^2 v + 2 theta (1 - theta) x~ + theta^2 z'

@@ -5,10 +5,10 @@ second moment of a sum of n iterates is, per direction with q = 1 - eta lam,
 
     sum_{j<n} c_j (1 + 2 sum_{0<l<n-j} q^l),
 
-and c_j is a sum over modes of powers mu^j (mu = 1 - nu) and of partial sums
-of powers, so everything is a divided difference of z^n
-(`divided_differences`). Label noise uses partial sums, never z_inf minus a
-transient, so unstable step sizes and chi = 1 are no exception.
+and c_j is a sum over modes of powers mu^j (mu = 1 - nu) and of partial sums of
+powers. Every sum is therefore a divided difference of z^n
+(`divided_differences`). The label noise enters as partial sums, not as z_inf
+minus a transient, so the formulas hold for unstable step sizes and for chi = 1.
 """
 
 import jax

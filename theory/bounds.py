@@ -58,8 +58,8 @@ def zou_bound(problem: Problem, eta, s, N, alpha4=3.0) -> Bound:
   """Published form of the benign-overfitting bound, batch 1.
 
   R <= 2 EffBias + 2 EffVar. The statement is recalled from Zou et al., arXiv
-  2103.12692 (Meterez et al., arXiv 2506.15535, recover it); what was checked
-  here is the inequality as coded, on random problems, not the attribution.
+  2103.12692; Meterez et al., arXiv 2506.15535, derive it too. The inequality
+  as coded was checked on random problems. The attribution was not checked.
 
   Args:
     problem: The problem.
@@ -104,7 +104,7 @@ def _zou_bound(problem, eta, s, N, alpha4):
 
 @on_host()
 def chi_bound(problem: Problem, eta, batch, s, N) -> Bound:
-  """The same with the exact noise gain chi in place of alpha tr H. Proved.
+  """Upper bound with the exact noise gain chi in place of alpha tr H. Proved.
 
   With x = eta lam, T = s + N, w = eta^2 / B, G = min(2 / x, 2 N),
 
@@ -114,8 +114,8 @@ def chi_bound(problem: Problem, eta, batch, s, N) -> Bound:
     S0  = sum lam d0^2 (1 - (1-s_i)^T) / s_i / (1 - chi)
     own = max(kappa - 1, 0) lam d0^2 (1 - (1-x)^2T) / (x (2 - x))
 
-  Within 1.00, 1.2, 3.3 (least, median, most) of the exact value on random
-  problems. Derived for this package.
+  On random problems the bound is 1.00 to 3.3 times the exact value, with a
+  median of 1.2. Derived for this package.
 
   Args:
     problem: The problem.

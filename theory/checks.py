@@ -1,8 +1,9 @@
 """Checks of concrete arguments, keyed by the argument's name.
 
-One vocabulary runs through the package, so one table checks it: `problem`,
-`eta`, `batch`, `beta`, `t`, `schedule`, `stages`. Inside a transformation
-nothing can be raised; there bad values come out as non-finite numbers.
+An argument has the same name in every function of the package (`problem`,
+`eta`, `batch`, `beta`, `t`, `schedule`, `stages`), so one table has the checks.
+Nothing can be raised inside a transformation: there, bad values give
+non-finite results.
 """
 
 import numpy as np
@@ -63,7 +64,7 @@ def check_batch(batch) -> None:
 
 
 def check_beta(beta) -> None:
-  """Averages forget with a factor in [0, 1)."""
+  """Decays of exponential averages are in [0, 1)."""
   beta = np.asarray(beta)
   good = (beta >= 0) & (beta < 1)
   if not np.all(good):
@@ -94,7 +95,7 @@ def check_stages(stages) -> None:
 
 
 def check_codes(codes) -> None:
-  """Codes of a grid increase, and are as many below zero as above."""
+  """Codes of a grid increase and are symmetric about zero."""
   codes = np.asarray(codes)
   rising = codes.ndim == 1 and len(codes) > 1 and np.all(np.diff(codes) > 0)
   if not rising or not np.array_equal(codes, -codes[::-1]):
@@ -105,7 +106,7 @@ def check_codes(codes) -> None:
 
 
 def check_step_size(step_size) -> None:
-  """The spacing of a grid is positive; None lets it follow the weights."""
+  """The spacing of a grid is positive, or None: set by the weights."""
   if step_size is not None:
     value = np.asarray(step_size)
     if not np.all(np.isfinite(value) & (value > 0)):

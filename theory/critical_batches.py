@@ -1,7 +1,8 @@
 """Critical batch size: where more samples per step stop paying.
 
-Three definitions: data needed to reach a target risk (`critical_batch`), a
-fit of steps against batch (`steps_fit`), the gradient noise scale.
+There are three definitions: the data needed to reach a target risk
+(`critical_batch`), a fit of steps against batch (`steps_fit`), and the gradient
+noise scale (`noise_scale`).
 """
 
 from typing import NamedTuple
@@ -83,7 +84,7 @@ def risk_table(problem: Problem, etas, batches, samples, share=0.5):
   return jax.lax.map(pair, pairs).reshape(*etas.shape, samples.size)
 
 
-def data_to_target(risks, samples, target):
+def data_to_target(risks, samples, target) -> Array:
   """Samples at which a falling curve first meets `target`.
 
   Args:
@@ -115,18 +116,19 @@ def data_to_target(risks, samples, target):
 def critical_batch(table, batches, samples, over=0.2) -> np.ndarray:
   """B* = sup{B : D(B; eps) <= (1 + over) D(B_ref; eps)} per data size.
 
-  eps is the best risk at (D, B_ref), B_ref the smallest batch, the step size
-  tuned at every (B, D).
+  eps is the best risk at (D, B_ref), and B_ref is the smallest batch. The step
+  size is tuned at every (B, D).
 
   Args:
     table: [E, B, S] from `risk_table`.
     batches: [B], increasing.
-    samples: [S], increasing; the largest few only serve as head room.
-    over: Excess data tolerated.
+    samples: [S], increasing. B* of the largest few is nan, since larger batches
+      need more data than the table has.
+    over: Share of excess data that is allowed.
 
   Returns:
-    B* [S], interpolated linearly in B (data needed is close to b0 + a0 B); nan
-    where the grid does not contain it.
+    B* [S], interpolated linearly in B (the data needed is close to b0 + a0 B);
+    nan where the grid does not contain it.
   """
   best_BS = np.min(np.asarray(table), axis=0)
   batches = np.asarray(batches, float)
@@ -179,8 +181,8 @@ def steps_fit(batches, steps, reference=256.0, over=0.2) -> StepsFit:
   Args:
     batches: [B] batch sizes, at least two distinct ones.
     steps: [B] steps to a common target.
-    reference: Batch from which scaling is called linear.
-    over: Excess tolerated.
+    reference: Batch from which linear scaling is measured.
+    over: Share of excess steps that is allowed.
 
   Returns:
     The fit.

@@ -1,10 +1,10 @@
 """Divided differences of z^n, by doubling: sums of positive terms only.
 
 An average over n steps of products of geometric sequences is a divided
-difference [z^n](x_1, ..., x_m), the corner of the n-th power of the upper
-bidiagonal matrix with the x on the diagonal and ones above (Opitz). Doubling
-X^{2m} = X^m X^m takes log2 n rounds without cancellation for x > 0, with the
-diagonal powers taken as exp(m log x).
+difference [z^n](x_1, ..., x_m). The divided difference is the corner of X^n, X
+the upper bidiagonal matrix with the x on the diagonal and ones above it
+(Opitz). Doubling, X^{2m} = X^m X^m, takes log2 n rounds. Nothing cancels for
+x > 0. The powers on the diagonal are exp(m log x).
 """
 
 import itertools

@@ -76,24 +76,25 @@ class Fit:
 
   def _redraw(self, rng):
     """Parameters of the first resample that determines the law."""
+    reason = None
     for _ in range(_REDRAWS):
       try:
         return self.refit(rng.integers(0, self.rows, self.rows))
       except UndeterminedError as error:
-        last = error
+        reason = error
     raise UndeterminedError(
       f"none of {_REDRAWS} resamples of {self.rows} rows determines the law "
-      f"({last}). Give more rows."
-    ) from last
+      f"({reason}). Give more rows."
+    ) from reason
 
 
 def chinchilla(N, D, L, *, delta=1e-3) -> Fit:
   """L = E + A N^-alpha + B D^-beta.
 
-  Variable projection (a grid over the exponents, non-negative least squares
-  for A, B, E) finds the basins; BFGS with exact gradients on the mean Huber
-  loss of log L, scaled by 1e6 so that it does not stop early (Besiroglu et
-  al., arXiv 2404.10102), finishes from the five best.
+  A grid over the exponents, with non-negative least squares for A, B and E,
+  finds the starts. BFGS with exact gradients then minimises the mean Huber loss
+  of log L from the five best starts. The loss is scaled by 1e6 so that BFGS
+  does not stop early (Besiroglu et al., arXiv 2404.10102).
 
   Args:
     N: [R] parameters.

@@ -6,7 +6,7 @@ Labels are Bernoulli with logit <w*, x>, x ~ N(0, H). By Stein's lemma, with
     gradient      H (phi(|w|) w - phi(|w*|) w*),      phi(s) = E sigma'(s z)
     Gauss-Newton  phi H + psi H w w^T H,              psi(s) = E sigma'''(s z)
 
-(here the Gauss-Newton matrix is the Hessian of the loss). There is no closed
+(the Gauss-Newton matrix is the Hessian of this loss). There is no closed
 stochastic recursion; full-batch paths are deterministic. Exact up to the
 quadrature of the one-dimensional expectations, a trapezoidal rule on [-9, 9]
 with spacing 0.05. Its error is about exp(-395 / s): below 1e-15 up to s = 10

@@ -6,8 +6,8 @@ With M_i = P - lam_i f e^T and S_i = E s s^T the K x K moments of direction i,
                                    + (lam_i mult_i / B) (tau r + sigma2) ],
     r = sum_i lam_i e^T S_i e.
 
-The new batch is independent of s, so this is as exact as the recursion of
-plain SGD, to which it reduces at K = 1.
+The new batch is independent of s, so the recursion is exact. At K = 1 it is the
+recursion of plain SGD (`sgd_moments`).
 """
 
 import jax
@@ -31,8 +31,8 @@ def method_scan(problem: Problem, method: Method, batch, T: int) -> Risk:
     T: Number of updates.
 
   Returns:
-    Risks [T + 1]; `stable` only says that they are finite: the exact limit
-    of a constant method is `method_chi` < 1.
+    Risks [T + 1]. `stable` only says that the risks are finite; a constant
+    method is stable if and only if `method_chi` < 1.
   """
   lam_D = jnp.asarray(problem.lam)
   own_D = lam_D**2 * (jnp.asarray(problem.kappa) - 1)

@@ -2,8 +2,8 @@
 
 Per eigen-direction a method keeps K numbers s (iterate, averages, momenta),
 takes the gradient g at e . s and moves s' = P s - f g; h . s is read out.
-Step sizes and coefficients may be numbers or vectors [T]; with a vector the
-method changes every step. Iterates and averages start at w_0, momenta at 0.
+Step sizes and coefficients are numbers, or vectors [T] for a method that
+changes every step. Iterates and averages start at w_0, momenta at 0.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Sampled SGD under the same arguments as the formulas: the user's check."""
+"""Sampled runs of a method, to check the formulas with the same arguments."""
 
 from functools import partial
 from typing import NamedTuple

@@ -102,10 +102,11 @@ def cbs_law(x, critical, *, offset=False) -> Fit:
 def shifted_power(L0, L1, *, E0=None, E1=None) -> Fit:
   """L1 = E1 + K (L0 - E0)^kappa between two losses of the same models.
 
-  With both offsets given (from each loss's own scaling law: say which law,
-  kappa depends on it) a regression in logs. Otherwise a grid over E0 and E1,
-  each below its smallest loss and >= 0, and a bounded polish. Four parameters
-  are weakly identified: see `kappa_profile`.
+  With both offsets given, the fit is a regression in logs. Take the offsets
+  from the scaling law of each loss, and say which law: kappa depends on it.
+  Without offsets, the fit is a grid over E0 and E1, each >= 0 and below its
+  smallest loss, and a bounded least-squares fit from the best cell. Four
+  parameters are weakly identified: see `kappa_profile`.
 
   Args:
     L0: [R] losses of the first kind.

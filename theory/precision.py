@@ -1,10 +1,10 @@
 """float64 on the host CPU in a scope, whatever the process trains in.
 
-The closed forms need float64 and TPUs have none, so every public function
-called on concrete values computes in a scope of its own and returns NumPy
-float64. Global JAX flags are never touched. Under a caller's transformation
-(`jax.grad`, `jax.vmap`, `jax.jit`) the caller owns the precision: open the
-same scope with `theory.float64()`.
+The closed forms need float64, which TPUs do not have. A public function that
+is called on concrete values therefore opens a scope of its own and returns
+NumPy float64. No global JAX flag changes. Under a caller's transformation
+(`jax.grad`, `jax.vmap`, `jax.jit`) the caller sets the precision: open the same
+scope with `theory.float64()`.
 """
 
 import contextlib
@@ -42,11 +42,11 @@ def on_host(*static: str):
   """Makes a pure function compute as the module docstring says.
 
   Args:
-    *static: Names of the arguments that are not arrays (they may be hashed).
+    *static: Names of the arguments that are not arrays. They are hashable.
 
   Returns:
-    A decorator. Concrete arguments are checked by name (`checks.CHECKS`),
-    cast to float64 and run in the scope; if any argument is traced, the same
+    A decorator. Concrete arguments are checked by name (`checks.CHECKS`), cast
+    to float64 and computed in the scope. If any argument is traced, the same
     jitted function becomes part of the caller's trace.
   """
 

@@ -6,16 +6,17 @@ independent coordinates, has variance sigma_i^2 = (u_i - w_i)(w_i - l_i), so
     E (R - w*)^T H (R - w*) / 2 = (w - w*)^T H (w - w*) / 2
                                   + sum_i H_ii sigma_i^2 / 2       exactly.
 
-This is the smoothed loss of LOTION. It agrees with the risk on the grid, its
-infimum is the best grid point's risk, and it has kinks at grid points. For a
-diagonal H and a fixed s it is the convex piecewise linear interpolant of the
-risk, whose minimum is w* rounded to nearest: there is nothing to gain but
-through the off-diagonal entries, or through s.
+This is the smoothed loss of LOTION. The smoothed loss equals the risk on the
+grid, its infimum is the risk of the best grid point, and it has kinks at grid
+points. For a diagonal H and a fixed s the smoothed loss is the convex piecewise
+linear interpolant of the risk, and its minimum is w* rounded to nearest. Only
+off-diagonal entries of H, or a moving s, leave something to gain over rounding
+to nearest.
 
-A grid is given by its codes (sorted, symmetric) and by the rule for s: the
-largest magnitude of a block over the largest code (`step_size=None`), or a
-number. Source: Kwun et al., "LOTION", 2025, https://arxiv.org/abs/2510.08757;
-the gradient and the brute force are ours.
+A grid has codes (sorted, symmetric) and a rule for s: the largest magnitude of
+a block over the largest code (`step_size=None`), or a number. Source: Kwun et
+al., "LOTION", 2025, https://arxiv.org/abs/2510.08757. The gradient and the
+brute force were derived for this package.
 """
 
 import itertools
@@ -94,12 +95,14 @@ def smoothed_risk_gradient(
 ):
   """Gradient of `smoothed_risk`.
 
-      H (w - w*) + h s (c^+ + c^- - 2 z) / 2, z = w / s, and for the largest
-      weight of a block in addition sign(w) / c_max times
-      sum_i h_i s [c^+ (z - c^-) - c^- (c^+ - z)] / 2 over the block.
+      H (w - w*) + h s (c^+ + c^- - 2 z) / 2, z = w / s
 
-  At a grid point, so always at the largest weight, the two one-sided slopes of
-  the first term cancel and it is left out.
+  and, for the largest weight of a block, in addition sign(w) / c_max times
+  sum_i h_i s [c^+ (z - c^-) - c^- (c^+ - z)] / 2 over the block. Weights that
+  tie for the largest share this slope equally.
+
+  The second term has a kink at a grid point, and the largest weight always
+  lies on the grid. There the term counts as 0, the mean of its two slopes.
 
   Args:
     w: [D] weights.
@@ -108,7 +111,7 @@ def smoothed_risk_gradient(
     codes: As of `rounding_risk`.
     step_size: As of `rounding_risk`.
     block_size: As of `rounding_risk`.
-    scale_gradient: False takes s as a constant where it follows w.
+    scale_gradient: False treats s as a constant although it follows w.
 
   Returns:
     [D].
@@ -134,9 +137,9 @@ def smoothed_risk_gradient(
 def best_grid_point(h, wstar, codes, step_size=None) -> GridPoint:
   """The grid point of least risk, by trying all K^D of them.
 
-  With a moving lattice the points are those that rounding leaves where they
-  are, so with at least one largest code; for each direction k of codes the
-  best s is max(0, k^T H w* / k^T H k).
+  With a moving lattice the grid points are those that rounding does not move:
+  at least one weight has the largest code. For each vector k of codes the best
+  s is max(0, k^T H w* / k^T H k).
 
   Args:
     h: [D] eigenvalues, or the matrix H [D, D].
@@ -180,7 +183,7 @@ def best_grid_point(h, wstar, codes, step_size=None) -> GridPoint:
 def _scaled(w, codes, step_size, block_size):
   """s, w / s limited to the grid, and which weights are their block's largest.
 
-  The largest weight is on the grid whatever the division rounds to.
+  The largest weight is set on the grid, whatever w / s rounds to.
   """
   w, top = jnp.asarray(w), codes[-1]
   size = block_size or w.shape[0]

@@ -1,9 +1,10 @@
 """Exponents of power-law problems, predicted and measured.
 
-lam_i = i^-a and lam_i (w*_i)^2 = i^-b. With Gam = sum eta_t, an average has
-bias ~ Gam^{-(b-1)/a} and variance ~ sigma2 Gam^{1/a} / T; the predictions
-balance the two. Correspondence: Paquette et al. a = 2 alpha, b = 2 alpha +
-2 beta; functional scaling laws beta = a, s = (b - 1) / a.
+The problems have lam_i = i^-a and lam_i (w*_i)^2 = i^-b. With Gam = sum eta_t,
+an average has the bias Gam^{-(b-1)/a} and the variance sigma2 Gam^{1/a} / T.
+The predictions balance the two. Other notations: Paquette et al. have a =
+2 alpha, b = 2 alpha + 2 beta; functional scaling laws have beta = a, s =
+(b - 1) / a.
 """
 
 from typing import NamedTuple
@@ -15,9 +16,9 @@ class Exponents(NamedTuple):
   """Powers of T, T the number of updates at fixed batch.
 
   Attributes:
-    bias: Of the bias.
-    variance: Of the variance; 0 is a floor, -inf means there is none.
-    risk: The larger of the two.
+    bias: Power of the bias.
+    variance: Power of the variance; 0 is a floor, -inf means no variance.
+    risk: The larger of the two powers.
   """
 
   bias: float
@@ -40,12 +41,12 @@ def exponents(a, b, gamma=0.0, average="tail", *, noise=True, p=3.0):
   Args:
     a: Capacity exponent > 1.
     b: Source exponent > 1.
-    gamma: Decay of the step size in [0, 1), or "tuned": the peak is tuned to
-      the horizon and decayed to zero or averaged.
-    average: "tail", "uniform", "poly" or "last". Uniform and polynomial
-      averages keep a bias of Gam^-2 and Gam^-2(p+1).
+    gamma: Decay of the step size in [0, 1), or "tuned": the step size is tuned
+      to the horizon, and decays to zero or the iterates are averaged.
+    average: "tail", "uniform", "poly" or "last". The bias of a uniform average
+      falls no faster than Gam^-2, that of a polynomial one than Gam^-2(p+1).
     noise: Whether there is label noise.
-    p: Of the polynomial average.
+    p: Power of the polynomial average.
 
   Returns:
     `Exponents`.

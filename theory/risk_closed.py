@@ -8,9 +8,10 @@ weights v_i = rho mult_i lam_i^2 and G_k = sum_i v_i / d_ki^2,
     M_ki = rho mult_i lam_i / d_ki      (each M_k carries r = lam . M_k = 1)
     y_k  = (sum_i lam_i m0_i / d_ki) / G_k,      y'_k = sigma2 / (tau G_k)
 
-and a direction without noise of its own (mult = 0, or B infinite, or tau = 0)
-keeps its rate s_j and carries r = lam_j / g(s_j). Exact for real t >= 0 and
-for unstable step sizes too. Setup O(D^2), each further t O(D).
+A direction without noise of its own (mult = 0, or B infinite, or tau = 0) keeps
+its rate s_j and carries r = lam_j / g(s_j). The formulas are exact for real
+t >= 0 and for unstable step sizes too. The setup costs O(D^2), each further t
+O(D).
 """
 
 import warnings
@@ -194,9 +195,9 @@ def risk_at(problem: Problem, eta, batch, t) -> Risk:
       bias_t     = 1/2 sum_k y_k  (1 - nu_k)^t
       variance_t = 1/2 sum_k y'_k (1 - (1 - nu_k)^t) / nu_k
 
-  Setup O(D^2), then O(D) per time. Relative error about 1e-15 for t up to
-  1e12 and for unstable eta; within 1e-6 of the stability limit with masses
-  spread over twelve decades it is 1e-6 at t = 1: use `risk_scan` there.
+  The setup costs O(D^2), each time O(D). The relative error is about 1e-15 for
+  t up to 1e12 and for unstable eta. It is 1e-6 at t = 1 if eta is within 1e-6
+  of the stability limit and m0 spans twelve decades: use `risk_scan` there.
 
   Args:
     problem: The problem.
@@ -218,8 +219,8 @@ def risk_at(problem: Problem, eta, batch, t) -> Risk:
 def state_at(problem: Problem, eta, batch, t):
   """Second moments z after t updates at constant (eta, B). Exact, O(D^2).
 
-  About 12 digits in every node; a signal node of `compress` that happens to
-  lie beside a noise node keeps about 8 (risks are not affected).
+  Every node has about 12 digits. A signal node of `compress` close to a noise
+  node has about 8; risks are not affected.
 
   Args:
     problem: The problem.

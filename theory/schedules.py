@@ -1,7 +1,8 @@
 """Step-size schedules as plain NumPy arrays, and their conversion to stages.
 
-Every schedule function returns eta [T] for updates 1, ..., T with its peak
-first; combine with a batch size by `schedule(eta, batch)`.
+Every schedule function returns eta [T] for updates 1, ..., T. The first
+argument is the largest step size. `schedule(eta, batch)` adds a batch size.
+Stages without a step are never dropped silently.
 """
 
 import warnings
@@ -111,15 +112,16 @@ def step_decay(eta, steps, factor) -> np.ndarray:
 
 
 def discretise(schedule: Schedule, factor) -> Stages:
-  """Piecewise-constant approximation: a new stage when eta / B moves.
+  """Piecewise-constant approximation: a new stage whenever eta or B moves.
 
   Args:
     schedule: Any schedule.
-    factor: Ratio > 1 of eta or B at which a stage ends; within a stage eta
-      is the mean (so that sum eta is kept) and 1 / B the mean of 1 / B.
+    factor: Ratio > 1 of eta or B at which a stage ends. The eta of a stage is
+      the mean (so that sum eta is kept), its 1 / B the mean of 1 / B.
 
   Returns:
-    The stages; about 2 ln(range) / ln(factor) of them.
+    The stages, each of one update or more; about 2 ln(range) / ln(factor) of
+    them.
   """
   if factor <= 1:
     raise ValueError(f"factor={factor} must be above 1, e.g. 1.1.")
@@ -173,11 +175,11 @@ def seesaw(
 ) -> Stages:
   """Replaces step-size decay by batch growth, at the same samples per stage.
 
-  A step decay eta / alpha^k at constant B becomes eta / a^k and B b^k with
-  equal a sqrt(b) = alpha ("nsgd": normalised updates while noise dominates;
-  the boundary a = sqrt(alpha), b = alpha keeps the effective step from
-  growing) or equal a b = alpha ("sgd": risk as a function of samples depends
-  on eta / B alone for small eta lam; default a = b = sqrt(alpha)).
+  A step decay eta / alpha^k at constant B becomes eta / a^k and B b^k. The rule
+  "nsgd" keeps a sqrt(b) = alpha: normalised updates while noise dominates. At
+  its boundary, a = sqrt(alpha) and b = alpha, the effective step does not grow.
+  The rule "sgd" keeps a b = alpha: for small eta lam the risk as a function of
+  samples depends on eta / B alone. Its default is a = b = sqrt(alpha).
 
   Args:
     stages: A decay; stage k's factor is read from its eta relative to the

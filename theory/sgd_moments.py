@@ -6,11 +6,11 @@ z_k = sum over node k of E[(w - w*)^2] linearly:
     z' = z - s z + (eta^2 / B) mult lam (tau r + sigma2),   r = sum_k lam_k z_k
     s  = eta lam (2 - c_B eta lam),                c_B = 1 + (kappa - 1) / B
 
-The excess risk is r / 2. Being affine in (z_0, sigma2), the curve splits into
-bias and variance; rows of one [P, D] state carry the parts, which is also
-twice as fast as a vector each. Source: Bordelon and Pehlevan, arXiv
-2106.02713; Meterez et al., arXiv 2506.15535; checked here against the dense
-d^2 x d^2 operator (tests).
+The excess risk is r / 2. The map is affine in (z_0, sigma2), so the curve is
+the sum of bias and variance. The rows of one [P, D] state carry the parts;
+this is twice as fast as one vector for each part. Sources: Bordelon and
+Pehlevan, arXiv 2106.02713; Meterez et al., arXiv 2506.15535. The tests compare
+with the dense d^2 x d^2 operator.
 """
 
 import math
@@ -58,8 +58,8 @@ def risk_scan(
     every: Record each `every`-th step.
     parts: Split the bias into deterministic descent and multiplicative noise
       (returns `RiskParts`).
-    compensated: Carry the rounding error of every addition (Kahan); makes
-      float32 good to about 1e-7 where it would drift to 1e-5.
+    compensated: Carry the rounding error of every addition (Kahan). float32 is
+      then right to about 1e-7 instead of 1e-5.
 
   Returns:
     Risks at times 0, every, 2 every, ..., shape [T // every + 1].

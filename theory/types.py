@@ -1,9 +1,9 @@
 """The values the package takes and returns: plain NamedTuples of arrays.
 
-Every one is a pytree: `jax.vmap`, `jax.grad` and `jax.tree.map` see its
+Each NamedTuple is a pytree: `jax.vmap`, `jax.grad` and `jax.tree.map` see its
 fields. Dimension key of the package: D nodes (eigen-directions), M modes,
-T steps or times, K stages or block size, B batch, R runs. Fields keep the
-papers' symbols and carry no suffix.
+T steps or times, K stages or block size, B batch, R runs. The fields have the
+papers' symbols as names, without a suffix for the shape.
 """
 
 from typing import Any, NamedTuple
@@ -15,16 +15,16 @@ class Problem(NamedTuple):
   """Least squares y = <w*, x> + e with x ~ N(0, H), seen in H's eigenbasis.
 
   Node k stands for `mult[k]` directions of eigenvalue `lam[k]`; `m0[k]` is
-  the sum over them of E[(w_0 - w*)^2]. For every function here the features
-  enter only through the diagonal fourth moment
+  the sum over these directions of E[(w_0 - w*)^2]. The features enter every
+  function only through the diagonal of their fourth moment,
 
       E[x x^T M x x^T]_ii = kappa lam_i^2 M_ii + tau lam_i tr(H M).
 
   Attributes:
     lam: [D] eigenvalues of the feature covariance H, >= 0.
     m0: [D] squared initial error of each node, >= 0.
-    mult: [D] multiplicities, >= 0, not necessarily whole; 0 marks a node
-      that carries signal and receives no noise (`compress` makes such).
+    mult: [D] multiplicities, >= 0, not necessarily whole. A node with
+      multiplicity 0 carries signal and receives no noise (see `compress`).
     sigma2: Variance of the label noise e (the loss floor is sigma2 / 2).
     kappa: Own-direction fourth moment; 2 for Gaussian features. May be [D].
     tau: Cross-direction fourth moment; 1 for Gaussian features.
@@ -70,10 +70,10 @@ class Risk(NamedTuple):
 
   Attributes:
     total: bias + variance, one value per time asked for.
-    bias: What remains with noiseless labels.
-    variance: What remains when starting at w*: the effect of label noise.
+    bias: The risk with noiseless labels.
+    variance: The risk of a run that starts at w*: the effect of label noise.
     stable: False if any step lies beyond the mean-square stability limit
-      (`eta_max`); the values stay exact, and they grow.
+      (`eta_max`). The values are exact there too, and grow with time.
   """
 
   total: Array
@@ -87,10 +87,10 @@ class RiskParts(NamedTuple):
 
   Attributes:
     total: Sum of the three.
-    mean: Of the expected iterate: deterministic gradient descent.
-    multiplicative: Of the sampling noise of the features.
-    additive: Of the label noise.
-    stable: As in `Risk`.
+    mean: Risk of the expected iterate, that is of gradient descent.
+    multiplicative: Risk from the sampling of the features.
+    additive: Risk from the label noise.
+    stable: See `Risk`.
   """
 
   total: Array
@@ -107,7 +107,7 @@ class Method(NamedTuple):
     P: [K, K] transition, or [T, K, K] when it changes with the step.
     f: [K] (or [T, K]) how the gradient enters.
     e: [K] (or [T, K]) the point where the gradient is taken is e . s.
-    h: [K] (or [T, K]) read-out: risks are those of h . s.
+    h: [K] (or [T, K]) read-out: the risk is that of h . s.
     start: [K] the initial state is `start` times (w_0 - w*): 1 for copies
       of the iterate, 0 for momenta.
   """

@@ -7,8 +7,8 @@ equation for r = 2 risk,
           + sum_{q<t} (eta_q^2 / B_q) (tau r_q + sigma2) K(t, q),
     K(t, q) = sum_i mult_i lam_i^2 P_{q+1,t,i}.
 
-Useful for plotting kernels and as a check; the scan is cheaper. Source:
-Paquette et al., arXiv 2405.15074.
+The equation serves as a check and to plot kernels; `risk_scan` is cheaper.
+Source: Paquette et al., arXiv 2405.15074.
 """
 
 import jax
@@ -83,7 +83,7 @@ def fsl_risk(problem: Problem, schedule: Schedule):
              + int K(u - v) (eta / B) (tau r + sigma2) dv,
       K(u) = sum mult lam^2 e^(-2 lam u),
 
-  integrated on the nodes by exponential steps with r frozen over a step.
+  integrated on the nodes by exponential steps. r is constant during a step.
   Against the exact recursion on a warmup-stable-decay schedule the largest
   error was 0.5 %, 2 %, 19 % at eta = 0.02, 0.1, 0.4 of eta_max. Source: Li
   et al., arXiv 2509.19189.

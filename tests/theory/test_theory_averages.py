@@ -63,6 +63,27 @@ def test_weights_are_what_the_names_say():
   )
 
 
+@pytest.mark.parametrize("h", [1.0, 3.0, 8.0])
+def test_half_lives_halve(h):
+  """After h more updates an iterate's weight is half of a new one's."""
+  weights = _weights(theory.theta_ema(20, half_life=h))[1:]
+  np.testing.assert_allclose(
+    weights[:-8], weights[8:] * 0.5 ** (8 / h), rtol=1e-12
+  )
+
+
+def test_anytime_half_life_is_a_share_of_the_time():
+  """From t to (1 + f) t the old average keeps 2^(-log(1 + f) / f)."""
+  f, t = 0.05, 100_000
+  theta = theory.theta_halflife_fraction(2 * t, f)
+  kept = np.prod(1 - theta[t : round((1 + f) * t)])
+  assert kept == pytest.approx(2 ** (-np.log1p(f) / f), rel=1e-3)
+  # A half-life as long as the run, or longer, is the uniform average.
+  np.testing.assert_allclose(
+    theory.theta_halflife_fraction(9, 1.0), theory.theta_uniform(9)
+  )
+
+
 @pytest.mark.parametrize(("s", "N"), [(0, 1), (0, 24), (10, 13), (7, 5)])
 def test_tail_average_closed_form(s, N):
   schedule = theory.Schedule(np.full(s + N, 0.3), np.full(s + N, 2.0))
