@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import hypothesis
+
 # Without LLVM's optimisations a test compiles in less time than it wins by
 # them; the programs, and the HLO that is counted, are the same.
 _FLAGS = (
@@ -19,3 +21,11 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# A slow machine is no wrong program: no example has a deadline.
+hypothesis.settings.register_profile(
+  "untimed",
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("untimed")
