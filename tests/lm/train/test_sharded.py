@@ -8,6 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
+import versions
 
 from lm import config as configs
 from lm import mesh as meshes
@@ -61,10 +62,11 @@ _METHODS = {
 }
 
 _KINDS = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
-# How many of each kind a step has. Counted on jax 0.10.2. A number that grows
-# is a constraint that was lost, or traffic that someone added: look at the HLO
-# before changing it here. Alone, data parallel AdamW reduces the batch's weight
-# and all gradients at once.
+# How many of each kind a step has. Counted on jax 0.10.2; what differs on later
+# ones is in `tests/versions.py`. A number that grows is a constraint that was
+# lost, or traffic that someone added: look at the HLO before changing it here.
+# Alone, data parallel AdamW reduces the batch's weight and all gradients at
+# once.
 _PINNED = {
   "adamw": {
     "data": (0, 2, 0, 0),
@@ -188,8 +190,10 @@ def test_eight_devices_compute_what_one_computes(tiny, alone, method, mesh):
       now.params,
       alone(method)[2].params,
     )
+  wanted = dict(zip(_KINDS, _PINNED[method][mesh], strict=True))
+  wanted["all-reduce"] -= versions.FEWER_REDUCTIONS.get((method, mesh), 0)
   found = _collectives_of(update.as_text())
-  assert tuple(found.get(kind, 0) for kind in _KINDS) == _PINNED[method][mesh]
+  assert {kind: found.get(kind, 0) for kind in _KINDS} == wanted
 
 
 def test_scanned_layers_on_a_mesh(tiny, alone):
