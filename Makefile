@@ -1,12 +1,16 @@
 # Everything a person does often; `make help` lists it.
 
+# Another Python gets another environment: python3.13 that in .venv-python3.13.
 PYTHON ?= python3
-VENV ?= .venv
+VENV ?= .venv$(addprefix -,$(filter-out python3,$(notdir $(PYTHON))))
+# Files or folders for `make test`; all tests if empty.
+TESTS ?=
 CONFIG ?= ml_collections_configs/tiny.py
 RUN ?= runs/tiny
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lint architecture slow bench notebooks wheel clean
+.PHONY: help demo test newest check lint architecture slow bench notebooks \
+    wheel clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -17,7 +21,10 @@ demo: $(VENV)/.lm ## Install, prepare the corpus, train, evaluate, sample, draw.
 	$(BIN)/python -m lm.report $(RUN)
 
 test: $(VENV)/.dev ## Install and run the default tests.
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+newest: ## Run the tests of optim and theory on the newest Python here.
+	.ci/newest
 
 check: lint architecture ## Lint, format, types, spelling and import rules.
 
@@ -45,16 +52,16 @@ notebooks: $(VENV)/.dev ## Execute the notebooks at their small size.
 wheel: $(VENV)/.dev ## Build the wheel into dist/.
 	$(BIN)/python -m build --wheel
 
-clean: ## Remove the environment and what builds leave behind.
-	rm -rf $(VENV) build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
+clean: ## Remove the environments and what builds leave behind.
+	rm -rf $(VENV) .venv .venv-* build dist *.egg-info .jax_cache .pytest_cache .ruff_cache
 
 # The stamp is renewed when the dependencies may have changed.
 $(VENV)/.lm: setup.py pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	python=$$(.ci/find_python $(PYTHON)) && "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lm]'
 	touch $@
 
 $(VENV)/.dev: setup.py pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	python=$$(.ci/find_python $(PYTHON)) && "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@

@@ -35,6 +35,12 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
+  # docs/versions.md says which are tested.
+  classifiers=[
+    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.13",
+  ],
   # Never bare find_packages(): a stray folder would be shipped.
   packages=setuptools.find_packages(
     include=[glob for name in _PACKAGES for glob in (name, f"{name}.*")]

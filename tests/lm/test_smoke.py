@@ -1,0 +1,37 @@
+"""The first steps of a user: train, score, sample, each by its program.
+
+`.ci/newest` runs this on the newest Python, where the rest of `lm` is not run.
+"""
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from lm.train import writers
+
+_VOCABULARY = 258  # Bytes, the end of a document, and padding.
+
+
+def _run(module, *flags):
+  return subprocess.run(
+    [sys.executable, "-m", module, *flags],
+    check=True, capture_output=True, text=True,
+  ).stdout  # fmt: skip
+
+
+def test_a_run_learns_and_is_scored_and_sampled(tiny, tmp_path):
+  code, output = tiny.run(tmp_path, train__num_steps=30, log__progress="plain")
+  assert code == 0, output
+  losses = writers.read(tmp_path)["train/loss"].values
+  assert len(losses) == 30
+  # A guess that knows nothing costs log V; text of ASCII soon costs less.
+  assert losses[0] == pytest.approx(math.log(_VOCABULARY), abs=0.5)
+  assert losses[-1] < math.log(_VOCABULARY) - 0.5
+  row = _run("lm.evaluate", f"--workdir={tmp_path}").splitlines()[-1]
+  assert row.startswith(tiny.corpus)
+  score = float(row.removeprefix(tiny.corpus).split()[0])
+  assert score == pytest.approx(losses[-1], abs=0.5)
+  flags = [f"--workdir={tmp_path}", "--prompt=The ", "--num_tokens=8"]
+  assert _run("lm.generate", *flags).startswith("The ")
