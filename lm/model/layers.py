@@ -21,7 +21,7 @@ def contract(
   x: jax.Array,
   w: jax.Array,
   *,
-  out_dtype: jnp.dtype | None = None,
+  out_dtype: jax.typing.DTypeLike | None = None,
   dot_general: DotGeneral | None = None,
 ) -> jax.Array:
   """The product of activations with a parameter, as an einsum.

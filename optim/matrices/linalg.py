@@ -172,7 +172,7 @@ def newton_schulz(
   coefficients: Sequence[float] = (3.4445, -4.7750, 2.0315),
   *,
   num_steps: int = 5,
-  dtype: jnp.dtype = jnp.float32,
+  dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> jax.Array:
   """Replaces the singular values of each matrix by values near 1.
 
