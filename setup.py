@@ -5,7 +5,7 @@ import pathlib
 import setuptools
 
 _HERE = pathlib.Path(__file__).parent
-_PACKAGES = ("lm", "optim", "theory", "ml_collections_configs")
+_PACKAGES = ("goldenpath", "lm", "optim", "theory", "ml_collections_configs")
 
 _LM = [
   "absl-py>=2.1",
@@ -24,6 +24,13 @@ _NOTEBOOKS = [
   "ipykernel>=6.29",
   "jupytext>=1.19",
   "nbmake>=1.5.5",
+  "scipy>=1.14",
+]
+# Of the programs in tests/foreign.
+_FOREIGN = [
+  "dm-haiku>=0.0.16",
+  "equinox>=0.13",
+  "flax>=0.12",
   "scipy>=1.14",
 ]
 
@@ -53,9 +60,11 @@ setuptools.setup(
   extras_require={
     "lm": _LM,
     "notebooks": [*_LM, *_NOTEBOOKS],
+    "foreign": _FOREIGN,
     "dev": [
       *_LM,
       *_NOTEBOOKS,
+      *_FOREIGN,
       "build>=1.2",
       "codespell>=2.4",
       "hypothesis>=6.130",
