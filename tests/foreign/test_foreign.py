@@ -1,6 +1,7 @@
 """Eight users' projects: each program runs as its user would run it."""
 
 import importlib.util
+import inspect
 import os
 import pathlib
 import re
@@ -8,6 +9,8 @@ import subprocess
 import sys
 
 import pytest
+
+import optim
 
 _HERE = pathlib.Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
@@ -80,9 +83,24 @@ def test_excerpts_are_of_the_programs(page):
   assert len(excerpts) >= 3
   for name, excerpt in excerpts:
     lines = (_HERE / f"{name}.py").read_text().splitlines()
-    for line in filter(str.strip, excerpt.splitlines()):
+    lines = [line.strip() for line in lines]
+    for line in filter(None, map(str.strip, excerpt.splitlines())):
       assert line in lines, (name, line)
       lines = lines[lines.index(line) + 1 :]
+
+
+def test_arguments_of_the_tables_exist():
+  """Those in the second column, of our transforms and of their options."""
+  text = (_ROOT / "docs" / "choose.md").read_text()
+  tables = text.split("## From other libraries")[1]
+  rows = [line.split("|") for line in tables.splitlines() if "|" in line]
+  ours = {name for row in rows for name in re.findall(r"`(\w+)=", row[2])}
+  assert len(ours) > 30
+  functions = (optim.soap, optim.shampoo, optim.muon, optim.gauss_newton)
+  known = {p for f in functions for p in inspect.signature(f).parameters}
+  assert ours <= known | set(optim.LevenbergMarquardt._fields)
+  called = set(re.findall(r"optim\.(\w+)", text))
+  assert all(hasattr(optim, name) for name in called), called
 
 
 def test_page_runs():
