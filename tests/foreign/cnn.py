@@ -69,4 +69,4 @@ print(optim.treatment_table(init_params(jax.random.key(0)), NUMBERS))
 adam = train(optax.adam(1e-2))
 soap = train(optim.soap(3e-2, weight_decay=0.0, dimension_numbers=NUMBERS))
 print(f"share of the variance left: Adam {adam:.1e}, SOAP {soap:.1e}")
-assert soap < 1e-3  # Adam: 3e-3, at a rate of 3e-2 4e-3.
+assert soap < 8e-4  # Adam: 3e-3, at a rate of 3e-2 4e-3.

@@ -58,4 +58,4 @@ state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
 for _ in range(STEPS):
   state, loss = step(state)
 print(f"cross-entropy after {STEPS} steps: {loss:.4f}, chance 2.398")
-assert loss < 0.05  # optax.sgd(0.3): 0.23.
+assert loss < 0.1  # optax.sgd(0.3): 0.23.
