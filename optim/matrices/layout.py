@@ -166,7 +166,10 @@ def numbers_by_path(
       used |= {entry for entry in entries if entry[: len(key_path)] == key_path}
     else:
       found[path] = entries[known[0]] if known else _default(path, leaf)
-  idle = [entry for entry in entries if entry not in used]
+  # None says nothing of where no leaf is: trees of modules have such entries.
+  idle = [
+    x for x, dims in entries.items() if dims is not None and x not in used
+  ]
   if idle and found:
     raise ValueError(
       f"dimension_numbers{jax.tree_util.keystr(idle[0])} belongs to no leaf of "

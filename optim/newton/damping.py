@@ -22,9 +22,11 @@ class LevenbergMarquardt(NamedTuple):
     init: First damping, > 0.
     up: > 1.
     down: In (0, 1).
-    lo: Below it the model is not trusted.
-    hi: Above it it is; > lo.
+    lo: If rho < lo, the damping grows.
+    hi: If rho > hi, the damping shrinks; > lo.
     minimum: Damping never falls below it, > 0.
+    maximum: Damping never grows above it: at a minimum of the loss rho is NaN
+      at every step, and a damping of infinity would never fall again.
 
   References:
     Martens, "Deep learning via Hessian-free optimization", 2010, section 4.1.
@@ -36,6 +38,7 @@ class LevenbergMarquardt(NamedTuple):
   lo: float = 0.25
   hi: float = 0.75
   minimum: float = 1e-8
+  maximum: float = 1e8
 
 
 Damping = float | jax.Array | Callable[[jax.Array], Any] | LevenbergMarquardt
@@ -51,6 +54,11 @@ def check(damping: Any) -> None:
   d = damping
   checks.positive("damping.init", d.init)
   checks.positive("damping.minimum", d.minimum)
+  if not d.minimum < d.maximum:
+    raise ValueError(
+      f"damping.maximum={d.maximum} must be above damping.minimum="
+      f"{d.minimum}, e.g. 1e8."
+    )
   if not (d.up > 1 > d.down > 0 and d.lo < d.hi):
     raise ValueError(
       f"damping={d} must have up > 1 > down > 0 and lo < hi, e.g. "
@@ -87,5 +95,5 @@ def adapt(
   rho = jnp.where(falls & jnp.isfinite(rho), rho, jnp.nan)
   low = ~(rho >= rule.lo)  # NaN as well.
   factor = jnp.where(low, rule.up, jnp.where(rho > rule.hi, rule.down, 1.0))
-  new = jnp.maximum(damping * factor, rule.minimum)
+  new = jnp.clip(damping * factor, rule.minimum, rule.maximum)
   return rho.astype(jnp.float32), new.astype(jnp.float32)

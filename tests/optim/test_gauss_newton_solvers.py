@@ -204,6 +204,19 @@ def test_a_ratio_that_is_no_number_raises_the_damping():
   assert float(new) == pytest.approx(1e-8)
 
 
+def test_a_damping_that_has_grown_may_fall_again():
+  """At a minimum rho is NaN at every step; infinity would stay for ever."""
+  rule = optim.LevenbergMarquardt(maximum=100.0)
+  value = jnp.float32(1.0)
+  for _ in range(400):  # 1.5^400 is no float32.
+    _, value = damping.adapt(rule, value, jnp.float32(0), jnp.float32(0))
+  assert float(value) == 100
+  _, value = damping.adapt(rule, value, jnp.float32(-0.9), jnp.float32(-1))
+  assert float(value) == pytest.approx(100 * 2 / 3)
+  with pytest.raises(ValueError, match="maximum=0.0 must be above"):
+    damping.check(optim.LevenbergMarquardt(maximum=0.0))
+
+
 # --- Line searches -----------------------------------------------------------
 
 

@@ -137,6 +137,14 @@ def test_leaves_of_three_axes_must_be_told_and_entries_must_belong():
     _buckets(dict(kernel=NET["head"]), dict(kernal=MATRIX))
 
 
+def test_none_needs_no_leaf():
+  """Trees made from a module have None where the module has no array."""
+  numbers = dict(w=MATRIX, activation=None)
+  assert set(_buckets(dict(w=jnp.ones((2, 3))), numbers)) == {"['w']"}
+  params = dict(w=jnp.ones((2, 3)), activation=None)
+  assert set(_buckets(params, numbers)) == {"['w']"}
+
+
 @pytest.mark.parametrize("kind", ["masked", "partition"])
 def test_entries_of_masked_leaves_belong(kind):
   numbers = dict(conv=dict(kernel=optim.CONV), layers=STACK)
