@@ -53,7 +53,8 @@ from .matrices.layout import (
 )
 from .matrices.options import Precision, Storage
 from .matrices.placement import Placement, state_specs
-from .matrices.plan import Momentum, Stacks, make_plan, treatment_table
+from .matrices.plan import make_plan, treatment_table
+from .matrices.stacks import Momentum, Stacks
 from .methods.muon import muon, scale_by_muon
 from .methods.shampoo import scale_by_shampoo, shampoo
 from .methods.soap import scale_by_soap, soap

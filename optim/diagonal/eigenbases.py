@@ -22,7 +22,8 @@ from ..common.tree import upcast
 from ..matrices import factors as kronecker
 from ..matrices import linalg
 from ..matrices.layout import DimensionTree
-from ..matrices.plan import Stacks, make_plan
+from ..matrices.plan import make_plan
+from ..matrices.stacks import Stacks
 
 # The eigenvectors of P x P matrices: 100 MB and a minute on a CPU at 5,000.
 MAX_DENSE_SIZE = 5_000

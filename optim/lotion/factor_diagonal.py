@@ -16,7 +16,8 @@ from ..common.tree import find, zeros
 from ..matrices.factors import Kronecker
 from ..matrices.options import LayoutOptions
 from ..matrices.placement import constrain
-from ..matrices.plan import Bucket, Split, Stacks
+from ..matrices.plan import Bucket
+from ..matrices.stacks import Split, Stacks
 from ..methods.shampoo import ShampooState
 from ..methods.soap import SoapState
 

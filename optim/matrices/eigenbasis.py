@@ -11,8 +11,8 @@ from ..common.tree import work_dtype
 from . import factors as kronecker
 from . import linalg
 from .options import Precision
-from .plan import Momentum, Split, Stacks
 from .refresh import Refresh, refresh_side
+from .stacks import Momentum, Split, Stacks
 
 
 def first_bases(factors: Stacks, first: jax.Array) -> Stacks:

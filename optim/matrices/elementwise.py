@@ -12,7 +12,7 @@ import optax
 
 from ..common.tree import work_dtype, zeros
 from .options import Storage
-from .plan import Momentum, Stacks
+from .stacks import Stacks, still, turning
 
 
 class Sums(NamedTuple):
@@ -28,16 +28,6 @@ class AdamState(NamedTuple):
   count: jax.Array  # int32 []: updates made.
   mu: Any  # Split of first moments, the stacks of which are `Momentum`.
   nu: Any  # Split of second moments; `Sums` for factorised stacks.
-
-
-def turning(tree: Any) -> Any:
-  """Marks all stacks of a tree as `Momentum`, for which see there."""
-  return _retyped(tree, Stacks, Momentum)
-
-
-def still(tree: Any) -> Any:
-  """Undoes `turning`, for arithmetic with other stacks."""
-  return _retyped(tree, Momentum, Stacks)
 
 
 def with_momentum(
@@ -165,10 +155,3 @@ def _dense(v):
   # No gradient yet: 0 * 0 / tiny = 0.
   total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
   return v.rows[:, :, None] / total * v.columns[:, None, :]
-
-
-def _retyped(tree, old, new):
-  is_old = lambda x: isinstance(x, old)  # noqa: E731
-  return jax.tree.map(
-    lambda x: new(x) if is_old(x) else x, tree, is_leaf=is_old
-  )

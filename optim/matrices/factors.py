@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from ..common.tree import find, work_dtype
 from .options import MatrixOptions, Storage
 from .placement import constrain, to_stacks
-from .plan import Plan, Split, Stacks
+from .plan import Plan
+from .stacks import Split, Stacks
 
 
 class Kronecker(NamedTuple):

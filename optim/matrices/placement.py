@@ -13,15 +13,8 @@ import jax
 from jax.sharding import PartitionSpec
 
 from ..common.tree import by_path
-from .plan import (
-  Bucket,
-  Piece,
-  Plan,
-  Split,
-  Stacks,
-  find_shard_axis,
-  parse_bucket_name,
-)
+from .plan import Bucket, Piece, Plan, find_shard_axis, parse_bucket_name
+from .stacks import Split, Stacks
 
 
 class Placement(NamedTuple):

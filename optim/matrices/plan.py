@@ -14,7 +14,7 @@ axis, J and P the same axes once more (a left factor is [S, I, J], a right one
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,45 +24,7 @@ import optax
 from ..common.tree import by_path, work_dtype
 from . import layout
 from .layout import DimensionNumbers, DimensionTree
-
-
-class Stacks(dict):
-  """{bucket name: [S, I, O], or what a bucket keeps}: a dict, known by type.
-
-  Whoever asks where an array of a state lies on a mesh finds what is stacked by
-  this type, and not by the names of fields.
-  """
-
-
-class Momentum(Stacks):
-  """Stacks that are sums of gradients: they turn when their basis does."""
-
-
-def _flatten(stacks):
-  names = tuple(sorted(stacks))
-  return [stacks[name] for name in names], names
-
-
-def _flatten_with_keys(stacks):
-  names = tuple(sorted(stacks))
-  keys = map(jax.tree_util.DictKey, names)
-  return [(key, stacks[key.key]) for key in keys], names
-
-
-for _kind in (Stacks, Momentum):
-  jax.tree_util.register_pytree_with_keys(
-    _kind,
-    _flatten_with_keys,
-    lambda names, arrays, kind=_kind: kind(zip(names, arrays, strict=True)),
-    _flatten,
-  )
-
-
-class Split(NamedTuple):
-  """A tree in two parts: the matrices by bucket, and everything else."""
-
-  stacks: Any  # `Stacks`.
-  rest: Any  # Like the tree, `optax.MaskedNode()` where a matrix was.
+from .stacks import Split, Stacks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,14 +20,8 @@ from ..matrices import elementwise, factors, linalg
 from ..matrices.layout import DimensionTree
 from ..matrices.options import check_placement
 from ..matrices.placement import Placement, from_stacks, to_stacks
-from ..matrices.plan import (
-  Momentum,
-  Plan,
-  Split,
-  Stacks,
-  check_two_sides,
-  make_plan,
-)
+from ..matrices.plan import Plan, check_two_sides, make_plan
+from ..matrices.stacks import Momentum, Split, Stacks, turning
 from .decay import descend
 
 
@@ -132,7 +126,7 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
 
   def init_fn(params):
     split = o.plan(params).split(params)
-    momentum = elementwise.turning(
+    momentum = turning(
       jax.tree.map(lambda x: jnp.zeros(x.shape, o.mu_dtype or x.dtype), split)
     )
     rest = Split(Stacks(), split.rest)

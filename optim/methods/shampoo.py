@@ -19,8 +19,8 @@ from ..common.options import also_takes, takes
 from ..matrices import elementwise, factors, linalg
 from ..matrices.options import MatrixOptions
 from ..matrices.placement import from_stacks
-from ..matrices.plan import Stacks
 from ..matrices.refresh import make_schedule, refresh_side
+from ..matrices.stacks import Stacks
 from .decay import descend
 
 

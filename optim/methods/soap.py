@@ -22,8 +22,9 @@ from ..common.options import also_takes, takes
 from ..matrices import eigenbasis, elementwise, factors
 from ..matrices.options import MatrixOptions
 from ..matrices.placement import from_stacks
-from ..matrices.plan import Split, Stacks, check_two_sides
+from ..matrices.plan import check_two_sides
 from ..matrices.refresh import make_schedule
+from ..matrices.stacks import Split, Stacks
 from .decay import descend
 
 RefreshMethod = Literal["qr", "cholesky", "eigh"]
