@@ -7,9 +7,8 @@ import optax
 import optim
 
 # [height, width, in, out] is a matrix (height width in) x out.
-CONV = optim.DimensionNumbers(sides=((0, 1, 2), 3))
 SHAPES = dict(first=(3, 3, 1, 8), hidden=(3, 3, 8, 8), last=(3, 3, 8, 1))
-NUMBERS = {name: dict(kernel=CONV, bias=None) for name in SHAPES}
+NUMBERS = {name: dict(kernel=optim.CONV) for name in SHAPES}
 
 
 def init_params(key):

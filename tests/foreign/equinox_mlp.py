@@ -7,14 +7,12 @@ import optax
 
 import optim
 
-OUT_IN = optim.DimensionNumbers(sides=(1, 0))
-
 key = jax.random.key(0)
 x = jax.random.uniform(key, (256, 3), minval=-1)
 y = jnp.sin(4 * x[:, 0] * x[:, 1]) + x[:, 2] ** 2
 model = eqx.nn.MLP(3, "scalar", 64, 2, jnp.tanh, key=key)
 params = eqx.filter(model, eqx.is_inexact_array)
-numbers = jax.tree.map(lambda x: OUT_IN if x.ndim == 2 else None, params)
+numbers = optim.by_rank({2: optim.OUT_IN})
 print(optim.treatment_table(params, numbers))
 
 
