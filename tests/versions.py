@@ -20,9 +20,11 @@ def of_jax(values: Mapping[tuple[int, int], _T]) -> _T:
 
 
 # All-reduces of a training step on the mesh "mixed" that 0.12 does without, of
-# those that `tests/lm/train/test_sharded.py` counted on 0.10.2: XLA now sums
-# over `data` in one call what it summed in two, e.g. the gradients of embedding
-# and head, and those of the layers. Other meshes have as many as before.
+# those that `tests/lm/train/test_sharded.py` counted on 0.10.2: XLA now sums in
+# one call what it summed in two. Over `data` these are the gradients of the
+# embedding and the head, and those of the layers; in the layerwise step also
+# gradients of two activations over `tensor`. Other meshes have as many as
+# before.
 FEWER_REDUCTIONS = of_jax(
   {
     (0, 10): {},
