@@ -39,7 +39,7 @@ class StepsFit(NamedTuple):
 
 def eta_grid(problem: Problem, batches, count=18, lowest=1e-3) -> np.ndarray:
   """Log-spaced step sizes up to 0.9 eta_max of each batch, [count, batches]."""
-  limits = np.array([eta_max(problem, batch) for batch in batches])
+  limits = eta_max(problem, np.asarray(batches, np.float64))
   return 0.9 * np.logspace(np.log10(lowest), 0, count)[:, None] * limits
 
 

@@ -9,6 +9,7 @@ only if every c_i eta lam_i < 2 and chi(eta) < 1.
 import jax
 import jax.numpy as jnp
 
+from .broadcast import over
 from .precision import on_host
 from .types import Problem
 
@@ -29,12 +30,17 @@ def chi(problem: Problem, eta, batch):
 
   Args:
     problem: The problem.
-    eta: Step size.
-    batch: B.
+    eta: Step size, a number or an array.
+    batch: B, a number or an array that broadcasts with eta.
 
   Returns:
-    chi; `inf` if some noisy direction has c_B eta lam >= 2.
+    chi of the broadcast shape; `inf` if some noisy direction has
+    c_B eta lam >= 2.
   """
+  return over(lambda eta, batch: _chi(problem, eta, batch), eta, batch)
+
+
+def _chi(problem, eta, batch):
   slack_D = 2 - fourth_moment(problem, batch) * eta * problem.lam
   noisy_D = problem.mult * problem.lam > 0
   safe_D = jnp.where(slack_D > 0, slack_D, 1.0)
@@ -48,7 +54,7 @@ def is_stable(problem: Problem, eta, batch):
   curvature_D = fourth_moment(problem, batch) * eta * problem.lam
   used_D = (problem.mult + problem.m0) * problem.lam > 0
   below = jnp.all(jnp.where(used_D, curvature_D, 0.0) < 2)
-  return below & (chi(problem, eta, batch) < 1)
+  return below & (_chi(problem, eta, batch) < 1)
 
 
 def all_stable(problem: Problem, eta_T, batch_T):
@@ -76,11 +82,16 @@ def eta_max(problem: Problem, batch):
 
   Args:
     problem: The problem.
-    batch: B.
+    batch: B, a number or an array.
 
   Returns:
-    eta_max; the cap min 2 / (c_B lam) when the noise loop never reaches 1.
+    eta_max of the shape of batch; the cap min 2 / (c_B lam) when the noise loop
+    never reaches 1.
   """
+  return over(lambda batch: _eta_max(problem, batch), batch)
+
+
+def _eta_max(problem, batch):
   c_D = fourth_moment(problem, batch) * problem.lam
   used_D = (problem.mult + problem.m0) * problem.lam > 0
   cap = jnp.min(jnp.where(used_D & (c_D > 0), 2 / c_D, jnp.inf))
@@ -96,7 +107,7 @@ def eta_max(problem: Problem, batch):
   )
 
   def chi_of(eta):
-    return chi(frozen_problem, eta, frozen_batch)
+    return _chi(frozen_problem, eta, frozen_batch)
 
   def halve(_, bracket):
     low, high = bracket
@@ -106,8 +117,8 @@ def eta_max(problem: Problem, batch):
 
   low, _ = jax.lax.fori_loop(0, 100, halve, (0 * high, high))
   # One Newton step on log chi carries the implicit derivative.
-  value = chi(problem, low, batch)
+  value = _chi(problem, low, batch)
   slope = jax.lax.stop_gradient(jax.grad(chi_of)(low) / value)
   root = low - jnp.log(value) / slope
-  capped = chi(problem, jax.lax.stop_gradient(top) * (1 - 1e-15), batch) < 1
+  capped = _chi(problem, jax.lax.stop_gradient(top) * (1 - 1e-15), batch) < 1
   return jnp.where(capped, top, root)

@@ -155,6 +155,17 @@ def test_bounds_take_arrays(bound):
       assert other[k] == pytest.approx(one, rel=1e-12)
 
 
+def test_limits_take_arrays_of_batches():
+  batches = np.array([1.0, 4.0, 64.0])
+  problem = theory.isotropic(50, 1.0, 0.3)
+  limits = theory.eta_max(problem, batches)
+  np.testing.assert_allclose(limits, 2 * batches / (51 + batches), rtol=1e-12)
+  etas = np.array([[0.01], [0.02]])
+  wanted = etas / batches * 50 / (2 - (1 + 1 / batches) * etas)
+  found = theory.chi(problem, etas, batches)
+  np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
 def test_sketch_errors_take_arrays():
   lam = np.arange(1.0, 41) ** -1.4
   many = theory.sketch_error(lam, [5, 10, 20], samples=[[30], [np.inf]])
