@@ -36,10 +36,10 @@ class BestStep(NamedTuple):
 def best_step(problem: Problem, batch, T, average: str | None = None):
   """The stable constant step size of least risk after T updates.
 
-  Exact risks at a grid of 4 step sizes a decade, over 12 decades below
-  `eta_max`, then golden sections around the best of them: about 1e-8 relative
-  in eta, O(D^2) for each of the 91 risks. Step sizes beyond `eta_max` are not
-  tried; for a few updates some of them may end lower.
+  The search takes exact risks on a grid of 4 step sizes a decade, over 12
+  decades below `eta_max`, and narrows the best bracket by golden sections. eta
+  is right to about 1e-8. Each of the 91 risks costs O(D^2). Step sizes beyond
+  `eta_max` are not tried; after a few updates some of them may end lower.
 
   Args:
     problem: The problem; a few hundred nodes at most.
