@@ -193,3 +193,15 @@ def test_steps_fit_is_least_squares_in_logs():
 def test_steps_fit_names_bad_columns():
   with pytest.raises(ValueError, match="one length"):
     theory.steps_fit([1.0, 2.0], [3.0])
+
+
+def test_a_batch_that_is_better_from_the_first_sample_on_is_not_past():
+  batches = np.array([1.0, 2, 4, 8])
+  samples = np.logspace(3, 5, 21)
+  # Data needed grows as 1 + B / 20, but batch 2 is below the first target.
+  table = 1e3 / samples * (1 + batches[:, None] / 20)
+  table[1] *= 0.9
+  assert table[1, 0] < table[0, 0]
+  found = theory.critical_batch(table[None], batches, samples)
+  # 1.2 times the data of batch 1: (1 + B / 20) / 1.05 = 1.2.
+  assert found[0] == pytest.approx(20 * (1.2 * 1.05 - 1), rel=1e-6)
