@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from . import meshes
+
 
 def work_dtype(x: Any) -> np.dtype:
   """The type of the arithmetic on an array: float32, or what is wider."""
@@ -29,9 +31,7 @@ def like(tree: Any, other: Any) -> Any:
 
 def zeros(tree: Any, dtype: Any | None = None) -> Any:
   """Zeros of the shapes of `tree`, in `dtype` or in each `work_dtype`."""
-  return jax.tree.map(
-    lambda x: jnp.zeros(x.shape, dtype or work_dtype(x)), tree
-  )
+  return jax.tree.map(lambda x: meshes.zeros(x, dtype or work_dtype(x)), tree)
 
 
 def dot(x: Any, y: Any) -> jax.Array:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from ..common import checks
+from ..common import checks, meshes
 from ..common.tree import upcast, zeros
 
 Likelihood = Literal["categorical", "bernoulli", "normal"]
@@ -64,11 +64,10 @@ def hutchinson_diagonal(
   """
   checks.count("num_probes", num_probes)
   check_floating(params)
-  shapes = jax.eval_shape(lambda: params)
-  made = jax.eval_shape(product, shapes)
-  if _shapes(made) != _shapes(shapes):
+  made = jax.eval_shape(product, params)
+  if _shapes(made) != _shapes(params):
     raise ValueError(
-      f"product(v) must be a tree like params, {_shapes(shapes)}, but is "
+      f"product(v) must be a tree like params, {_shapes(params)}, but is "
       f"{_shapes(made)}. Return the product with v itself, e.g. "
       "jax.jvp(jax.grad(loss_fn), (params,), (v,))[1]."
     )
@@ -80,7 +79,7 @@ def hutchinson_diagonal(
       jax.random.rademacher(k, x.shape, x.dtype)
       for k, x in zip(keys, leaves, strict=False)
     ]
-    v = jax.tree.unflatten(treedef, signs)
+    v = meshes.placed(jax.tree.unflatten(treedef, signs), params)
     return jax.tree.map(lambda t, x, y: t + x * y, total, v, product(v)), None
 
   total = zeros(params)
@@ -234,7 +233,7 @@ def sampled_fisher_diagonal(
 
   chunks = jax.tree.map(
     lambda x: jnp.reshape(x, (-1, chunk_size, *x.shape[1:])),
-    (batch, share, jax.random.split(key, size)),
+    (*meshes.unsplit((batch, share)), jax.random.split(key, size)),
   )
   total = zeros(params)
   return jax.lax.scan(add, total, chunks)[0]
@@ -252,13 +251,22 @@ def ggn_rows(
   Arguments and errors are those of `exact_ggn_diagonal`.
   """
   check_floating(params)
-  flat, unravel = ravel_pytree(upcast(params))
+  flat, unravel = ravel_pytree(meshes.replicated(upcast(params)))
+
+  def tree_of(flat):
+    return meshes.placed(unravel(flat), params)
+
+  def raveled(outputs):
+    return ravel_pytree(meshes.replicated(upcast(outputs)))
 
   def outputs_of(flat):
-    return ravel_pytree(upcast(model_fn(unravel(flat), batch)))[0]
+    return raveled(model_fn(tree_of(flat), batch))[0]
 
-  outputs = jax.eval_shape(model_fn, params, batch)
-  loss = jax.eval_shape(loss_fn, outputs, batch)
+  def loss_and_outputs(params):
+    outputs = model_fn(params, batch)
+    return loss_fn(outputs, batch), outputs
+
+  loss, outputs = jax.eval_shape(loss_and_outputs, params)
   if jax.tree.leaves(loss) != [loss] or loss.shape != ():
     raise ValueError(
       f"loss_fn(outputs, batch) must be a scalar, but is {_shapes(loss)}; "
@@ -273,15 +281,20 @@ def ggn_rows(
     )
   jacobian = jax.jacrev if K < P else jax.jacfwd
   rows_KP = jacobian(outputs_of)(flat).astype(flat.dtype)
-  outputs_K, restore = ravel_pytree(upcast(model_fn(params, batch)))
-  gradient = jax.grad(lambda z: loss_fn(restore(z), batch))
+  outputs = model_fn(params, batch)
+  outputs_K, restore = raveled(outputs)
+
+  def loss_of(z):
+    return loss_fn(meshes.placed(restore(z), outputs), batch)
+
+  gradient = jax.grad(loss_of)
 
   def times_hessian(u_K):
     u_K = u_K.astype(outputs_K.dtype)  # Outputs may be wider than params.
     return jax.jvp(gradient, (outputs_K,), (u_K,))[1].astype(flat.dtype)
 
   scaled_KP = jax.vmap(times_hessian, in_axes=1, out_axes=1)(rows_KP)
-  return jax.vmap(unravel)(rows_KP), jax.vmap(unravel)(scaled_KP)
+  return jax.vmap(tree_of)(rows_KP), jax.vmap(tree_of)(scaled_KP)
 
 
 def sampled_row(
@@ -328,7 +341,7 @@ def _sampler(model_fn, params, batch, weights, likelihood, total=None):
   outputs, pull = jax.vjp(lambda p: upcast(model_fn(p, batch)), work)
 
   def sample(key):
-    residual = _residual(key, outputs, likelihood)
+    residual = meshes.placed(_residual(key, outputs, likelihood), outputs)
     return pull((root * residual).astype(outputs.dtype))[0]
 
   return sample

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from ..common import checks
+from ..common.meshes import on_any_mesh
 
 
 class KroneckerReport(NamedTuple):
@@ -34,6 +35,7 @@ class KroneckerReport(NamedTuple):
   shampoo: jax.Array  # The square roots of both.
 
 
+@on_any_mesh
 def kronecker_factors(
   grads_BIO: jax.Array, *, num_steps: int = 1
 ) -> tuple[jax.Array, jax.Array]:
@@ -68,6 +70,7 @@ def kronecker_factors(
   return jax.lax.fori_loop(0, num_steps, step, eyes)
 
 
+@on_any_mesh
 def kronecker_cosine(
   grads_BIO: jax.Array,
   left_IJ: jax.Array,

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..common.meshes import zero_result
 from ..common.tree import like, upcast
 from . import losses
 from .head import ChunkedHead
@@ -238,8 +239,8 @@ def head_sums(
     return jax.tree.map(jnp.add, total, new), ct_h
 
   chunks = head.chunks((hidden, hidden_dot, targets, weights))
-  shapes, _ = jax.eval_shape(part, jax.tree.map(lambda x: x[0], chunks))
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  first = jax.tree.map(lambda x: x[0], chunks)
+  zeros = zero_result(lambda chunk: part(chunk)[0], first)
   (values, weight, ct_matrix), ct = jax.lax.scan(add, zeros, chunks)
   if grad:
     ct = head.joined(ct, hidden.shape[1])

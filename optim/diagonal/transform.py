@@ -25,6 +25,7 @@ from ..common.tree import is_masked
 from ..curvature import diagonals
 from ..matrices.factors import screen_leaf
 from ..matrices.layout import DimensionTree
+from ..matrices.placement import on_any_mesh
 from . import eigenbases
 
 Estimator = Literal["empirical_fisher", "ggn", "gnb"]
@@ -160,6 +161,23 @@ def scale_by_diagonal_preconditioner(
     Liu et al., "Adam or Gauss-Newton? A comparative study in terms of basis
     alignment and SGD noise", 2025, https://arxiv.org/abs/2510.13680
   """
+  engine = _engine(o)
+
+  def update_fn(updates, state, params=None, **extra):
+    if not jax.tree.leaves(updates):
+      return updates, state
+    extra = {k: extra.get(k) for k in _EXTRA}
+    grads = jax.tree.map(screen_leaf, updates)
+    # The model runs here, and not in the engine: its axes stay Explicit.
+    pairs = _pairs(o, o.moves, grads, params, extra)
+    return engine.update(grads, state, pairs=pairs)
+
+  return optax.GradientTransformationExtraArgs(engine.init, update_fn)
+
+
+@on_any_mesh
+def _engine(o: DiagonalOptions) -> optax.GradientTransformationExtraArgs:
+  """The transform, once the rows of the estimates are there."""
   family = _family(o)
   moves, basis_decay = o.moves, o.kept_share
 
@@ -171,12 +189,8 @@ def scale_by_diagonal_preconditioner(
     count, weight = jnp.zeros((), jnp.int32), jnp.zeros((), dtype)
     return DiagonalState(count, weight, nu, bases)
 
-  def update_fn(updates, state, params=None, **extra):
-    if not jax.tree.leaves(updates):
-      return updates, state
-    extra = {k: extra.get(k) for k in _EXTRA}
-    grads = jax.tree.map(screen_leaf, updates)
-    pairs = _pairs(o, moves, grads, params, extra)
+  def update_fn(grads, state, params=None, *, pairs):
+    del params
     bases, nu = state.bases, state.nu
 
     def refreshed(bases, nu, first):
@@ -204,7 +218,7 @@ def scale_by_diagonal_preconditioner(
       return jnp.where(weight > 0, u, 0).astype(g.dtype)
 
     scaled = jax.tree.map(divide, family.into(bases, grads), nu)
-    updates = family.back(bases, scaled, updates)
+    updates = family.back(bases, scaled, grads)
     count: Any = optax.safe_increment(state.count)
     return updates, DiagonalState(count, weight, nu, bases)
 

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..common import meshes
 from ..common.options import also_takes
-from ..common.tree import find, zeros
+from ..common.tree import find, is_masked, zeros
 from ..matrices.factors import Kronecker
 from ..matrices.options import LayoutOptions
 from ..matrices.placement import constrain
-from ..matrices.plan import Bucket
+from ..matrices.plan import Bucket, Plan
 from ..matrices.stacks import Split, Stacks
 from ..methods.shampoo import ShampooState
 from ..methods.soap import SoapState
@@ -64,15 +65,41 @@ def factor_diagonal(
       f"{sorted(state.kronecker)}; give dimension_numbers, max_precond_dim, "
       "one_sided, block_size and placement as to the optimiser."
     )
+
+  def place(result, mesh):
+    return jax.tree.map(
+      lambda x, own: x if is_masked(x) else own,
+      result,
+      meshes.layouts(params, mesh),
+      is_leaf=is_masked,
+    )
+
+  return meshes.in_auto_mode(
+    functools.partial(_diagonal, o, plan),
+    state.kronecker,
+    state.count,
+    params,
+    decay,
+    out=place,
+  )
+
+
+def _diagonal(
+  o: LayoutOptions,
+  plan: Plan,
+  kronecker: Stacks,
+  count: jax.Array,
+  params: Any,
+  decay: Any,
+) -> Any:
+  """`factor_diagonal`, of factors that fit."""
   correction = jnp.ones(())
   if decay is not None:
     # Before the first update the factors are zero, too.
-    correction = 1 / (1 - decay ** jnp.maximum(state.count, 1))
+    correction = 1 / (1 - decay ** jnp.maximum(count, 1))
   stacks = {
     bucket.name: correction
-    * _second_moment(
-      state.kronecker[bucket.name], bucket, o.placement.stack_axes
-    )
+    * _second_moment(kronecker[bucket.name], bucket, o.placement.stack_axes)
     for bucket in plan.buckets
   }
   like = zeros(params)

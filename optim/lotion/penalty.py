@@ -115,7 +115,7 @@ def penalty_force(
   if scale_gradient and quantizer.scale == "absmax":
     slopes = half * (upper * below - lower * above)
     force = force + to_largest(blocks, slopes, quantizer.grid)
-  return uncut(force, w.shape, quantizer)
+  return uncut(force, w, quantizer)
 
 
 def smoothed_loss(

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from ..common import checks
-from ..common.tree import is_masked, work_dtype
+from ..common.tree import is_masked, zeros
 from ..rounding.params import (
   Leaf,
   QuantizerTree,
@@ -220,7 +220,7 @@ def _init(params, quantizer, mask, known=()) -> RoundingPenaltyState:
   averages = [
     optax.MaskedNode()
     if leaf.quantizer is None or leaf.path in known
-    else jnp.zeros(leaf.value.shape, work_dtype(leaf.value))
+    else zeros(leaf.value)
     for leaf in find_leaves(params, quantizer, mask, unbiased=True)
   ]
   tree = jax.tree.unflatten(jax.tree.structure(params), averages)

@@ -19,7 +19,7 @@ from ..common.tree import is_masked
 from ..matrices import elementwise, factors, linalg
 from ..matrices.layout import DimensionTree
 from ..matrices.options import check_placement
-from ..matrices.placement import Placement, from_stacks, to_stacks
+from ..matrices.placement import Placement, from_stacks, on_any_mesh, to_stacks
 from ..matrices.plan import Plan, check_two_sides, make_plan
 from ..matrices.stacks import Momentum, Split, Stacks, turning
 from .decay import descend
@@ -100,6 +100,7 @@ class MuonOptions:
 
 
 @takes(MuonOptions)
+@on_any_mesh
 def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
   r"""Replaces the momentum of each matrix by about its nearest orthogonal one.
 

@@ -18,7 +18,7 @@ from ..common import checks
 from ..common.options import also_takes, takes
 from ..matrices import elementwise, factors, linalg
 from ..matrices.options import MatrixOptions
-from ..matrices.placement import from_stacks
+from ..matrices.placement import from_stacks, on_any_mesh
 from ..matrices.refresh import make_schedule, refresh_side
 from ..matrices.stacks import Stacks
 from .decay import descend
@@ -83,6 +83,7 @@ class ShampooOptions(MatrixOptions):
 
 
 @takes(ShampooOptions)
+@on_any_mesh
 def scale_by_shampoo(
   o: ShampooOptions,
 ) -> optax.GradientTransformationExtraArgs:

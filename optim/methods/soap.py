@@ -21,7 +21,7 @@ from ..common import checks
 from ..common.options import also_takes, takes
 from ..matrices import eigenbasis, elementwise, factors
 from ..matrices.options import MatrixOptions
-from ..matrices.placement import from_stacks
+from ..matrices.placement import from_stacks, on_any_mesh
 from ..matrices.plan import check_two_sides
 from ..matrices.refresh import make_schedule
 from ..matrices.stacks import Split, Stacks
@@ -99,6 +99,7 @@ class SoapOptions(MatrixOptions):
 
 
 @takes(SoapOptions)
+@on_any_mesh
 def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
   r"""Runs Adam, or another element-wise rule, in a slowly turning eigenbasis.
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..common import checks
+from ..common.meshes import zero_result
 from ..curvature import groups, local_model
 from ..curvature.losses import safe
 from ..curvature.products import loss_sums
@@ -204,10 +205,8 @@ def over_batches(f: Callable[[Any], Any], batches: Any) -> Any:
   first = jax.tree.map(lambda x: x[0], batches)
   if all(x.shape[0] == 1 for x in jax.tree.leaves(batches)):
     return f(first)
-  shapes = jax.eval_shape(f, first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
   def add(total, batch):
     return jax.tree.map(jnp.add, total, f(batch)), None
 
-  return jax.lax.scan(add, zeros, batches)[0]
+  return jax.lax.scan(add, zero_result(f, first), batches)[0]

@@ -180,7 +180,7 @@ def _spread_step_size(x: jax.Array, quantizer: Quantizer) -> jax.Array:
 def _on_grid(x: jax.Array, quantizer: Quantizer, tolerance) -> jax.Array:
   codes = to_codes(to_blocks(x, quantizer), quantizer.grid)
   k, _ = grids.locate(codes, quantizer.grid)
-  return uncut(jnp.abs(k - jnp.round(k)) < tolerance, x.shape, quantizer)
+  return uncut(jnp.abs(k - jnp.round(k)) < tolerance, x, quantizer)
 
 
 def _mean(fn, params, quantizer, mask) -> jax.Array:

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..common.meshes import on_any_mesh
 from . import grids
 from .scales import (
   Quantizer,
@@ -57,7 +58,7 @@ def step_size(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   s = from_codes(jnp.ones((), blocks.x.dtype), blocks.scale)
   if quantizer.block_size is None:
     return s
-  return uncut(jnp.broadcast_to(s, blocks.x.shape), x.shape, quantizer)
+  return uncut(jnp.broadcast_to(s, blocks.x.shape), x, quantizer)
 
 
 def neighbours(
@@ -80,7 +81,7 @@ def neighbours(
   lower, upper = grids.bracket(codes, quantizer.grid)
 
   def put_back(codes):
-    return uncut(from_codes(codes, blocks.scale), x.shape, quantizer)
+    return uncut(from_codes(codes, blocks.scale), x, quantizer)
 
   return put_back(lower), put_back(upper)
 
@@ -98,7 +99,7 @@ def round_nearest(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   x = as_floats(x)
   blocks = to_blocks(jax.lax.stop_gradient(x), quantizer)
   codes = grids.nearest(to_codes(blocks, quantizer.grid), quantizer.grid)
-  return uncut(from_codes(codes, blocks.scale), x.shape, quantizer)
+  return uncut(from_codes(codes, blocks.scale), x, quantizer)
 
 
 def round_random(
@@ -127,7 +128,7 @@ def round_random(
   draw, _ = cut((bits.astype(k.dtype) + 0.5) / 2**16, quantizer)
   # k - lower is exact, and 0 on the grid: such elements never move.
   k = lower + (draw < k - lower)
-  return uncut(from_codes(k * spacing, blocks.scale), x.shape, quantizer)
+  return uncut(from_codes(k * spacing, blocks.scale), x, quantizer)
 
 
 def rounding_variance(x: jax.Array, quantizer: Quantizer) -> jax.Array:
@@ -151,7 +152,7 @@ def rounding_variance(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   variance = (upper - codes) * (codes - lower)
   for _ in range(2):
     variance = from_codes(variance, blocks.scale)
-  return uncut(variance, x.shape, quantizer)
+  return uncut(variance, x, quantizer)
 
 
 def straight_through(
@@ -201,7 +202,7 @@ def quantize(x: jax.Array, quantizer: Quantizer) -> tuple[jax.Array, Any]:
   x = as_floats(x)
   blocks = to_blocks(x, quantizer)
   codes = grids.nearest(to_codes(blocks, quantizer.grid), quantizer.grid)
-  codes = uncut(codes, x.shape, quantizer)
+  codes = uncut(codes, x, quantizer)
   return grids.encode(codes, quantizer.grid), store(blocks, quantizer)
 
 
@@ -219,7 +220,7 @@ def dequantize(codes: jax.Array, scale: Any, quantizer: Quantizer) -> jax.Array:
   values = grids.decode(codes, quantizer.grid)
   blocks, axes = cut(values, quantizer)
   loaded = load(scale, axes, quantizer)
-  return uncut(from_codes(blocks, loaded), values.shape, quantizer)
+  return uncut(from_codes(blocks, loaded), values, quantizer)
 
 
 def saturated_share(x: jax.Array, quantizer: Quantizer) -> jax.Array:
@@ -238,6 +239,7 @@ def saturated_share(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   return share * (blocks.x.size / max(x.size, 1))  # Padding does not saturate.
 
 
+@on_any_mesh
 def unique_codes(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   """Number of different codes in use over all blocks, at most the grid's.
 
@@ -251,7 +253,7 @@ def unique_codes(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   x = as_floats(x)
   blocks = to_blocks(x, quantizer)
   codes = grids.nearest(to_codes(blocks, quantizer.grid), quantizer.grid)
-  codes = uncut(codes, x.shape, quantizer)
+  codes = uncut(codes, x, quantizer)
   table = jnp.asarray(quantizer.grid.codes(), codes.dtype)
   used = jnp.zeros(table.shape, bool)
   return jnp.sum(used.at[jnp.searchsorted(table, codes)].set(True))
@@ -283,7 +285,7 @@ def _straight_through_bwd(
   if scale_gradient and quantizer.scale == "absmax":
     moved = (cut(y, quantizer)[0] - blocks.x) / blocks.scale.factor
     passed = passed + to_largest(blocks, moved * slope, quantizer.grid)
-  return uncut(passed, x.shape, quantizer).astype(x.dtype), None
+  return uncut(passed, x, quantizer).astype(x.dtype), None
 
 
 _straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..common import checks
+from ..common import checks, meshes
 from ..common.tree import work_dtype
 from . import grids
 from .grids import E2M1, E4M3, Grid
@@ -121,6 +121,8 @@ def cut(x: jax.Array, quantizer: Quantizer) -> tuple[jax.Array, tuple]:
   length = x.shape[axis]
   size = min(quantizer.block_size, length)
   count = -(-length // size) if size else 1
+  if count > 1 and (length % size or count % meshes.num_shards(x, axis)):
+    x = meshes.unsplit(x, axis)  # Blocks lie across devices.
   if count * size != length:
     padding = [(0, 0)] * ndim
     padding[axis] = (0, count * size - length)
@@ -129,16 +131,19 @@ def cut(x: jax.Array, quantizer: Quantizer) -> tuple[jax.Array, tuple]:
   return x.reshape(shape), (axis + 1,)
 
 
-def uncut(blocks: jax.Array, shape: tuple, quantizer: Quantizer) -> jax.Array:
-  """Undoes `cut`, for an array that had this shape."""
+def uncut(blocks: jax.Array, x: jax.Array, quantizer: Quantizer) -> jax.Array:
+  """Undoes `cut`, for an array of the shape and the layout of x."""
+  shape = x.shape
   if blocks.shape == shape:
     return blocks
   axis = (quantizer.axis or 0) % len(shape)
   merged = (*shape[:axis], -1, *shape[axis + 1 :])
   if 0 in shape:
     return blocks.reshape(shape)
-  x = blocks.reshape(merged)
-  return jax.lax.slice_in_dim(x, 0, shape[axis], axis=axis)
+  whole = blocks.reshape(merged)
+  return meshes.placed(
+    jax.lax.slice_in_dim(whole, 0, shape[axis], axis=axis), x
+  )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
