@@ -23,9 +23,9 @@ from ..common import checks
 from ..common.options import takes
 from ..common.tree import is_masked
 from ..curvature import diagonals
+from ..matrices.any_mesh import on_any_mesh
 from ..matrices.factors import screen_leaf
 from ..matrices.layout import DimensionTree
-from ..matrices.placement import on_any_mesh
 from . import eigenbases
 
 Estimator = Literal["empirical_fisher", "ggn", "gnb"]

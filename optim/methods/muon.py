@@ -17,9 +17,10 @@ from ..common import checks
 from ..common.options import also_takes, takes
 from ..common.tree import is_masked
 from ..matrices import elementwise, factors, linalg
+from ..matrices.any_mesh import on_any_mesh
 from ..matrices.layout import DimensionTree
 from ..matrices.options import check_placement
-from ..matrices.placement import Placement, from_stacks, on_any_mesh, to_stacks
+from ..matrices.placement import Placement, from_stacks, to_stacks
 from ..matrices.plan import Plan, check_two_sides, make_plan
 from ..matrices.stacks import Momentum, Split, Stacks, turning
 from .decay import descend

@@ -17,8 +17,9 @@ import optax
 from ..common import checks
 from ..common.options import also_takes, takes
 from ..matrices import elementwise, factors, linalg
+from ..matrices.any_mesh import on_any_mesh
 from ..matrices.options import MatrixOptions
-from ..matrices.placement import from_stacks, on_any_mesh
+from ..matrices.placement import from_stacks
 from ..matrices.refresh import make_schedule, refresh_side
 from ..matrices.stacks import Stacks
 from .decay import descend

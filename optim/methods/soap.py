@@ -20,8 +20,9 @@ import optax
 from ..common import checks
 from ..common.options import also_takes, takes
 from ..matrices import eigenbasis, elementwise, factors
+from ..matrices.any_mesh import on_any_mesh
 from ..matrices.options import MatrixOptions
-from ..matrices.placement import from_stacks, on_any_mesh
+from ..matrices.placement import from_stacks
 from ..matrices.plan import check_two_sides
 from ..matrices.refresh import make_schedule
 from ..matrices.stacks import Split, Stacks

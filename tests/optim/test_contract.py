@@ -12,7 +12,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from oracles.contract import SHAPES, TRANSFORMS, make_params
+from jax.sharding import NamedSharding
+from oracles.contract import SHAPES, SPECS, TRANSFORMS, make_params
 
 import optim
 
@@ -199,6 +200,35 @@ def test_vmap(row, trace):
   for step in range(2):
     updates, state = update(two(make_params(seed=1 + step)), state, params)
   _same(updates, two(trace[1][0]))
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("kind", ["explicit", "mixed"])
+def test_explicit_axes(row, trace, kind, told):
+  """One device's updates, in the layout of the parameters."""
+  wanted, options = [updates for updates, _ in trace], {}
+  if told and "placement" not in inspect.signature(row.make).parameters:
+    return  # It keeps no stacks of its own.
+  if told:
+    # Who is refreshed when depends on the number of parts of a stack.
+    alone = row.build(placement=optim.Placement(None, 8))
+    wanted = [updates for updates, _ in _trace(alone, row, steps=2)]
+    options = dict(placement=optim.Placement(("a", "d"), 8, SPECS))
+  explicit, auto = jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto
+  types = (explicit, auto if kind == "mixed" else explicit)
+  mesh = jax.make_mesh((2, 4), ("a", "d"), axis_types=types)
+  tx = row.build(**options)
+  with jax.set_mesh(mesh):
+    place = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+    params = jax.device_put(make_params(), place)
+    update, state = jax.jit(tx.update), tx.init(params)
+    for step in range(2):
+      grads = jax.device_put(make_params(seed=1 + step), place)
+      old, extra = state, row.extra_args(params)
+      updates, state = update(grads, state, params, **extra)
+      _same(updates, wanted[step])
+      assert _types(updates) == _types(params)
+      assert _types(state) == _types(old)
 
 
 def test_checkpoint_round_trip(row, tmp_path):

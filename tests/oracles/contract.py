@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
 import optim
 
@@ -27,6 +28,10 @@ DIMENSIONS = dict(
   matrix=MATRIX, stacked=STACK, plain3d=None, vector=None, scalar=None,
   empty=None,
 )  # fmt: skip
+# Where they lie on a mesh of axes "a", 2, and "d", 4.
+SPECS = {name: P() for name in SHAPES} | dict(
+  stacked=P("a", None, "d"), plain3d=P("a")
+)
 INTEGERS = ("precondition_frequency", "max_precond_dim")
 
 
