@@ -15,7 +15,6 @@ import optax
 
 from ..common import checks
 from ..common.options import also_takes, takes
-from ..common.tree import is_masked
 from ..matrices import elementwise, factors, linalg
 from ..matrices.any_mesh import on_any_mesh
 from ..matrices.layout import DimensionTree
@@ -199,15 +198,17 @@ def muon(
         "matrix": optax.scale_by_learning_rate(learning_rate),
         "rest": optax.scale_by_learning_rate(adam_learning_rate),
       },
-      lambda params: _labels(o.plan(params).split(params).rest),
+      lambda params: _labels(o.plan(params)),
     )
   return descend(
     scale_by_muon(**direction), learning_rate, weight_decay, mask, step=step
   )
 
 
-def _labels(rest):
-  """ "matrix" where a matrix was taken out, else "rest"."""
-  return jax.tree.map(
-    lambda x: "matrix" if is_masked(x) else "rest", rest, is_leaf=is_masked
+def _labels(plan: Plan) -> Any:
+  """ "matrix" for the leaves that the plan stacks, else "rest"."""
+  stacked = {piece.index for bucket in plan.buckets for piece in bucket.pieces}
+  return jax.tree.unflatten(
+    plan.treedef,
+    ["matrix" if i in stacked else "rest" for i in range(len(plan.paths))],
   )

@@ -17,6 +17,8 @@ from oracles.contract import SHAPES, SPECS, TRANSFORMS, make_params
 
 import optim
 
+AUTO, EXPLICIT = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit
+
 
 def _trace(tx, row, steps=4, dtype=jnp.float32, wrap=jax.jit):
   """[(updates, state)] of some steps from the same parameters."""
@@ -202,33 +204,55 @@ def test_vmap(row, trace):
   _same(updates, two(trace[1][0]))
 
 
-@pytest.mark.parametrize("told", [False, True])
-@pytest.mark.parametrize("kind", ["explicit", "mixed"])
-def test_explicit_axes(row, trace, kind, told):
-  """One device's updates, in the layout of the parameters."""
-  wanted, options = [updates for updates, _ in trace], {}
-  if told and "placement" not in inspect.signature(row.make).parameters:
-    return  # It keeps no stacks of its own.
-  if told:
-    # Who is refreshed when depends on the number of parts of a stack.
-    alone = row.build(placement=optim.Placement(None, 8))
-    wanted = [updates for updates, _ in _trace(alone, row, steps=2)]
-    options = dict(placement=optim.Placement(("a", "d"), 8, SPECS))
-  explicit, auto = jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto
-  types = (explicit, auto if kind == "mixed" else explicit)
+def _check_on_axes(tx, row, wanted, *types):
+  """One device's updates, in the layout of the parameters; the state stays."""
   mesh = jax.make_mesh((2, 4), ("a", "d"), axis_types=types)
-  tx = row.build(**options)
+  place = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
   with jax.set_mesh(mesh):
-    place = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
     params = jax.device_put(make_params(), place)
     update, state = jax.jit(tx.update), tx.init(params)
-    for step in range(2):
+    for step, want in enumerate(wanted[:2]):
       grads = jax.device_put(make_params(seed=1 + step), place)
       old, extra = state, row.extra_args(params)
       updates, state = update(grads, state, params, **extra)
-      _same(updates, wanted[step])
+      _same(updates, want)
       assert _types(updates) == _types(params)
       assert _types(state) == _types(old)
+
+
+@pytest.mark.parametrize(
+  "types",
+  [
+    pytest.param((EXPLICIT,) * 2, id="explicit"),
+    pytest.param((EXPLICIT, AUTO), id="mixed", marks=pytest.mark.slow),
+  ],
+)
+def test_explicit_axes(row, trace, types):
+  _check_on_axes(row.build(), row, [updates for updates, _ in trace], *types)
+
+
+@pytest.mark.parametrize(
+  "types",
+  [
+    pytest.param((EXPLICIT,) * 2, id="explicit", marks=pytest.mark.slow),
+    pytest.param((EXPLICIT, AUTO), id="mixed"),
+  ],
+)
+@pytest.mark.parametrize(
+  "name",
+  [
+    name
+    for name, row in sorted(TRANSFORMS.items())
+    if "placement" in inspect.signature(row.make).parameters
+  ],
+)
+def test_explicit_axes_with_stacks_in_their_places(name, types):
+  row = TRANSFORMS[name]
+  # Who is refreshed when depends on the number of parts of a stack.
+  alone = row.build(placement=optim.Placement(None, 8))
+  wanted = [updates for updates, _ in _trace(alone, row, steps=2)]
+  tx = row.build(placement=optim.Placement(("a", "d"), 8, SPECS))
+  _check_on_axes(tx, row, wanted, *types)
 
 
 def test_checkpoint_round_trip(row, tmp_path):

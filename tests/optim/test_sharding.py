@@ -40,11 +40,13 @@ TRANSFORMS = {
 }
 
 
-def _mesh():
+AUTO, EXPLICIT = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit
+
+
+def _mesh(kind=AUTO):
   if len(jax.devices()) < SHARDS:
     pytest.fail("Run with 8 CPU devices; tests/conftest.py asks for them.")
-  auto = jax.sharding.AxisType.Auto
-  return jax.make_mesh((2, 4), AXES, axis_types=(auto,) * 2)
+  return jax.make_mesh((2, 4), AXES, axis_types=(kind,) * 2)
 
 
 def _build(name, axes):
@@ -83,6 +85,10 @@ def _sharded_update(mesh, tx, shapes=SHAPES):
   update = jax.jit(
     tx.update, in_shardings=(*place, place[0]), out_shardings=place
   )
+  params, state = jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    (params, state), place,
+  )  # fmt: skip
   return init, update, place, (params, state, params)
 
 
@@ -128,6 +134,7 @@ def _traffic(text):
   return total, inside
 
 
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
 @pytest.mark.parametrize(
   ("name", "wanted"),
   [
@@ -140,8 +147,8 @@ def _traffic(text):
     ("muon", {"all-to-all": 4, "all-gather": 2, "all-reduce": 1}),
   ],
 )
-def test_factorisations_are_local(name, wanted):
-  mesh = _mesh()
+def test_factorisations_are_local(name, wanted, kind):
+  mesh = _mesh(kind)
   with jax.set_mesh(mesh):
     _, update, _, arguments = _sharded_update(mesh, _build(name, AXES), EVEN)
     text = update.lower(*arguments).compile().as_text()
