@@ -22,7 +22,9 @@ from ..common.tree import upcast
 from ..matrices import factors as kronecker
 from ..matrices import linalg
 from ..matrices.layout import DimensionTree
+from ..matrices.options import Precision
 from ..matrices.plan import make_plan
+from ..matrices.round_off import coarsest, grains, silence, without_round_off
 from ..matrices.stacks import Stacks
 
 # The eigenvectors of P x P matrices: 100 MB and a minute on a CPU at 5,000.
@@ -82,7 +84,7 @@ def supplied(basis_PQ: jax.Array) -> Coordinates:
 
   return identity()._replace(
     init=init,
-    into=lambda bases, tree: _times(basis_PQ.T, _flat(tree)),
+    into=lambda bases, tree: _into_dense(basis_PQ, tree),
     back=lambda bases, x, like: _unflat(_times(basis_PQ, x), like),
   )
 
@@ -114,7 +116,7 @@ def eigen() -> Coordinates:
 
   return Coordinates(
     init=init,
-    into=lambda bases, tree: _times(bases.basis.T, _flat(tree)),
+    into=lambda bases, tree: _into_dense(bases.basis, tree),
     back=lambda bases, x, like: _unflat(_times(bases.basis, x), like),
     observe=observe,
     refresh=refresh,
@@ -156,10 +158,16 @@ def sides(
     return split._replace(stacks=Stacks(stacks))
 
   def into(bases, tree):
-    split = plan_of(tree).split(upcast(tree))
+    plan = plan_of(tree)
+    split = plan.split(upcast(tree))
     if not isinstance(split.stacks, Stacks):  # A placeholder's.
       return split
-    return turn(bases, split, transpose=True)
+    return silence(
+      turn(bases, split, transpose=True),
+      bases.kronecker,
+      Precision(rotation=_PRECISION),
+      grains(plan, tree),
+    )
 
   def back(bases, x, like):
     return plan_of(like).merge(turn(bases, x, transpose=False), like=like)
@@ -301,6 +309,14 @@ def _flat(tree) -> jax.Array:
 
 def _unflat(x, like):
   return like_types(ravel_pytree(upcast(like))[1](x), like)
+
+
+def _into_dense(basis_PQ, tree):
+  """U^T of a tree, without the round-off of directions it does not have."""
+  x = _times(basis_PQ.T, _flat(tree))
+  dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
+  grain = coarsest(x.dtype, *dtypes)
+  return without_round_off(x[None], (basis_PQ[None],), grain=grain)[0]
 
 
 def _times(a, b):

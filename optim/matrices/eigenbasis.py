@@ -12,6 +12,7 @@ from . import factors as kronecker
 from . import linalg
 from .options import Precision
 from .refresh import Refresh, refresh_side
+from .round_off import coarsest, without_round_off
 from .stacks import Momentum, Split, Stacks
 
 
@@ -133,6 +134,10 @@ def _change_basis(side, precision, x, old, new):
     work = kronecker.mode_product(
       work, matrix, side, transpose=transpose, precision=precision
     )
+  turned = tuple(new if s == side else None for s in range(x.ndim - 1))
+  work = without_round_off(
+    work, turned, grain=coarsest(work.dtype, x.dtype), precision=precision
+  )
   return work.astype(x.dtype)
 
 

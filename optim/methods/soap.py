@@ -25,6 +25,7 @@ from ..matrices.options import MatrixOptions
 from ..matrices.placement import from_stacks
 from ..matrices.plan import check_two_sides
 from ..matrices.refresh import make_schedule
+from ..matrices.round_off import grains, silence
 from ..matrices.stacks import Split, Stacks
 from .decay import descend
 
@@ -155,6 +156,7 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
     if o.first_step != "identity":
       kept = eigenbasis.first_bases(kept, first)
     rotated = eigenbasis.rotate(grads, kept, o.precision, transpose=True)
+    rotated = silence(rotated, kept, o.precision, grains(plan, updates))
     stepped: Any = rule.update(rotated, state.inner, None, **extra_args)
     directions, inner = stepped
     directions = eigenbasis.rotate(
