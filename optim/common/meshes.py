@@ -127,7 +127,9 @@ def placed(tree: Any, like: Any) -> Any:
 def num_shards(x: jax.Array, axis: int) -> int:
   """Into how many parts Explicit axes cut one axis of an array."""
   mesh = explicit_mesh(x)
-  spec = layouts(x, mesh).spec if mesh is not None else ()
+  if mesh is None:
+    return 1
+  spec = layouts(x, mesh).spec
   entry = spec[axis] if axis < len(spec) else None
   names = entry if isinstance(entry, tuple) else (entry,)
   return math.prod(mesh.shape[name] for name in names if name is not None)

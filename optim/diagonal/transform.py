@@ -189,8 +189,10 @@ def _engine(o: DiagonalOptions) -> optax.GradientTransformationExtraArgs:
     count, weight = jnp.zeros((), jnp.int32), jnp.zeros((), dtype)
     return DiagonalState(count, weight, nu, bases)
 
-  def update_fn(grads, state, params=None, *, pairs):
-    del params
+  def update_fn(
+    updates, state, params=None, *, pairs: Any = None, **extra_args
+  ):
+    del params, extra_args
     bases, nu = state.bases, state.nu
 
     def refreshed(bases, nu, first):
@@ -203,7 +205,8 @@ def _engine(o: DiagonalOptions) -> optax.GradientTransformationExtraArgs:
     if moves and o.makes_basis == "empirical_fisher":
       bases, nu = refreshed(bases, nu, 1)
     if moves:
-      seen = family.observe(bases, *pairs[o.makes_basis], basis_decay)
+      a, b = pairs[o.makes_basis]
+      seen = family.observe(bases, a, b, basis_decay)
       bases = _where_finite(seen, bases)
     if moves and o.makes_basis != "empirical_fisher":
       bases, nu = refreshed(bases, nu, 0)
@@ -217,8 +220,8 @@ def _engine(o: DiagonalOptions) -> optax.GradientTransformationExtraArgs:
       u = g / ((v + o.damping) ** -o.power + o.eps)
       return jnp.where(weight > 0, u, 0).astype(g.dtype)
 
-    scaled = jax.tree.map(divide, family.into(bases, grads), nu)
-    updates = family.back(bases, scaled, grads)
+    scaled = jax.tree.map(divide, family.into(bases, updates), nu)
+    updates = family.back(bases, scaled, updates)
     count: Any = optax.safe_increment(state.count)
     return updates, DiagonalState(count, weight, nu, bases)
 

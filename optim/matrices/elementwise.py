@@ -12,7 +12,7 @@ import optax
 
 from ..common.tree import work_dtype, zeros
 from .options import Storage
-from .stacks import Stacks, still, turning
+from .stacks import Momentum, Squares, Stacks, marked
 
 
 class Sums(NamedTuple):
@@ -26,40 +26,49 @@ class AdamState(NamedTuple):
   """State of `scale_by_split_adam`."""
 
   count: jax.Array  # int32 []: updates made.
-  mu: Any  # Split of first moments, the stacks of which are `Momentum`.
-  nu: Any  # Split of second moments; `Sums` for factorised stacks.
+  mu: Any  # Split of first moments; its stacks are `Momentum`.
+  nu: Any  # Split of second moments, `Squares`; `Sums` for factorised stacks.
 
 
-def with_momentum(
-  tx: optax.GradientTransformation, fields: tuple[str, ...]
+def with_marks(
+  tx: optax.GradientTransformation,
+  momentum_fields: tuple[str, ...],
+  square_fields: tuple[str, ...],
 ) -> optax.GradientTransformationExtraArgs:
-  """Marks stacks in some fields of a transform's state as `Momentum`.
+  """Marks the stacks in some fields of a transform's state by their type.
 
   Args:
     tx: Any transform of a `Split`.
-    fields: Names of the fields of its state, or of states within, that are
-      sums of gradients.
+    momentum_fields: Names of the fields of its state, or of states within, that
+      are sums of gradients: their stacks become `Momentum`.
+    square_fields: Names of those that are averages of squares: `Squares`.
 
   Returns:
-    The transform, whose state says by type what turns with a basis.
+    The transform, whose state says by type what turns with a basis, and how.
   """
   tx = optax.with_extra_args_support(tx)
+  kinds = dict.fromkeys(momentum_fields, Momentum)
+  kinds |= dict.fromkeys(square_fields, Squares)
 
   def mark(path, node):
-    names = {getattr(key, "name", getattr(key, "key", None)) for key in path}
-    return turning(node) if names & set(fields) else node
+    for key in path:
+      name = getattr(key, "name", getattr(key, "key", None))
+      if name in kinds:
+        return marked(node, kinds[name])
+    return node
 
-  def marked(state):
+  def with_types(state):
     return jax.tree_util.tree_map_with_path(
       mark, state, is_leaf=lambda x: isinstance(x, Stacks)
     )
 
   def init_fn(params):
-    return marked(tx.init(params))
+    return with_types(tx.init(params))
 
   def update_fn(updates, state, params=None, **extra_args):
-    updates, state = tx.update(updates, still(state), params, **extra_args)
-    return updates, marked(state)
+    plain = marked(state, Stacks)
+    updates, state = tx.update(updates, plain, params, **extra_args)
+    return updates, with_types(state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -98,6 +107,9 @@ def scale_by_split_adam(
     A transform of `Split`s, whose leaves it takes as one matrix a stack entry.
   """
 
+  def typed_state(count, mu, nu):
+    return AdamState(count, marked(mu, Momentum), marked(nu, Squares))
+
   rooted = isinstance(eps_root, jax.Array) or eps_root != 0
 
   def init_fn(params):
@@ -108,7 +120,9 @@ def scale_by_split_adam(
         for name, v in nu.stacks.items()
       }
       nu = nu._replace(stacks=Stacks(sums))
-    return AdamState(jnp.zeros((), jnp.int32), turning(mu), nu)
+    return AdamState(
+      jnp.zeros((), jnp.int32), marked(mu, Momentum), marked(nu, Squares)
+    )
 
   def update_fn(updates, state, params=None):
     del params
@@ -136,13 +150,15 @@ def scale_by_split_adam(
     def direction(g, m, v):
       v = _dense(v)
       m, v = m.astype(work_dtype(g)), v.astype(work_dtype(g))
-      root = jnp.sqrt(v + within) if rooted else jnp.sqrt(v)
-      return (scale * m / (root + small)).astype(g.dtype)
+      root = (jnp.sqrt(v + within) if rooted else jnp.sqrt(v)) + small
+      # No gradient so far, and eps 0: no step, not 0 / 0.
+      step = scale * m / jnp.where(root > 0, root, 1)
+      return jnp.where(root > 0, step, 0).astype(g.dtype)
 
-    mu = jax.tree.map(first, updates, still(state.mu))
-    nu = jax.tree.map(second, updates, state.nu)
+    mu = jax.tree.map(first, updates, marked(state.mu, Stacks))
+    nu = jax.tree.map(second, updates, marked(state.nu, Stacks))
     updates = jax.tree.map(direction, updates, mu, nu)
-    return updates, AdamState(count, turning(mu), nu)
+    return updates, AdamState(count, marked(mu, Momentum), marked(nu, Squares))
 
   return optax.GradientTransformation(init_fn, update_fn)
 

@@ -73,7 +73,7 @@ def refresh_side(
   state: Kronecker,
   side: int,
   carried: tuple[jax.Array, ...] = (),
-  carry: Callable[..., jax.Array] = lambda x, old, new: x,
+  carry: Callable[..., tuple] = lambda parts, old, new: parts,
 ) -> tuple[Kronecker, tuple[jax.Array, ...]]:
   """Refreshes the matrices of one side whose turn it is.
 
@@ -85,7 +85,8 @@ def refresh_side(
     state: The bucket's.
     side: Which side.
     carried: Stacks that live in the basis, e.g. the momentum.
-    carry: (x, old, new) -> x, moves them from the old basis to the new.
+    carry: (carried, old, new) -> carried, moves the matrices whose turn it is
+      from the old basis to the new.
 
   Returns:
     The new state, and `carried`. Matrices that `make` does not vouch for keep
@@ -123,7 +124,8 @@ def refresh_side(
       turn_S = jnp.tile(turn, refresh.shards)
       bad_S, accept_S = turn_S & ~ok_S, turn_S & ok_S
     new = jnp.where(accept_S[:, None, None], made, old)
-    moved = tuple(put(x, carry(take(x), old, new)) for x in carried)
+    parts = carry(tuple(take(x) for x in carried), old, new)
+    moved = tuple(put(x, part) for x, part in zip(carried, parts, strict=True))
     failed_S = take(failures) + bad_S
     return put(derived, new), put(failures, failed_S), moved
 

@@ -17,6 +17,10 @@ class Momentum(Stacks):
   """Stacks that are sums of gradients: they turn when their basis does."""
 
 
+class Squares(Stacks):
+  """Stacks that are averages of squares: as diagonals, they turn as well."""
+
+
 def _flatten(stacks):
   names = tuple(sorted(stacks))
   return [stacks[name] for name in names], names
@@ -28,7 +32,7 @@ def _flatten_with_keys(stacks):
   return [(key, stacks[key.key]) for key in keys], names
 
 
-for _kind in (Stacks, Momentum):
+for _kind in (Stacks, Momentum, Squares):
   jax.tree_util.register_pytree_with_keys(
     _kind,
     _flatten_with_keys,
@@ -44,18 +48,13 @@ class Split(NamedTuple):
   rest: Any  # Like the tree, `optax.MaskedNode()` where a matrix was.
 
 
-def turning(tree: Any) -> Any:
-  """Marks all stacks of a tree as `Momentum`, for which see there."""
-  return _retyped(tree, Stacks, Momentum)
+def marked(tree: Any, kind: type[Stacks]) -> Any:
+  """Makes all stacks of a tree nodes of a kind, `Momentum` or `Squares`.
 
-
-def still(tree: Any) -> Any:
-  """Undoes `turning`, for arithmetic with other stacks."""
-  return _retyped(tree, Momentum, Stacks)
-
-
-def _retyped(tree, old, new):
-  is_old = lambda x: isinstance(x, old)  # noqa: E731
+  With `Stacks` as the kind it undoes that, for arithmetic with other stacks.
+  """
   return jax.tree.map(
-    lambda x: new(x) if is_old(x) else x, tree, is_leaf=is_old
+    lambda x: kind(x) if isinstance(x, Stacks) else x,
+    tree,
+    is_leaf=lambda x: isinstance(x, Stacks),
   )

@@ -21,7 +21,7 @@ from ..matrices.layout import DimensionTree
 from ..matrices.options import check_placement
 from ..matrices.placement import Placement, from_stacks, to_stacks
 from ..matrices.plan import Plan, check_two_sides, make_plan
-from ..matrices.stacks import Momentum, Split, Stacks, turning
+from ..matrices.stacks import Momentum, Split, Stacks, marked
 from .decay import descend
 
 
@@ -127,11 +127,11 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
 
   def init_fn(params):
     split = o.plan(params).split(params)
-    momentum = turning(
-      jax.tree.map(lambda x: jnp.zeros(x.shape, o.mu_dtype or x.dtype), split)
+    momentum = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, o.mu_dtype or x.dtype), split.stacks
     )
     rest = Split(Stacks(), split.rest)
-    return MuonState(momentum.stacks, adam.init(rest))
+    return MuonState(marked(momentum, Momentum), adam.init(rest))
 
   def update_fn(updates, state, params=None, **extra_args):
     del params, extra_args

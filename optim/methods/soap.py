@@ -1,11 +1,13 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
 
 Differs from the authors' PyTorch code: the momentum is turned only when its
-basis changes (three two-sided products a step instead of five), bases keep the
-order of their columns (so the second moment is never permuted), refreshes are
-spread over the steps, and eps is Adam's (not divided by the bias correction).
-`stagger=False, first_step="skip", decay_order="official", refresh="qr"` gives
-the authors' trajectories.
+basis changes (three two-sided products a step instead of five), the second
+moment turns with it, bases keep the order of their columns (so the second
+moment is never permuted), the first steps are Adam's, refreshes are spread over
+the steps, round-off of a rotation is replaced by 0, and eps is Adam's (not
+divided by the bias correction). `stagger=False, first_step="skip",
+decay_order="official", refresh="qr", square_fields=()` gives the authors'
+trajectories; the round-off is far below what matters to these.
 
 Dimension key: see `matrices/plan.py`.
 """
@@ -53,18 +55,28 @@ class SoapOptions(MatrixOptions):
     eps_root: Of Adam, inside the square root, in units of the square; > 0
       where the update itself is differentiated.
     factorized: Keep V' as row and column averages (rank 1), as Adafactor.
-    normalize: Scale each matrix's U to root mean square 1.
+    normalize: Scale each matrix's U to root mean square 1, times Adam's bias
+      corrections sqrt(1 - b2^t) / (1 - b1^t) as in the authors' code: with
+      b1 = b2 = 0.95 the product is 4.5 at first, 1.5 at step 11, 1 in the end.
+      With `bias_correction=False` the root mean square is 1 at every step.
     bias_correction: False leaves Adam's corrections out.
     inner: Replaces Adam (b1, b2, eps, factorized and the moments' types are
       then its own affair). Gets no params.
     momentum_fields: Names of the fields of the state of `inner` that are sums
       of gradients and have to be turned with the basis.
+    square_fields: Names of the fields of the state of `inner` that are averages
+      of squares; they turn with the basis as diagonals do, and so does Adam's
+      V'. () leaves V' behind, as the authors' code does: after one gradient
+      that is much too large, M' then meets a V' that is not its own.
     refresh: "qr" (one power iteration, orthonormalised by Householder),
       "cholesky" (the same by matrix products), or "eigh" (eigenvectors anew).
-    first_step: At the first call, "skip" only takes the bases from the
-      gradient; "use_current" takes them and makes the step as well; "identity"
-      makes Adam's step, and each matrix gets its first eigenvectors at its
-      first refresh.
+    first_step: "identity" makes Adam's steps until each matrix's first
+      refresh, which computes eigenvectors. "skip" only takes the bases from the
+      first gradient, as the authors' code does, and "use_current" makes the
+      step as well. A gradient is diagonal in its own bases, and float32 knows
+      these bases to its epsilon times the squared condition number only: a
+      second gradient that equals the first (full batches) leaves numbers beside
+      the diagonal that become full steps.
   """
 
   b1: float = 0.95
@@ -78,8 +90,9 @@ class SoapOptions(MatrixOptions):
   bias_correction: bool = True
   inner: optax.GradientTransformation | None = None
   momentum_fields: tuple[str, ...] = ("mu", "trace", "m1", "m2", "m")
+  square_fields: tuple[str, ...] = ("nu", "nu_max")
   refresh: RefreshMethod = "qr"
-  first_step: FirstStep = "skip"
+  first_step: FirstStep = "identity"
 
   def __post_init__(self):
     """Raises for any argument out of range."""
@@ -113,9 +126,16 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
       L  = beta L + (1 - beta) G G^T,   R = beta R + (1 - beta) G^T G
 
   and once in `precondition_frequency` calls Q <- orthonormalise(P Q) for L and
-  R each, M' being turned from the old basis into the new. The first bases are
-  the eigenvectors of the first gradient's L and R. Leaves without a matrix,
-  and matrices without a factor, get the element-wise rule as they are.
+  R each. M' and V' then turn from the old basis into the new: M' as a matrix,
+  V' as a diagonal. The first bases are the identity; see `first_step`. Leaves
+  without a matrix, and matrices without a factor, get the element-wise rule as
+  they are.
+
+  What G' holds as round-off only is replaced by 0: an entry below about 16
+  machine epsilons of the norm of its row, of its column, and of the matrix over
+  the root of the shorter side (`matrices/round_off.py`). Divided by its own
+  root mean square, the entry would be a full step along a direction without
+  gradient.
 
   A matrix whose gradient has a NaN or infinity is taken to have had gradient
   zero, and counted in `kronecker[...].rejections`; a refresh that fails keeps
@@ -156,7 +176,8 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
     if o.first_step != "identity":
       kept = eigenbasis.first_bases(kept, first)
     rotated = eigenbasis.rotate(grads, kept, o.precision, transpose=True)
-    rotated = silence(rotated, kept, o.precision, grains(plan, updates))
+    grain = grains(plan, updates)
+    rotated = silence(rotated, kept, o.precision, grain)
     stepped: Any = rule.update(rotated, state.inner, None, **extra_args)
     directions, inner = stepped
     directions = eigenbasis.rotate(
@@ -172,8 +193,11 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
       o.refresh, o.first_step, state.count, o.precision,
       o.precondition_frequency,
     )  # fmt: skip
+    squares = bool(o.square_fields)
+    turn = eigenbasis.turner(o.precision, grain, squares=squares)
+    schedule = make_schedule(plan, o)
     inner, kept = eigenbasis.refresh(
-      make_schedule(plan, o), state.count, inner, kept, make, o.precision
+      schedule, state.count, inner, kept, make, turn
     )
     updates = from_stacks(directions, plan, updates, o.placement)
     count: Any = optax.safe_increment(state.count)
@@ -194,8 +218,9 @@ def soap(
   """SOAP with decoupled weight decay; see `scale_by_soap`.
 
   Args:
-    learning_rate: Number, array or schedule; about Adam's. A schedule counts
-      calls, the skipped first one included.
+    learning_rate: Number, array or schedule. Adam's for language models; on
+      small problems and few examples up to 3 times Adam's, see `docs/soap.md`.
+      A schedule counts calls, a skipped first one included.
     weight_decay: lambda, number or schedule; 0 turns it off. Nothing decays at
       a skipped call.
     mask: Tree of bools like params, or a function of params that makes one:
@@ -225,7 +250,7 @@ def soap(
 def _rule(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
   """The element-wise rule, whose state says what is momentum."""
   if o.inner is not None:
-    return elementwise.with_momentum(o.inner, o.momentum_fields)
+    return elementwise.with_marks(o.inner, o.momentum_fields, o.square_fields)
   adam = elementwise.scale_by_split_adam(
     o.b1,
     o.b2,

@@ -2,7 +2,8 @@
 
 Momentum and second moment live in the rotated basis; at a refresh the columns
 are sorted by their estimated eigenvalues, the second moment is permuted with
-them, and the momentum is mapped back and forth. Nothing is shared with the
+them (theirs) or turned as a diagonal (ours), and the momentum is mapped back
+and forth. Nothing is shared with the
 package under test, which permutes nothing and stacks everything.
 """
 
@@ -27,6 +28,7 @@ class Soap:
   Attributes:
     modes: Modes with a factor.
     factorized: Second moment as row and column means (matrices only).
+    turn_squares: False permutes the second moment only, as the authors do.
   """
 
   def __init__(
@@ -43,12 +45,13 @@ class Soap:
     bias_correction=True,
     factorized=False,
     use_current=False,
+    turn_squares=True,
   ):
     self.b1, self.b2, self.eps = b1, b2, eps
     self.beta = b2 if shampoo_beta is None else shampoo_beta
     self.frequency, self.normalize = frequency, normalize
     self.bias_correction, self.factorized = bias_correction, factorized
-    self.use_current = use_current
+    self.use_current, self.turn_squares = use_current, turn_squares
     self.modes = tuple(range(len(shape))) if modes is None else modes
     self.factors = {k: np.zeros((shape[k],) * 2) for k in self.modes}
     self.bases = {}
@@ -75,8 +78,12 @@ class Soap:
     for k, q in self.bases.items():
       image = self.factors[k] @ q
       order = np.argsort(-np.sum(q * image, axis=0), kind="stable")
-      self.v = np.take(self.v, order, axis=k)
-      self.bases[k] = np.linalg.qr(image[:, order])[0]
+      new = np.linalg.qr(image[:, order])[0]
+      if self.turn_squares:  # The diagonal of Q diag(v) Q^T in the new basis.
+        self.v = along(self.v, (new.T @ q) ** 2, k)
+      else:
+        self.v = np.take(self.v, order, axis=k)
+      self.bases[k] = new
     self.m = self.rotate(momentum)
 
   def _second_moment(self):
