@@ -1,0 +1,87 @@
+"""What docs/architecture.md shows runs, and what it names exists."""
+
+import pathlib
+import re
+import tomllib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optim
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_TEXT = (_ROOT / "docs/architecture.md").read_text()
+
+
+def _run(which):
+  block = re.findall(r"```python\n(.*?)```", _TEXT, re.DOTALL)[which]
+  names: dict = {}
+  exec(compile(block, "docs/architecture.md", "exec"), names)
+  return names
+
+
+def test_paths_and_names_exist():
+  roots = "docs|lm|optim|tests|theory|ml_collections_configs|figures"
+  paths = set(re.findall(rf"[`(]((?:{roots})/[\w./]+)[`)]", _TEXT))
+  assert len(paths) > 35
+  for path in paths:
+    folder = _ROOT / "docs" if path.startswith("figures/") else _ROOT
+    assert (folder / path).exists(), path
+  names = re.findall(r"`optim\.(\w+)[`(]", _TEXT)
+  assert len(names) > 10
+  assert not [name for name in names if not hasattr(optim, name)]
+  drawn = "".join(p.read_text() for p in _ROOT.glob("docs/figures/*_to_*.svg"))
+  files = re.findall(r"lm/[\w/]+\.py", drawn)
+  assert len(files) > 8
+  assert not [path for path in files if not (_ROOT / path).exists()]
+
+
+def test_rooms_are_those_of_the_import_contract():
+  found = re.findall(r"^\| (\d) \| `optim/(\w+)` \|", _TEXT, re.MULTILINE)
+  contracts = tomllib.loads((_ROOT / "pyproject.toml").read_text())
+  (layers,) = (
+    contract["layers"]
+    for contract in contracts["tool"]["importlinter"]["contracts"]
+    if contract["name"] == "the rooms of optim"
+  )
+  wanted = [
+    (str(len(layers) - i), room)
+    for i, layer in enumerate(layers)
+    for room in layer.split(" | ")
+  ]
+  assert sorted(found) == sorted(wanted)
+
+
+def test_files_of_the_matrix_room_are_all_listed():
+  part = _TEXT.split("Inside `optim/matrices`")[1].split("##")[0]
+  listed = set(re.findall(r"^\| `(\w+\.py)` \|", part, re.MULTILINE))
+  files = {p.name for p in (_ROOT / "optim/matrices").glob("*.py")}
+  assert listed == files - {"__init__.py"}
+
+
+def test_the_new_method_works():
+  scale_by_unit = _run(0)["scale_by_unit"]
+  tx = scale_by_unit(eps=1e-6, dimension_numbers=dict(b=None))
+  rng = np.random.default_rng(0)
+  grads = dict(
+    a=jnp.array(rng.normal(size=(3, 4)) * 7, jnp.float32),
+    b=jnp.array(rng.normal(size=(2, 2)), jnp.float32),
+    c=jnp.ones(3),
+  )
+  updates, _ = jax.jit(tx.update)(grads, tx.init(grads))
+  wanted = np.array(grads["a"], np.float64)
+  wanted /= np.sqrt((wanted**2).sum())
+  np.testing.assert_allclose(updates["a"], wanted, rtol=1e-5)
+  np.testing.assert_array_equal(updates["b"], grads["b"])
+  np.testing.assert_array_equal(updates["c"], grads["c"])
+  assert "max_precond_dim: " in scale_by_unit.__doc__
+
+
+def test_the_new_point_is_found_in_a_chain():
+  state = _run(1)["AheadState"](dict(w=jnp.full(2, 3.0)))
+  params = dict(w=jnp.zeros(2, jnp.bfloat16))
+  point = optim.eval_params((optax.EmptyState(), state), params)
+  assert point["w"].dtype == jnp.bfloat16
+  np.testing.assert_array_equal(point["w"].astype(jnp.float32), [3.0, 3.0])
