@@ -27,7 +27,7 @@ class AverageState(NamedTuple):
 
   @property
   def average(self) -> Any:
-    """The sum of the only average."""
+    """The sum of the only average; an error if there are several."""
     (only,) = self.averages.values()
     return only.sum
 
@@ -42,38 +42,39 @@ def average_weights(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Wraps any optimiser and averages the weights that its updates lead to.
 
-  With w_n the weights after update n = 1, 2, ..., N, each average is
+  Let w_n be the weights after update n = 1, 2, ..., N. The averages are
 
       "ema:d"    s <- d s + (1 - d) w_n, from s = 0, over 1 - d^n
       "age:k"    s <- 2^(-k / n) s + (1 - 2^(-k / n)) w_n, from s = w_0:
                  the half-life is a share of the run so far, n / k
       "tail:p"   the mean of the last p N weights, for the share p of N updates
 
-  and is read by its name: `eval_params(opt_state, params, "ema:0.99")`. The
-  initial weights have no part in the first and in the last. One update is one
-  update whatever the optimiser does inside it, so averages of different
-  optimisers compare. Each average keeps a float32 copy of the weights.
+  `eval_params(opt_state, params, "ema:0.99")` reads an average by its name. The
+  initial weights have no part in "ema:d" and "tail:p". One update counts once,
+  whatever the optimiser does inside the update, so averages of different
+  optimisers can be compared. Each average keeps a float32 copy of the weights.
 
   Args:
     inner: The optimiser.
-    decay: d of one average "ema:d", in [0, 1); None leaves it out. As an array,
-      e.g. under `optax.inject_hyperparams`, its name is "ema".
+    decay: d of one average "ema:d", in [0, 1). None leaves this average out. If
+      d is an array, as under `optax.inject_hyperparams`, the name is "ema".
     names: More averages, e.g. ("age:25", "tail:0.5").
-    num_steps: N, updates of the run, for "tail:p"; later updates are averaged
-      as well.
-    has_updated: State of `inner` -> whether it made an update at this call;
-      for those that accumulate, e.g. `optim.has_updated`. None: always.
+    num_steps: N, the updates of the run, for "tail:p". Updates after N are
+      averaged as well.
+    has_updated: (state of `inner`) -> whether `inner` made an update at this
+      call. An optimiser that accumulates needs it, e.g. `optim.has_updated`.
+      None: every call is an update.
 
   Returns:
-    A transform whose `update` needs `params`; updates are those of `inner`.
+    A transform with the updates of `inner`. Its `update` needs `params`.
 
   Raises:
-    ValueError: For a decay or a name out of range, no average at all, a tail
-      without `num_steps`, or an `update` without `params`.
+    ValueError: For a decay or a name out of range, for no average at all, for a
+      tail without `num_steps`, or for an `update` without `params`.
 
   References:
-    Age: the anytime average of "Anytime training", half-life a share of n; see
-    `theory.theta_halflife_fraction`, whose share is 1 / k.
+    "age:k" is the anytime average of "Anytime training": the half-life is the
+    share 1 / k of n. See `theory.theta_halflife_fraction`.
   """
   keeps = _make_rules(decay, names, num_steps)
   inner = optax.with_extra_args_support(inner)
@@ -129,18 +130,19 @@ def average_weights(
 def averaged_params(
   state: AverageState, params: Any, name: str | None = None
 ) -> Any:
-  """An average without bias, in the dtypes of params; params before any.
+  """Returns an average without bias, in the dtypes of params.
 
   Args:
-    state: Of `average_weights`; `optim.eval_params` finds it in any other.
+    state: The state of `average_weights` itself. `optim.eval_params` finds this
+      state inside the state of any optimiser.
     params: The current parameters.
-    name: Of the average; None if there is only one.
+    name: The name of the average. None is allowed if there is only one average.
 
   Returns:
-    A tree like params.
+    A tree like params. Before the first update it is params.
 
   Raises:
-    ValueError: For an unknown name, or None where there are several.
+    ValueError: For an unknown name, or for None if there are several averages.
   """
   if name is None and len(state.averages) == 1:
     (name,) = state.averages

@@ -1,8 +1,8 @@
 """Checks shared by the factories: name, value, rule and a way out.
 
-They run when a transform is built, so a mistake is a plain `ValueError` before
-anything is traced. Under `optax.inject_hyperparams` numbers arrive as arrays;
-traced ones are left alone, having been checked at `init`.
+The checks run when a transform is built, so a mistake is a plain `ValueError`
+before anything is traced. Under `optax.inject_hyperparams` numbers arrive as
+arrays. A traced number is not checked: its check has run at `init`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def decay(name: str, value: Any) -> None:
-  """Averages forget with a factor in [0, 1)."""
+  """Raises unless value is in [0, 1), the range of the decay of an average."""
   if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < 1:
     raise ValueError(
       f"{name}={value} must be in [0, 1): it is the share of the old average "
@@ -31,7 +31,7 @@ def positive(name: str, value: Any, *, zero_too: bool = False) -> None:
 
 
 def count(name: str, value: Any) -> None:
-  """Control flow depends on these: a Python integer >= 1."""
+  """Raises unless value is a Python integer >= 1: it shapes the program."""
   whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
   if not whole:
     raise ValueError(
@@ -52,13 +52,13 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def scalar_or_schedule(name: str, value: Any) -> None:
-  """A schedule, or a number (or array) >= 0."""
+  """Raises unless value is a schedule, or a number or array >= 0."""
   if not callable(value):
     positive(name, value, zero_too=True)
 
 
 def instance(name: str, value: Any, kind: type) -> None:
-  """Raises unless value is of a class of this package."""
+  """Raises unless value is an instance of a class of this package."""
   if not isinstance(value, kind):
     raise ValueError(
       f"{name}={value!r} must be an optim.{kind.__name__}, e.g. "
@@ -67,7 +67,7 @@ def instance(name: str, value: Any, kind: type) -> None:
 
 
 def _rounded(value: Any) -> str:
-  """What to do about a 1 that was something less before it was stored."""
+  """The advice for a decay that became 1 when it was stored in few bits."""
   if not isinstance(value, jax.Array) or float(value) != 1:
     return ""
   return (

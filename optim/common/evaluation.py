@@ -22,11 +22,11 @@ class Reader(NamedTuple):
 
   Attributes:
     names: state -> names of its averages.
-    read: (state, name) -> function of params, or None if the state has no such
-      point. Name None is the method's own point. The function takes a tree like
-      params and returns one of equal dtypes; under a mask both have only the
-      leaves that the state has.
-    tree: state -> a tree like params, or what a mask left of it.
+    read: (state, name) -> function of params, or None if the state has no point
+      of this name. The name None is the method's own point. The function takes
+      a tree like params and returns a tree of the same dtypes. Under a mask
+      both trees have only the leaves that the state has.
+    tree: state -> a tree like params; under a mask, without the masked leaves.
   """
 
   names: Callable[[Any], tuple[str, ...]]
@@ -38,28 +38,32 @@ _READERS: dict[type, Reader] = {}
 
 
 def register(kind: type, reader: Reader) -> None:
-  """Makes the points of states of a type known; once, where it is defined."""
+  """Makes the points of states of a type known to `eval_params`.
+
+  Call it once, in the file that defines the type.
+  """
   _READERS[kind] = reader
 
 
 def eval_params(opt_state: Any, params: Any, name: str | None = None) -> Any:
-  """The weights to evaluate: the method's own point, or a named average.
+  """Returns the weights to evaluate: the method's own point, or an average.
 
   Args:
     opt_state: State of any optimiser, wrapped in any way.
     params: The parameters that the state belongs to.
-    name: None is the point that the method itself wants evaluated (of Schedule-
-      Free, x). Otherwise an average that the state keeps, by its name: one of
-      `eval_names(opt_state)`, e.g. "ema:0.99".
+    name: None is the point that the method itself wants evaluated, which is x
+      for Schedule-Free. A string is the name of an average that the state
+      keeps: one of `eval_names(opt_state)`, e.g. "ema:0.99".
 
   Returns:
-    A tree like params, of the dtypes of params. Leaves whose state has no such
-    point, under `optax.masked` or `optax.partition`, are those of params, and
-    so are all leaves for None where the method has no point of its own.
+    A tree like params, with the dtypes of params. A leaf is taken from params
+    if no state has the point for that leaf, as under `optax.masked` or
+    `optax.partition`. For None, all leaves are taken from params if the method
+    has no point of its own.
 
   Raises:
-    ValueError: If the state has no average of this name, or two states have
-      one for the same leaf.
+    ValueError: If the state has no average of this name, or if two states have
+      the point for the same leaf.
   """
   if name is not None and name not in eval_names(opt_state):
     known = ", ".join(map(repr, eval_names(opt_state))) or "no average at all"
@@ -87,10 +91,13 @@ def eval_params(opt_state: Any, params: Any, name: str | None = None) -> Any:
 
 
 def eval_names(opt_state: Any) -> tuple[str, ...]:
-  """Names of the averages that a state keeps, for `eval_params`; in order.
+  """Returns the names of the averages that a state keeps, for `eval_params`.
 
   Args:
     opt_state: State of any optimiser, wrapped in any way.
+
+  Returns:
+    Each name once, in the order in which the state has them.
   """
   names = [
     name
@@ -101,7 +108,7 @@ def eval_names(opt_state: Any) -> tuple[str, ...]:
 
 
 def _known_states(tree: Any) -> Iterator[tuple[Any, Reader]]:
-  """All nodes of registered types, outer ones first."""
+  """Yields all nodes of registered types, outer nodes first."""
   kinds = tuple(_READERS)
   inside = lambda x, node: x is not node and isinstance(x, kinds)  # noqa: E731
 

@@ -1,7 +1,7 @@
 """Labels for the leaves of a parameter tree, by the components of their paths.
 
-Components are compared whole: layer "1" is not layer "10", and no rule sees a
-spelling such as "layer_1" within another.
+Whole components are compared: layer "1" is not layer "10", and a rule for
+"layer_1" does not match "layer_10".
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ def path_groups(
         "end": ["final_norm", "head/kernel"],
       })
 
-  A pattern is a tuple of components, or a string with slashes between them,
-  and matches the paths that begin with it. "*" matches any one component; what
-  it matched takes the place of {} in the label.
+  A pattern is a tuple of components, or a string of components with slashes
+  between them. A pattern matches the paths that begin with the pattern. "*"
+  matches any one component. The matched component replaces {} in the label.
 
   Args:
     params: Any tree of dicts, lists, tuples and named tuples.
@@ -35,8 +35,8 @@ def path_groups(
     A tree of labels like params.
 
   Raises:
-    ValueError: Naming the leaves that no rule, or more than one label, covers,
-      or a rule that covers nothing.
+    ValueError: If a leaf gets no label or several labels, or if a rule covers
+      no leaf. The message names these leaves and rules.
   """
   leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   labels, uncovered, doubled, used = [], [], [], set()

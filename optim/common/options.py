@@ -36,12 +36,12 @@ def takes(
   """Gives a function of options the arguments of their dataclass.
 
   Args:
-    options: A frozen dataclass. Its docstring has a section "Attributes";
-      those of the dataclasses that it inherits from are added in front.
+    options: A frozen dataclass. Its docstring has a section "Attributes". The
+      attributes of the dataclasses that it inherits from are added in front.
 
   Returns:
-    A decorator. The function that it makes has an "Args" section in front of
-    "Returns", from these attributes.
+    A decorator. The docstring of the decorated function gets a section "Args"
+    in front of "Returns", made from these attributes.
   """
 
   def decorate(build: Callable[[Options], Result]) -> Callable[P, Result]:
@@ -66,12 +66,12 @@ def also_takes(
   """Gives a function with `**kwargs` the arguments of another, spelled out.
 
   Args:
-    other: Where the keyword arguments go, a function or a dataclass. All its
-      arguments become keyword arguments, but for those that the function has
-      itself.
+    other: The function or dataclass that gets the keyword arguments. Its
+      arguments become keyword arguments of the decorated function, except for
+      the arguments that the decorated function has itself.
 
   Returns:
-    A decorator, which adds signature and text of these arguments.
+    A decorator, which adds the signature and the text of these arguments.
   """
 
   def decorate(build: Callable[..., Result]) -> Callable[..., Result]:
@@ -103,7 +103,7 @@ def also_takes(
 
 
 def _wide(value: Any) -> Any:
-  """Numbers of few bits in float32: the powers of a decay need the digits."""
+  """Casts numbers of few bits to float32: powers of a decay need the digits."""
   if isinstance(value, dict):
     return {name: _wide(x) for name, x in value.items()}
   if isinstance(value, jax.Array) and value.ndim == 0:
@@ -113,7 +113,7 @@ def _wide(value: Any) -> Any:
 
 
 def _attributes(options: Any) -> dict[str, str]:
-  """{name: text} of a dataclass and of those that it inherits from."""
+  """{name: text} of a dataclass and of the dataclasses it inherits from."""
   texts: dict[str, str] = {}
   for kind in reversed(options.__mro__):
     if kind is not object:

@@ -1,4 +1,4 @@
-"""What the whole package does with trees and types: one function of each."""
+"""Functions of trees and types that the whole package uses."""
 
 import functools
 from collections.abc import Callable
@@ -13,19 +13,19 @@ from . import meshes
 
 
 def work_dtype(x: Any) -> np.dtype:
-  """The type of the arithmetic on an array: float32, or what is wider."""
+  """The type of the arithmetic on an array: float32, or its type if wider."""
   if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
     return jnp.dtype(jnp.float32)  # Types of 8 bits promote to no other.
   return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def upcast(tree: Any) -> Any:
-  """Each array in its `work_dtype`."""
+  """Casts each array to its `work_dtype`."""
   return jax.tree.map(lambda x: x.astype(work_dtype(x)), tree)
 
 
 def like(tree: Any, other: Any) -> Any:
-  """`tree` in the types of `other`."""
+  """Casts the leaves of `tree` to the types of the leaves of `other`."""
   return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, other)
 
 
@@ -35,7 +35,7 @@ def zeros(tree: Any, dtype: Any | None = None) -> Any:
 
 
 def dot(x: Any, y: Any) -> jax.Array:
-  """<x, y> over all leaves; nothing is flattened, so shards stay in place."""
+  """<x, y> over all leaves. Nothing is flattened, so shards stay in place."""
   products = jax.tree.map(lambda a, b: jnp.sum(a * b), x, y)
   return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
 
@@ -43,7 +43,7 @@ def dot(x: Any, y: Any) -> jax.Array:
 def by_path(
   tree: Any, is_leaf: Callable[[Any], bool] | None = None
 ) -> dict[str, Any]:
-  """{path: leaf}, in the order of the leaves; a path is as `keystr` spells."""
+  """{path: leaf} in the order of the leaves; `keystr` spells the paths."""
   flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
   return {jax.tree_util.keystr(path): leaf for path, leaf in flat}
 
@@ -54,10 +54,10 @@ def is_masked(x: Any) -> bool:
 
 
 def is_function(tree: Any) -> bool:
-  """Whether an argument is a function of params rather than a tree like them.
+  """Whether an argument is a function of params rather than a tree like params.
 
-  As optax tells masks: a module of some library may be a tree and have a
-  `__call__`; its leaves are no functions.
+  A module of some library may be a tree and have a `__call__`. Its leaves are
+  not functions, so the module counts as a tree. optax has the same rule.
   """
   if isinstance(tree, functools.partial):  # `jax.tree_util.Partial` is a tree.
     return True

@@ -1,14 +1,14 @@
 r"""Diagonals of curvature matrices, exact or sampled.
 
-Two conventions: `model_fn(params, batch) -> outputs` and `loss_fn(outputs,
-batch) -> scalar`, the mean over examples. With J the Jacobian of the outputs
+Two conventions: `model_fn(params, batch) -> outputs`, and `loss_fn(outputs,
+batch) -> scalar` is the mean over examples. With J the Jacobian of the outputs
 and H the Hessian of the loss in the outputs, the generalised Gauss-Newton
-matrix is G = J^T H J. For log-likelihoods of the exponential family (cross-
-entropy of logits, squared error) it is the Fisher matrix, and H depends on no
-label: that is why labels drawn from the model can stand for it.
+matrix is G = J^T H J. For log-likelihoods of the exponential family (squared
+error, cross-entropy of logits) G is the Fisher matrix, and H does not depend on
+the labels. So labels drawn from the model give an unbiased estimate of G.
 
-An estimator never sees a matrix of the size of the parameters squared. Sampled
-ones take a key, and the same key gives the same estimate.
+An estimator never forms a matrix of the size of the parameters squared. A
+sampled estimator takes a key, and the same key gives the same estimate.
 
 Dimension key: B examples, K outputs (all of a batch), V outputs an example.
 """
@@ -41,14 +41,14 @@ def hutchinson_diagonal(
 
       diag(A) = E[v * (A v)],    v_i = +1 or -1 with equal chance
 
-  The variance of entry i is sum_{j != i} A_ij^2 / num_probes: a diagonal
-  matrix is met exactly by one probe.
+  The variance of entry i is sum_{j != i} A_ij^2 / num_probes. One probe is
+  exact for a diagonal matrix.
 
   Args:
     product: v -> A v on trees like params: a Hessian or Gauss-Newton product.
     params: Any tree of floating-point arrays; only its shapes are used.
-    key: For the signs.
-    num_probes: Products, one after the other, >= 1.
+    key: Random key of the signs.
+    num_probes: Number of products, one after the other, >= 1.
 
   Returns:
     A tree like params; float32, or float64 for float64 leaves. Entries may be
@@ -97,13 +97,13 @@ def exact_ggn_diagonal(
 
       G_ii = sum_k J_ki (H J)_ki
 
-  K = outputs of the batch and P parameters: min(K, P) derivatives of the model,
-  and K x P numbers of memory, twice.
+  With K outputs of the batch and P parameters, the cost is min(K, P)
+  derivatives of the model and memory for 2 K P numbers.
 
   Args:
     model_fn: (params, batch) -> outputs, any tree.
-    loss_fn: (outputs, batch) -> scalar, any twice differentiable function: it
-      may couple examples.
+    loss_fn: (outputs, batch) -> scalar, any twice differentiable function. The
+      function may couple examples.
     params: Any tree of floating-point arrays.
     batch: Any tree.
 
@@ -111,8 +111,8 @@ def exact_ggn_diagonal(
     A tree like params; float32, or float64 for float64 leaves.
 
   Raises:
-    ValueError: If a leaf of params is not floating-point, the loss is no
-      scalar, or J would have more than 2^27 entries.
+    ValueError: If a leaf of params is not floating-point, if the loss is not a
+      scalar, or if J would have more than 2^27 entries.
   """
   rows, scaled = ggn_rows(model_fn, loss_fn, params, batch)
   return jax.tree.map(lambda a, b: jnp.sum(a * b, axis=0), rows, scaled)
@@ -132,29 +132,31 @@ def gauss_newton_bartlett_diagonal(
 
       E[n g^2] = diag(G),    g = grad of mean_b -log p(y_b | z_b),  y_b ~ p(z_b)
 
-  with n examples. Unbiased for the diagonal of the Gauss-Newton matrix of the
-  weighted mean loss on this batch, whatever the data's labels are; not for
-  that of the Hessian. One draw costs one backward pass, as a gradient does,
-  and has a standard deviation of about sqrt(2) times its mean.
+  with n examples. The estimate is unbiased for the diagonal of the Gauss-Newton
+  matrix of the weighted mean loss on this batch, whatever the data's labels
+  are. It is no estimate of the diagonal of the Hessian. One draw costs one
+  backward pass, as a gradient does. The standard deviation of one draw is about
+  sqrt(2) times its mean.
 
   Args:
     model_fn: (params, batch) -> outputs [..., V], one example a row: logits of
       V classes, or for the other likelihoods V independent outputs.
     params: Any tree of floating-point arrays.
     batch: Any tree.
-    key: For the labels.
-    weights: [...] >= 0, e.g. a mask of tokens: the loss is their weighted mean.
-      None: all equal.
+    key: Random key of the labels.
+    weights: [...] >= 0, e.g. a mask of tokens. The loss is the mean with these
+      weights. None: all weights are equal.
     likelihood: "categorical" (cross-entropy), "bernoulli" (logistic loss summed
       over V) or "normal" (half the squared error summed over V).
-    num_draws: Independent draws to average, >= 1; one forward pass for all.
+    num_draws: Independent draws to average, >= 1. All draws share one forward
+      pass.
 
   Returns:
     A tree like params, >= 0; float32, or float64 for float64 leaves.
 
   Raises:
-    ValueError: For an argument out of range, or outputs or weights of another
-      shape.
+    ValueError: For an argument out of range, or for outputs or weights of
+      another shape.
 
   References:
     Liu et al., "Sophia", 2023, https://arxiv.org/abs/2305.14342, algorithm 2
@@ -184,30 +186,31 @@ def sampled_fisher_diagonal(
 
       F = (1 / n) sum_b E[(sum_t g_bt)^2] = (1 / n) sum_bt E[g_bt^2]
 
-  for sequences b of tokens t, n tokens in all: given the data's tokens as
-  context, the gradients of drawn labels are independent with mean zero, so
-  cross terms vanish. Unbiased for the diagonal of the Fisher matrix of the
-  mean loss a token (for cross-entropy the Gauss-Newton matrix) on this batch;
-  not for that of the Hessian, nor for squares of real gradients.
+  for sequences b of tokens t, n tokens in all. Given the data's tokens as
+  context, the gradients of drawn labels are independent with mean zero, so the
+  cross terms vanish. The estimate is unbiased for the diagonal of the Fisher
+  matrix of the mean loss a token on this batch; for cross-entropy this is the
+  Gauss-Newton matrix. It is no estimate of the diagonal of the Hessian, nor of
+  the squares of gradients with the data's labels.
 
-  Costs one forward and one backward pass over the batch, and the memory of
-  `chunk_size` gradients: more than `gauss_newton_bartlett_diagonal` does, with
-  a variance smaller by about the number of sequences.
+  The cost is one forward and one backward pass over the batch, and memory for
+  `chunk_size` gradients. `gauss_newton_bartlett_diagonal` needs less memory,
+  and has a variance larger by about the number of sequences.
 
   Args:
-    logits_fn: (params, batch) -> logits [B, ..., V], for a batch of any B;
-      sequences must not depend on each other.
+    logits_fn: (params, batch) -> logits [B, ..., V], for a batch of any B.
+      Sequences must not depend on each other.
     params: Any tree of floating-point arrays.
     batch: A tree whose leaves all have the axis B first.
-    key: For the labels; one of its own for each sequence.
-    weights: [B, ...] >= 0, e.g. a mask of tokens. None: all equal.
+    key: Random key of the labels; each sequence gets a key of its own.
+    weights: [B, ...] >= 0, e.g. a mask of tokens. None: all weights are equal.
     chunk_size: Sequences whose gradients are held at once; divides B.
 
   Returns:
     A tree like params, >= 0; float32, or float64 for float64 leaves.
 
   Raises:
-    ValueError: For an argument out of range, or of another shape.
+    ValueError: For an argument out of range or of another shape.
   """
   checks.count("chunk_size", chunk_size)
   check_floating(params)
@@ -247,8 +250,8 @@ def ggn_rows(
 ) -> tuple[Any, Any]:
   """J and H J, as trees like params whose leaves have the axis K first.
 
-  G = sum_k a_k b_k^T over their rows a and b, whatever part of G is wanted.
-  Arguments and errors are those of `exact_ggn_diagonal`.
+  G = sum_k a_k b_k^T over the rows a of J and b of H J, so any part of G can be
+  computed. Arguments and errors are those of `exact_ggn_diagonal`.
   """
   check_floating(params)
   flat, unravel = ravel_pytree(meshes.replicated(upcast(params)))

@@ -1,10 +1,10 @@
-"""Local models of groups of parameters, each with all others held fixed.
+"""Local models of groups of parameters, each with all other groups held fixed.
 
     z ~ z_0 + J_l d_l,    gradient J_l^T (g + H J_l d_l)
 
-The groups share the forward pass and what it leaves for the backward pass; of
-the linear map J only the part that a group reaches is computed, from its first
-layer on.
+The groups share one forward pass and its intermediate results. For each group,
+only the part of the linear map J that the group reaches is computed: the part
+from the group's first layer on.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ Scope = str | Callable[[Any], Any] | Any
 
 
 def label_tree(scope: Scope, params: Any) -> Any | None:
-  """The labels that a scope gives to params, checked; None for "full".
+  """Returns the labels that a scope gives to params; None for "full".
 
   Raises:
-    ValueError: For a leaf without exactly one label.
+    ValueError: If a leaf has no label or several labels.
   """
   if isinstance(scope, str):
     if scope != "full":
@@ -56,7 +56,7 @@ def label_tree(scope: Scope, params: Any) -> Any | None:
 
 
 def find_groups(labels: Any) -> Groups:
-  """Leaf indices by label, sorted by label as JAX sorts dicts."""
+  """{label: indices of its leaves}, sorted by label as JAX sorts dicts."""
   groups: dict[str, list[int]] = {}
   for index, label in enumerate(jax.tree.leaves(labels)):
     groups.setdefault(label, []).append(index)
@@ -64,7 +64,7 @@ def find_groups(labels: Any) -> Groups:
 
 
 def num_groups(scope: Scope, params: Any) -> int:
-  """K of a scope; 1 for "full"."""
+  """The number K of groups of a scope; 1 for "full"."""
   labels = label_tree(scope, params)
   return 1 if labels is None else max(1, len(find_groups(labels)))
 
@@ -79,7 +79,7 @@ def scoped_sums(
   scope: Scope = "full",
   axis: str | None = None,
 ) -> Sums:
-  """`local_model.local_sums`, or `sums` of the groups of a scope."""
+  """`local_model.local_sums` for "full", `sums` for a scope of groups."""
   labels = label_tree(scope, params)
   if labels is not None:
     groups = find_groups(labels)
@@ -102,19 +102,20 @@ def sums(
   groups: Groups,
   axis: str | None = None,
 ) -> Sums:
-  """Sums like `local_model.local_sums`, of the groups' own models.
+  """Sums of the groups' own models, like those of `local_model.local_sums`.
 
-  The value is the mean over the groups; each leaf's gradient is its group's.
+  The value is the mean over the groups. The gradient of a leaf is the gradient
+  of its group's model.
 
   Args:
     model_fn: As for `ggn_vector_product`.
     loss_fn: As for `ggn_vector_product`.
     params: theta_t.
-    delta: Displacements of all groups in one tree.
+    delta: Displacements of all groups, in one tree.
     batch: Any tree.
-    mode: As of `local_value_and_grad`.
+    mode: As for `local_value_and_grad`.
     groups: From `find_groups`.
-    axis: Mesh axis whose devices share the groups out (under `jax.set_mesh`).
+    axis: Mesh axis whose devices share the groups out, under `jax.set_mesh`.
   """
   solve = _nonlinear if mode == "nonlinear" else _linear
   parts = list(groups.values())
@@ -166,7 +167,7 @@ def _shared_out(some, parts, args, axis):
 
 
 def _linear(model_fn, loss_fn, params, delta, batch, mode, groups):
-  """(values, weight, {leaf: gradient}) of groups, from one linearisation."""
+  """(values, weight, {leaf: gradient}) of the groups, linearised once."""
   body_fn, head = local_model.parts(model_fn)
   leaves, treedef = jax.tree.flatten(params)
   steps = jax.tree.leaves(delta)
@@ -218,7 +219,7 @@ def _linear(model_fn, loss_fn, params, delta, batch, mode, groups):
 
 
 def _nonlinear(model_fn, loss_fn, params, delta, batch, mode, groups):
-  """As `_linear`, of the loss itself; gradients of other groups are unused."""
+  """`_linear` for the loss itself; gradients of other groups are not used."""
   leaves, treedef = jax.tree.flatten(params)
   steps = jax.tree.leaves(delta)
   values, weight, found = [], jnp.zeros(()), {}

@@ -1,11 +1,11 @@
 """A language model whose logits never exist all at once.
 
 The outputs of a model with V classes are its largest array by far, and
-Gauss-Newton wants two or three of that size. Here the model is split into a
-body and a head, and the head is applied to one chunk of positions at a time:
-value, slope and curvature of the loss are computed there and pulled back to
-the hidden activations before the next chunk. Chunks cut the length and not the
-rows, which lie on different devices.
+Gauss-Newton needs two or three arrays of that size. Here the model is split
+into a body and a head. The head is applied to one chunk of positions at a time.
+Value, slope and curvature of the loss are computed for the chunk, and pulled
+back to the hidden activations before the next chunk. Chunks cut the length and
+not the rows, because the rows lie on different devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from ..common.tree import work_dtype
 
 
 class ChunkedHead(NamedTuple):
-  """What `chunked_lm_head` returns; also a plain (params, batch) -> logits."""
+  """Result of `chunked_lm_head`; also a plain (params, batch) -> logits."""
 
   body_fn: Callable[[Any, Any], jax.Array]
   head_fn: Callable[[Any, jax.Array], jax.Array]
@@ -27,12 +27,12 @@ class ChunkedHead(NamedTuple):
   num_chunks: int
 
   def __call__(self, params: Any, batch: Any) -> jax.Array:
-    """All logits at once, for small batches."""
+    """Returns all logits at once, for small batches."""
     hidden = self.body_fn(params, batch)
     return self.head_fn(self.take(params), hidden)
 
   def take(self, params: Any) -> Any:
-    """The subtree of the head."""
+    """Returns the subtree of the head."""
     for name in self.head_path:
       if name not in params:
         raise ValueError(
@@ -43,14 +43,14 @@ class ChunkedHead(NamedTuple):
     return params
 
   def add(self, tree: Any, part: Any) -> Any:
-    """`tree` with `part` added at the head: the body may use it as well."""
+    """Adds `part` to `tree` at the head. The body may use the head as well."""
     head = jax.tree.map(
       lambda a, b: a + b.astype(a.dtype), self.take(tree), part
     )
     return _put(tree, self.head_path, head)
 
   def chunks(self, tree: Any) -> Any:
-    """[B, L, ...] -> [chunks, B, C, ...], zeros at the end."""
+    """[B, L, ...] -> [chunks, B, C, ...], with zeros at the end."""
     return jax.tree.map(lambda x: _cut(x, self.num_chunks), tree)
 
   def joined(self, chunks: jax.Array, length: int) -> jax.Array:
@@ -67,29 +67,29 @@ def chunked_lm_head(
   head_fn: Callable[[Any, jax.Array], jax.Array] | None = None,
   transpose: bool = False,
 ) -> ChunkedHead:
-  """A model, to be passed as `model_fn`, that never holds all its logits.
+  """Makes a model that never holds all its logits, to be passed as `model_fn`.
 
-  Values and gradients are those of the whole model, for the gradient, for
-  Gauss-Newton in all its modes, and for the losses of the line search. The
-  loss must be a `MeanLoss`, whose sums over chunks add up.
+  Values and gradients are those of the whole model: for the gradient, for
+  Gauss-Newton in all modes, and for the losses of the line search. The loss
+  must be a `MeanLoss`: its sums over chunks add up.
 
   Args:
     body_fn: (params, batch) -> hidden activations [B, L, D].
-    head_path: Keys in nested dicts that lead to the head: its matrix, or the
-      subtree that `head_fn` takes. "a/b" is ("a", "b"). With tied embeddings,
-      the path of the embedding.
+    head_path: Keys in nested dicts that lead to the head. The head is a matrix,
+      or the subtree that `head_fn` takes. "a/b" is ("a", "b"). With tied
+      embeddings it is the path of the embedding.
     num_chunks: Parts that the length L is cut into, >= 1.
-    head_fn: (head, hidden [B, C, D]) -> logits [B, C, V], each position by
-      itself; soft caps and masks of the vocabulary go here. None multiplies by
+    head_fn: (head, hidden [B, C, D]) -> logits [B, C, V], for each position by
+      itself. Soft caps and masks of the vocabulary go here. None multiplies by
       the matrix, with a float32 result.
-    transpose: The matrix is [V, D], as an embedding is, and not [D, V]. For
-      `head_fn` None only.
+    transpose: True: the matrix is [V, D], as an embedding is. False: the matrix
+      is [D, V]. True needs `head_fn=None`.
 
   Returns:
     The adapter. It can also be called as a plain model.
 
   Raises:
-    ValueError: For `num_chunks` < 1, or `transpose` with a `head_fn`.
+    ValueError: For `num_chunks` < 1, or for `transpose=True` with a `head_fn`.
   """
   checks.count("num_chunks", num_chunks)
   if head_fn is not None and transpose:

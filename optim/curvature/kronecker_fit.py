@@ -1,16 +1,17 @@
 r"""How good is a Kronecker product as a model of gradient second moments?
 
-Let A = E[vec(G) vec(G)^T] for the gradients G [I, O] of single examples: with
-labels drawn from the model it is the Gauss-Newton (Fisher) block of the
-matrix, with the data's labels the empirical Fisher. A is never formed: all
-that is needed of L x R, which acts as G -> L G R, are
+Let A = E[vec(G) vec(G)^T] for the gradients G [I, O] of single examples. With
+labels drawn from the model, A is the Gauss-Newton (Fisher) block of the matrix.
+With the data's labels, A is the empirical Fisher block. A is never formed. The
+Kronecker product L x R acts as G -> L G R, and these three numbers suffice:
 
     <A, L x R> = E <G, L G R>,    ||L x R|| = ||L|| ||R||,
     ||A||^2 = E_{G, H} <G, H>^2   over independent pairs.
 
-Shampoo's preconditioner L^(1/4) x R^(1/4) models A as L^(1/2) x R^(1/2); its
-square, L x R with L = E[G G^T] and R = E[G^T G], is one step of the power
-iteration towards the best Kronecker product, from the identity.
+Shampoo's preconditioner L^(1/4) x R^(1/4) models A as L^(1/2) x R^(1/2). The
+square of this model is L x R with L = E[G G^T] and R = E[G^T G]. The square is
+one step of the power iteration towards the best Kronecker product, from the
+identity.
 
 Source: Morwani et al., "A New Perspective on Shampoo's Preconditioner", 2024,
 https://arxiv.org/abs/2406.17748. Dimension key: B gradients, I, J inputs,
@@ -32,19 +33,20 @@ class KroneckerReport(NamedTuple):
 
   optimal: jax.Array  # The best Kronecker product, by power iteration.
   shampoo_squared: jax.Array  # E[G G^T] x E[G^T G].
-  shampoo: jax.Array  # The square roots of both.
+  shampoo: jax.Array  # The square roots of both factors.
 
 
 @on_any_mesh
 def kronecker_factors(
   grads_BIO: jax.Array, *, num_steps: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-  """Power iteration for the best Kronecker product L x R near A.
+  """Finds the best Kronecker product L x R near A by power iteration.
 
       L <- E[G R G^T],    R <- E[G^T L G],    from L = R = 1, normalised
 
-  Both are updated from the old values, so that one step gives the factors of
-  Shampoo. It converges to the top singular pair of A rearranged as [I^2, O^2].
+  Both factors are updated from the old values, so that one step gives the
+  factors of Shampoo. The iteration converges to the top singular pair of A
+  rearranged as [I^2, O^2].
 
   Args:
     grads_BIO: Gradients of single examples (or of batches).
@@ -84,9 +86,9 @@ def kronecker_cosine(
     grads_BIO: Samples of G; A is their second moment.
     left_IJ: L, symmetric.
     right_OP: R, symmetric.
-    unbiased: Estimate ||A||^2 from pairs of different samples only: right for
-      the distribution the samples are from, where the default is exact for
-      the samples themselves. Needs B >= 2.
+    unbiased: True estimates ||A||^2 from pairs of different samples only, which
+      is right for the distribution that the samples are from. False is exact
+      for the samples themselves. True needs B >= 2.
 
   Returns:
     A scalar.
@@ -113,17 +115,17 @@ def operator_cosine(
   *,
   num_probes: int = 100,
 ) -> jax.Array:
-  """`kronecker_cosine` for an A known by its products, e.g. Gauss-Newton's.
+  """`kronecker_cosine` for a matrix A known by its products with vectors.
 
   With random signs z, <A, L x R> = E <A z, L z R> and ||A||^2 = E ||A z||^2
-  (Hutchinson); the error falls as 1 / sqrt(num_probes).
+  (Hutchinson). The error falls as 1 / sqrt(num_probes).
 
   Args:
-    matvec: G [I, O] -> A G, symmetric.
+    matvec: G [I, O] -> A G, symmetric, e.g. a Gauss-Newton product.
     left_IJ: L, symmetric.
     right_OP: R, symmetric.
-    key: Of the probes.
-    num_probes: Products with A.
+    key: Random key of the signs.
+    num_probes: Number of products with A.
 
   Returns:
     A scalar.
@@ -149,7 +151,7 @@ def kronecker_report(
   Args:
     grads_BIO: Gradients of single examples.
     num_steps: Power iterations for the best product.
-    unbiased: As of `kronecker_cosine`.
+    unbiased: As for `kronecker_cosine`.
 
   Returns:
     The three cosines.

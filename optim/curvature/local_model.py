@@ -7,12 +7,12 @@ displacement, the local models of the loss are
     prox_linear   ell(z_0 + u)
     nonlinear     ell(f(theta_t + d)), no model at all
 
-(g and H the slope and Hessian of ell at z_0). The gradient in d is J^T ct with
-one cotangent ct = g + H u, or the slope of ell at z_0 + u: one pass forward
-that carries tangents along, and one pass back.
+with g and H the slope and the Hessian of ell at z_0. The gradient in d is J^T
+ct with one cotangent ct, which is g + H u or the slope of ell at z_0 + u. The
+cost is one pass forward that carries tangents along, and one pass back.
 
-Everything is a sum over positions, so that parts of a batch add up; whoever
-wants means divides by the weight.
+All results are sums over positions, so that parts of a batch add up. A mean is
+the sum divided by the weight.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ Rule = Callable[..., tuple[tuple[jax.Array, ...], Any]]
 class Sums(NamedTuple):
   """Sums over a batch."""
 
-  values: tuple[jax.Array, ...]  # Scalars; which ones is the rule's affair.
+  values: tuple[jax.Array, ...]  # Scalars; the rule says which.
   weight: jax.Array  # []
   grad: Any  # Like params, of the first value; None if not asked for.
 
@@ -55,7 +55,7 @@ def prox_linear_rule(loss, z, u, y):
 
 
 def quadratic_rule(loss, z, u, y):
-  """The Taylor model at z, at u."""
+  """The Taylor model of the loss at z, for the displacement u."""
   slope, product = loss.slope(z, y), loss.curve(z, u, y)
   cotangent = jax.tree.map(jnp.add, slope, product)
   value = loss.value(z, y)
@@ -104,7 +104,7 @@ def sums(
   *,
   grad: bool = True,
 ) -> Sums:
-  """Sums of what `rule` says, and the gradient: forward and back, once each.
+  """Sums of the rule's values, and the gradient: one pass forward, one back.
 
   Args:
     model_fn: (params, batch) -> outputs, or a `ChunkedHead`.
@@ -113,7 +113,7 @@ def sums(
     tangents: d, like params; None for rules without u.
     batch: Any tree.
     rule: See `Rule`.
-    grad: Whether to pull the cotangent back.
+    grad: False leaves the pass back out; the gradient is then None.
   """
   body_fn, head = parts(model_fn)
   body = push(lambda p: body_fn(p, batch), params, tangents, pull=grad)
@@ -136,14 +136,14 @@ def local_sums(
   batch: Any,
   mode: Mode,
 ) -> Sums:
-  """Value and gradient at delta of the local model that a mode names."""
+  """Value and gradient, at delta, of the local model of a mode."""
   if mode == "nonlinear":
     params, delta = displaced(params, delta), None
   return sums(model_fn, loss_fn, params, delta, batch, RULES[mode])
 
 
 def displaced(params: Any, delta: Any) -> Any:
-  """params + delta, added in float32 or wider, in the dtypes of params."""
+  """params + delta in the dtypes of params, added in float32 or wider."""
   return jax.tree.map(
     lambda p, d: (p.astype(jnp.promote_types(p.dtype, d.dtype)) + d).astype(
       p.dtype
@@ -162,11 +162,11 @@ class Pushed(NamedTuple):
 
 
 def push(f, params: Any, tangents: Any | None, *, pull: bool) -> Pushed:
-  """Runs f once, forward, with what is needed to come back.
+  """Runs f forward once, and keeps the pull-back.
 
-  The tangent map runs inside the function that is reversed, but is not itself
-  reversed: with rematerialisation, the forward pass is then recomputed once
-  for both and not once for each.
+  The tangent map runs inside the function that is reversed, and is not reversed
+  itself. So with rematerialisation the forward pass is recomputed once for
+  both, and not once for each.
   """
 
   def both(p):
@@ -196,8 +196,8 @@ def head_sums(
 ):
   """(values, weight, cotangent of hidden, cotangent of the head or None).
 
-  Without a chunked head, hidden is the outputs. Without `head_moves` the head
-  has no tangent, and its cotangent is not asked for.
+  Without a chunked head, `hidden` is the outputs. If `head_moves` is False, the
+  head has no tangent, and its cotangent is not computed.
   """
   loss = losses.as_loss(loss_fn)
   targets, weights = loss.targets_fn(batch)
@@ -256,7 +256,7 @@ def parts(model_fn: Any) -> tuple[Callable[[Any, Any], Any], Any]:
 
 @contextlib.contextmanager
 def explained_forward_mode():
-  """Says what to do about an operation that cannot be pushed forward."""
+  """Explains the error of an operation without a forward-mode derivative."""
   try:
     yield
   except (TypeError, NotImplementedError) as error:
@@ -284,7 +284,7 @@ def _loss_sums(loss, z, u, targets, weights, rule):
 
 
 def _inner(x, y, shape):
-  """<x, y> at each position: over all axes that `shape` has not."""
+  """<x, y> at each position: the sum over the axes that `shape` lacks."""
   products = jax.tree.map(
     lambda a, b: jnp.sum(a * b, axis=tuple(range(len(shape), a.ndim))), x, y
   )

@@ -2,13 +2,14 @@
 
     ell(z) = sum_i w_i l(z_i, y_i) / sum_i w_i
 
-with z_i the outputs at a position (the last axis), y_i its target and w_i its
-weight, 0 for padding. Gauss-Newton needs the slope dl/dz and the product H u of
-the Hessian of l with a vector besides the value; and sums in place of means,
-so that parts of a batch add up whatever weighs in them.
+with z_i the outputs at a position (the last axis), y_i the target and w_i the
+weight of the position, 0 for padding. Gauss-Newton needs the value, the slope
+dl/dz, and the product H u of the Hessian of l with a vector. It needs sums in
+place of means, so that parts of a batch add up for any weights.
 
-Any function (outputs, batch) -> scalar is accepted in place of a `MeanLoss`;
-it is differentiated by JAX, counts as weight 1, and cannot be taken in parts.
+Any function (outputs, batch) -> scalar is accepted in place of a `MeanLoss`.
+JAX differentiates the function. Such a loss has weight 1, and it cannot be
+computed in parts.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,8 @@ class MeanLoss(NamedTuple):
     value: (z [..., V], y) -> l, [...].
     slope: (z, y) -> dl/dz, like z.
     curve: (z, u, y) -> H u with H the Hessian of l in z, like z.
-    targets_fn: batch -> (y, w), both with the leading axes of z; w None: ones.
+    targets_fn: batch -> (y, w), both with the leading axes of z. If w is None,
+      all weights are 1.
   """
 
   value: Callable[[Any, Any], jax.Array]
@@ -54,20 +56,21 @@ def softmax_cross_entropy(
       l = s - z_y,                      s = logsumexp(z),  p = softmax(z)
       dl/dz = p - onehot(y),            H u = p * u - p <p, u>
 
-  and with `z_loss` c, as large models add to keep s near 0, also c s^2, whose
-  Hessian 2 c (p p^T + s H) is positive semi-definite where s >= 0.
+  With `z_loss` c > 0, the loss has the additional term c s^2, which keeps s
+  near 0 in large models. The Hessian 2 c (p p^T + s H) of the term is positive
+  semi-definite where s >= 0.
 
   Args:
     targets_fn: batch -> (labels [...], weights [...] or None). None reads
-      batch["targets"], and batch["weights"] if there is one.
+      batch["targets"], and batch["weights"] if the batch has weights.
     z_loss: c, >= 0.
 
   Returns:
-    The loss. Outputs of -inf are classes that do not exist.
+    The loss. An output of -inf is a class that does not exist.
 
   Raises:
-    ValueError: For a negative z_loss; when used, for labels of another shape
-      than the outputs without their last axis.
+    ValueError: For a negative z_loss. When the loss is called: for labels whose
+      shape is not the shape of the outputs without the last axis.
 
   References:
     Chowdhery et al., "PaLM", 2022, https://arxiv.org/abs/2204.02311 (z_loss)
@@ -115,16 +118,16 @@ def squared_error(
 
   Args:
     targets_fn: batch -> (targets like the outputs, weights without the last
-      axis or None). None reads batch["targets"], and batch["weights"] if
-      there is one.
+      axis or None). None reads batch["targets"], and batch["weights"] if the
+      batch has weights.
 
   Returns:
-    The loss, a mean over all axes but the last: of outputs [4, 1] a mean over
-    4 positions.
+    The loss: a mean over all axes but the last. For outputs [4, 1] it is a mean
+    over 4 positions.
 
   Raises:
-    ValueError: When used, for targets of another shape than the outputs, or
-      outputs of one axis, of which no axis would be left for positions.
+    ValueError: When the loss is called: for targets of another shape than the
+      outputs, or for outputs of one axis, which have no axis for positions.
   """
 
   def slope(z, y):
@@ -148,14 +151,19 @@ def mean_loss(
   value: Callable[[Any, Any], jax.Array],
   targets_fn: Callable[[Any], tuple[Any, Any]] | None = None,
 ) -> MeanLoss:
-  """Any convex loss of a position, differentiated by JAX.
+  """Makes a `MeanLoss` from any convex loss of a position.
 
   Args:
-    value: (z [..., V], y) -> l, [...]; convex in z, each position by itself.
+    value: (z [..., V], y) -> l [...], convex in z, for each position by itself.
+      JAX differentiates the function.
     targets_fn: As for `softmax_cross_entropy`.
 
+  Returns:
+    The loss.
+
   Raises:
-    ValueError: When used, if `value` does not return one number a position.
+    ValueError: When the loss is called: if `value` does not return one number a
+      position.
   """
 
   def checked(z, y):
@@ -185,7 +193,7 @@ def _differentiated(value, targets_fn) -> MeanLoss:
 
 
 def as_loss(loss_fn: Callable[[Any, Any], jax.Array]) -> MeanLoss:
-  """A plain (outputs, batch) -> scalar as a loss of one position."""
+  """Makes a `MeanLoss` of one position from (outputs, batch) -> scalar."""
   if isinstance(loss_fn, MeanLoss):
     return loss_fn
 
@@ -204,7 +212,7 @@ def as_loss(loss_fn: Callable[[Any, Any], jax.Array]) -> MeanLoss:
 
 
 def safe(weight: jax.Array) -> jax.Array:
-  """A divisor: a batch without weight has sums of 0 and means of 0."""
+  """A divisor that is never 0: a batch without weight has a mean of 0."""
   return jnp.where(weight > 0, weight, jnp.ones_like(weight))
 
 
@@ -224,7 +232,7 @@ def weighted_sum(
 
 
 def weigh(cotangent: Any, weights: Any | None) -> Any:
-  """The cotangent of `weighted_sum` from that of each position."""
+  """Multiplies the cotangent of each position by the position's weight."""
   if weights is None:
     return cotangent
   return jax.tree.map(

@@ -1,13 +1,13 @@
 """Curvature of a loss of a model, by products with vectors only.
 
-A model is a function `model_fn(params, batch) -> outputs`, a loss a function
-`loss_fn(outputs, batch) -> scalar`, the mean over the batch and convex in the
-outputs; params, outputs and batch are any trees. With J the Jacobian of the
+A model is a function `model_fn(params, batch) -> outputs`. A loss is a function
+`loss_fn(outputs, batch) -> scalar`: the mean over the batch, convex in the
+outputs. params, outputs and batch are any trees. With J the Jacobian of the
 outputs and H the Hessian of the loss in the outputs, the Gauss-Newton matrix
 is G = J^T H J. No matrix is ever formed.
 
-Outputs, tangents and cotangents of the loss are float32 (or wider) whatever
-the model computes in, and so are the results.
+Outputs, tangents and cotangents of the loss are float32 or wider, whatever type
+the model computes in. The results are float32 or wider as well.
 """
 
 from collections.abc import Callable
@@ -35,16 +35,16 @@ def ggn_vector_product(
   *,
   damping: float | jax.Array = 0.0,
 ) -> Any:
-  """(G + damping I) v, the Gauss-Newton matrix G = J^T H J times a vector.
+  """(G + damping I) v: the Gauss-Newton matrix G = J^T H J times a vector.
 
-  One forward pass that carries the tangents and one back: 5 times the matrix
-  products of a forward pass.
+  One forward pass carries the tangents, and one pass goes back: 5 times the
+  matrix products of a forward pass.
 
   Args:
     model_fn: (params, batch) -> outputs, or a `chunked_lm_head`.
     loss_fn: (outputs, batch) -> scalar; `softmax_cross_entropy` and
-      `squared_error` have their product in closed form.
-    params: Where.
+      `squared_error` have their product with H in closed form.
+    params: The point at which G is taken.
     batch: Any tree.
     v: Tree like params.
     damping: Multiple of the identity that is added, >= 0.
@@ -53,8 +53,8 @@ def ggn_vector_product(
     A tree like params, float32 or wider.
 
   Raises:
-    ValueError: For a v unlike params, a loss that is no scalar, or a model
-      without forward-mode derivative.
+    ValueError: For a v unlike params, for a loss that is not a scalar, or for a
+      model without a forward-mode derivative.
 
   References:
     Schraudolph, "Fast curvature matrix-vector products for second-order
@@ -83,12 +83,12 @@ def hvp(
   """(Hessian + damping I) v: the derivative of the gradient along v.
 
   The Hessian of the loss in the parameters is G plus the curvature of the
-  model, weighted by the slope of the loss; it may be indefinite.
+  model, weighted by the slope of the loss. The Hessian may be indefinite.
 
   Args:
     model_fn: As for `ggn_vector_product`.
     loss_fn: As for `ggn_vector_product`.
-    params: Where.
+    params: The point at which the Hessian is taken.
     batch: Any tree.
     v: Tree like params.
     damping: Multiple of the identity that is added, >= 0.
@@ -133,32 +133,33 @@ def local_value_and_grad(
       prox_linear   ell(z + u)
       nonlinear     ell(f(params + delta)), the loss itself
 
-  plus damping / 2 |delta - damping_at|^2, a sum and not a mean. At delta = 0
-  all three have the plain gradient. Matrix products: 5 forward passes, where a
-  gradient has 3; "nonlinear" has 3.
+  plus damping / 2 |delta - damping_at|^2, which is a sum and not a mean. At
+  delta = 0 all three have the plain gradient. "quadratic" and "prox_linear"
+  cost the matrix products of 5 forward passes. "nonlinear" costs 3, as a
+  gradient.
 
-  Layerwise, each group of leaves has such a model of its own, in which only its
-  part of delta is displaced: its leaves get that model's gradient, and the
-  value is the mean over the groups.
+  With a layerwise scope, each group of leaves has a model of its own, in which
+  only the group's part of delta is displaced. The group's leaves get the
+  gradient of this model. The value is the mean over the groups.
 
   Args:
     model_fn: As for `ggn_vector_product`.
     loss_fn: As for `ggn_vector_product`.
-    params: Where the model of the network is made.
-    delta: Displacement from there, like params; float32 or wider is kept.
+    params: The point at which the local model is made.
+    delta: Displacement from params, a tree like params; float32 or wider stays.
     batch: Any tree.
-    mode: See above.
-    scope: "full", or labels of groups, as of `gauss_newton`.
-    group_axis: Mesh axis that shares the groups out, as of `gauss_newton`.
+    mode: "quadratic", "prox_linear" or "nonlinear", see above.
+    scope: "full", or labels of groups, as for `gauss_newton`.
+    group_axis: Mesh axis that shares the groups out, as for `gauss_newton`.
     damping: >= 0.
-    damping_at: Centre of the damping, like params; None is 0, that is params.
+    damping_at: Centre of the damping, a displacement like delta; None is 0.
 
   Returns:
     The value [] and the gradient like params, float32 or wider.
 
   Raises:
-    ValueError: As `ggn_vector_product`; for an unknown mode, or labels that
-      are no partition.
+    ValueError: As for `ggn_vector_product`. For an unknown mode, or for labels
+      that are not a partition of the leaves.
 
   References:
     Abreu et al., "The potential of second-order optimization for LLMs: a study
@@ -183,13 +184,12 @@ def loss_sums(
 
   Args:
     model_fn: As for `ggn_vector_product`.
-    loss_fn: As for `ggn_vector_product`; a plain function is a sum of weight
-      1.
-    params: Where.
+    loss_fn: As for `ggn_vector_product`; a plain function has weight 1.
+    params: The point at which the loss is taken.
     batch: Any tree.
 
   Returns:
-    Two scalars; the mean loss of several batches is the quotient of the sums.
+    Two scalars. The mean loss of several batches is the quotient of the sums.
   """
   total = local_model.sums(
     model_fn, loss_fn, params, None, batch, local_model.value_rule, grad=False
@@ -217,9 +217,9 @@ def add_damping(
 class Linearized(NamedTuple):
   """The linear model of a network at its parameters; see `linearize_at`."""
 
-  outputs: Any  # z; of a chunked head, the hidden activations [B, L, D].
+  outputs: Any  # z; with a chunked head, the hidden activations [B, L, D].
   value: jax.Array  # [], the loss.
-  grad: Any  # Like params: its gradient.
+  grad: Any  # Like params: the gradient of the loss.
   ggn: Callable[[Any], Any]  # v -> G v.
   jvp: Callable[[Any], Any]  # v -> J v, J being the Jacobian of `outputs`.
   vjp: Callable[[Any], Any]  # ct -> J^T ct.
@@ -230,21 +230,23 @@ def linearize_at(
 ) -> Linearized:
   """Linearises the network once, for several products on one batch.
 
-  K products cost 1 + 4 K forward passes instead of 5 K; what the backward pass
-  needs is kept in memory meanwhile. With rematerialised layers each product
-  recomputes the forward pass twice, and `ggn_vector_product` is cheaper.
+  K products cost 1 + 4 K forward passes instead of 5 K. The intermediate
+  results that the backward pass needs stay in memory. With rematerialised
+  layers each product recomputes the forward pass twice, and
+  `ggn_vector_product` is cheaper.
 
   Args:
     model_fn: As for `ggn_vector_product`.
     loss_fn: As for `ggn_vector_product`.
-    params: Where.
+    params: The point at which the network is linearised.
     batch: Any tree.
 
   Returns:
-    See `Linearized`; results are float32 or wider but for `outputs` and `jvp`.
+    See `Linearized`. Results are float32 or wider, except for `outputs` and
+    `jvp`.
 
   Raises:
-    ValueError: As `ggn_vector_product`.
+    ValueError: As for `ggn_vector_product`.
   """
   outputs, jvp, vjp, sums = linear_sums(model_fn, loss_fn, params, batch)
 
@@ -264,7 +266,7 @@ def linearize_at(
 def linear_sums(
   model_fn: ModelFn, loss_fn: LossFn, params: Any, batch: Any
 ) -> tuple[Any, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-  """(outputs, jvp, vjp, (v, rule) -> Sums), the network linearised once."""
+  """Linearises once: (outputs, jvp, vjp, and (v, rule) -> Sums)."""
   body_fn, head = local_model.parts(model_fn)
   with local_model.explained_forward_mode():
     outputs, push = jax.linearize(lambda p: body_fn(p, batch), params)

@@ -30,33 +30,37 @@ def lotion_adamw(
 ) -> optax.GradientTransformationExtraArgs:
   """AdamW on the loss plus the penalty: `add_rounding_penalty`, `optax.adamw`.
 
-  The curvature is a second copy beside Adam's second moment, which cannot
-  serve: it averages the penalised gradient.
+  The state has an average of the curvature beside Adam's second moment. Adam's
+  second moment cannot serve as the curvature, because it averages the penalised
+  gradient.
 
   Args:
-    learning_rate: Number, array or schedule; decay it to about zero, or the
+    learning_rate: Number, array or schedule. Let it decay to about zero, or the
       weights keep hopping around the grid.
-    quantizer: As of `add_rounding_penalty`.
-    strength: As of `add_rounding_penalty`.
-    b1: Of Adam.
-    b2: Of Adam.
-    eps: Of Adam.
-    eps_root: Of Adam, inside the square root; > 0 where the update itself is
-      differentiated.
-    weight_decay: Of AdamW; number or schedule.
-    mask: True decays; as of `optax.adamw`. None: every leaf decays, biases and
-      gains of norms as well.
-    mu_dtype: Of Adam.
-    curvature_decay: As of `add_rounding_penalty`.
+    quantizer: As for `add_rounding_penalty`.
+    strength: As for `add_rounding_penalty`.
+    b1: Decay of Adam's first moment, in [0, 1).
+    b2: Decay of Adam's second moment, in [0, 1).
+    eps: Added to the square root in Adam.
+    eps_root: Added inside the square root in Adam. Set it > 0 if the update
+      itself is differentiated.
+    weight_decay: weight_decay * params is added to Adam's direction; number or
+      schedule.
+    mask: Tree of bools like params, or a function of params that makes such a
+      tree: True decays the leaf. None: every leaf decays, biases and gains of
+      norms as well.
+    mu_dtype: Type of Adam's first moment; None is float32.
+    curvature_decay: As for `add_rounding_penalty`.
     penalty_mask: The `mask` of `add_rounding_penalty`.
-    scale_gradient: As of `add_rounding_penalty`.
+    scale_gradient: As for `add_rounding_penalty`.
 
   Returns:
-    A transform whose `update` needs `params` and takes `curvature`.
+    A transform whose `update` needs `params`, and takes `curvature` as
+    `add_rounding_penalty` does.
 
   Raises:
-    ValueError: As `add_rounding_penalty`, or for an argument of AdamW out of
-      range.
+    ValueError: As for `add_rounding_penalty`, or for an argument of AdamW out
+      of range.
   """
   checks.scalar_or_schedule("learning_rate", learning_rate)
   checks.scalar_or_schedule("weight_decay", weight_decay)
@@ -87,10 +91,10 @@ def lotion_adamw(
 def _in_float32(
   tx: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-  """Runs optax's moments in float32 for narrower parameters.
+  """Keeps optax's moments in float32 for parameters of fewer bits.
 
-  A leaf that is not finite, or whose squares overflow, counts as zero: an
-  infinity would stay in the second moment for ever.
+  A leaf of the gradient is replaced by zeros if its sum of squares is not
+  finite: an infinity would stay in the second moment for ever.
   """
   tx = optax.with_extra_args_support(tx)
 

@@ -1,4 +1,4 @@
-"""The diagonal of curvature that SOAP's and Shampoo's factors already hold.
+"""The diagonal of curvature that the factors of SOAP and Shampoo hold.
 
 Dimension key: see `matrices/plan.py`.
 """
@@ -31,27 +31,30 @@ def factor_diagonal(
 
       E[G_io^2] = L_ii R_oo / tr(L),        L = E[G G^T],  R = E[G^T G]
 
-  L_ii and R_oo are the sums of E[G^2] along a row and a column, and both
-  traces are its total. Exact if E[G^2] has rank 1, so if E[vec(G) vec(G)^T] is
-  a Kronecker product. A side of n entries without a factor counts as flat: its
-  sums are shared equally, 1 / n each. Blocks of a matrix have factors, and
-  totals, of their own. All options but `decay` are the optimiser's own; on a
-  mesh the diagonals, not the factors, are gathered.
+  L_ii and R_oo are the sums of E[G^2] along a row and along a column. Both
+  traces are the sum of E[G^2] over the matrix. The result is exact if E[G^2]
+  has rank 1, as it has if E[vec(G) vec(G)^T] is a Kronecker product. Along a
+  side of n entries without a factor the sum is shared equally, 1 / n for each
+  entry. Each block of a matrix has its own factors and its own sum. On a mesh
+  the diagonals are gathered, and not the factors.
+
+  Pass the options that the optimiser got. Only `decay` is an option of this
+  function alone.
 
   Args:
-    opt_state: Of SOAP or Shampoo, chained or wrapped in any way.
-    params: Tree like the one the state was made for.
-    decay: The `shampoo_beta` (or `b2` where that is None) of the optimiser,
-      for the correction of the averages' bias, 1 / (1 - decay^t); None leaves
-      it out.
-    **options: The optimiser's own.
+    opt_state: State of SOAP or Shampoo, chained or wrapped in any way.
+    params: A tree like the tree that the state was made for.
+    decay: The `shampoo_beta` of the optimiser, or its `b2` if `shampoo_beta` is
+      None. The bias of the averages is corrected by 1 / (1 - decay^t). None: no
+      correction.
+    **options: The options of the optimiser.
 
   Returns:
     A tree like params, float32, with `optax.MaskedNode()` for leaves without a
     factor. Zeros before the first update.
 
   Raises:
-    ValueError: If the state has no factors, or they do not fit params.
+    ValueError: If the state has no factors, or if they do not fit params.
   """
   o = LayoutOptions(**options)
   plan = o.plan(params)

@@ -2,10 +2,10 @@
 
     E L(R(w)) = L(w) + 1/2 sum_i h_ii sigma_i^2(w) + O(s^3)
 
-with sigma_i^2 the variance of the rounding: zero on the grid, largest midway.
-Exact where L is quadratic. Source: Kwun et al., "LOTION: Smoothing the
-Optimization Landscape for Quantized Training", 2025,
-https://arxiv.org/abs/2510.08757; the gradient's closed form is ours.
+with sigma_i^2 the variance of the rounding, which is zero on the grid and
+largest midway. The expansion is exact if L is quadratic. Source: Kwun et al.,
+"LOTION: Smoothing the Optimization Landscape for Quantized Training", 2025,
+https://arxiv.org/abs/2510.08757. The closed form of the gradient is ours.
 """
 
 import functools
@@ -55,18 +55,20 @@ def rounding_penalty(
       dR/ds     = sum_i g_i s (c^+ b - c^- a) / 2      over the block
       dR/dw_m  += sign(w_m) / c_max dR/ds              m the largest weight
 
-  The last line is left out without `scale_gradient`, and for scales that are
-  powers of two; weights that tie for the largest share it. The largest weight
-  is on the grid, so that it gets no snap.
+  The last line is left out if `scale_gradient` is False, and for scales that
+  are powers of two. Weights that tie for the largest share the last line. The
+  largest weight is on the grid, so it gets no snap.
 
   Args:
     params: Any tree of floating arrays.
-    curvature: g, a tree like params: diagonal of the Gauss-Newton or Fisher
-      matrix, >= 0. Its gradient is sigma^2 / 2.
-    quantizer: For every leaf, or a tree or function of them; see
+    curvature: g, a tree like params: the diagonal of the Gauss-Newton or Fisher
+      matrix, >= 0. The gradient with respect to g_i is sigma_i^2 / 2.
+    quantizer: A `Quantizer` for every leaf, or a tree or function of them; see
       `optim.quantize_params`.
-    mask: True penalises; None: every leaf that has a quantizer.
-    scale_gradient: Whether the scales move with the weights.
+    mask: Tree of bools, or a function of params that makes such a tree: True
+      penalises the leaf. None: every leaf with a quantizer is penalised.
+    scale_gradient: True: the scales move with the weights. False: the scales
+      are constants for the gradient.
 
   Returns:
     float32 [].
@@ -94,12 +96,12 @@ def rounding_penalty(
 def penalty_force(
   w: jax.Array, g: jax.Array, quantizer: Quantizer, scale_gradient: bool
 ) -> jax.Array:
-  """Gradient of one leaf's penalty; see `rounding_penalty`.
+  """The gradient of one leaf's penalty; see `rounding_penalty`.
 
   Args:
     w: The leaf.
-    g: Its curvature.
-    quantizer: Its quantizer, of an unbiased rule.
+    g: The curvature of the leaf.
+    quantizer: The quantizer of the leaf, with an unbiased rule.
     scale_gradient: Whether the scales move with the weights.
 
   Returns:
@@ -127,21 +129,24 @@ def smoothed_loss(
 ) -> Callable[[Any, jax.Array, Any], jax.Array]:
   """Makes a Monte-Carlo estimate of E L(R(w)), one draw after the other.
 
-  For evaluation. Its gradient passes straight through the rounding (RAT) and
-  is not that of E L(R(w)): it lacks the snap of `rounding_penalty`.
+  Use the estimate for evaluation. The gradient of the estimate passes straight
+  through the rounding (RAT). This is not the gradient of E L(R(w)): the snap of
+  `rounding_penalty` is missing.
 
   Args:
     loss_fn: (params, batch) -> loss, a scalar.
-    quantizer: As for `optim.quantize_params`, of an unbiased rule.
-    num_draws: Roundings to average over.
-    mask: True rounds; None: every leaf that has a quantizer.
+    quantizer: As for `optim.quantize_params`, with an unbiased rule.
+    num_draws: Number of roundings to average over, >= 1.
+    mask: Tree of bools, or a function of params that makes such a tree: True
+      rounds the leaf. None: every leaf with a quantizer is rounded.
 
   Returns:
     (params, key, batch) -> mean loss.
 
   Raises:
-    ValueError: For an argument out of range, or a scale rule for which rounding
-      at random is biased (when called, for a function of params).
+    ValueError: For an argument out of range, or for a scale rule for which
+      rounding at random is biased. A quantizer that is a function of params is
+      checked when the estimate is called.
   """
   check_whole("num_draws", num_draws, 1, "16")
   check_quantizers(quantizer, mask)
@@ -159,20 +164,20 @@ def smoothed_loss(
 def match_curvature(
   curvature: Any, params: Any, leaves: list[Leaf]
 ) -> dict[str, jax.Array]:
-  """{path: g} of a tree that may leave leaves out, but has no others.
+  """{path: g} of a tree whose leaves are some of the leaves of params.
 
-  What `optax.masked` took out of params may be there.
+  The tree may have leaves that `optax.masked` took out of params.
 
   Args:
-    curvature: The tree.
-    params: The tree that it is to match.
-    leaves: Of params.
+    curvature: The tree of g.
+    params: The tree that `curvature` has to match.
+    leaves: The leaves of params.
 
   Returns:
     Arrays by path.
 
   Raises:
-    ValueError: For a path that params lacks, or another shape.
+    ValueError: For a path that params does not have, or for another shape.
   """
   shapes = {leaf.path: np.shape(leaf.value) for leaf in leaves}
   flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_masked)

@@ -3,16 +3,20 @@
     E L(R(w)) = L(w) + 1/2 sum_i h_ii sigma_i^2(w) + O(s^3)
 
 with sigma_i^2 the variance of the rounding. The penalty is zero on the grid and
-largest midway, so it pulls weights to the grid, most where curvature is large;
-it also shrinks the largest weight of a block, which refines the grid of all
-others. There is no quantised forward pass.
+largest midway. So the penalty pulls weights to the grid, most where curvature
+is large. The penalty also shrinks the largest weight of a block, which refines
+the grid of all other weights. There is no quantised forward pass.
 
-Differs from the paper's description where it is silent: the scale is
-differentiated (an argument), the largest weight of a block feels no pull to the
-grid, curvature is a constant for the gradient and an average of its own, and
-the penalty joins the gradient before the optimiser. The smoothed loss has the
-minima of the rounded one; the penalised loss, its expansion, has them only
-where the loss is quadratic, and neither is convex.
+Choices where the paper is silent:
+
+- The scale is differentiated (an argument).
+- The largest weight of a block feels no pull to the grid.
+- The curvature is a constant for the gradient, and an average of its own.
+- The penalty joins the gradient before the optimiser.
+
+The smoothed loss has the minima of the rounded loss. The penalised loss is the
+expansion of the smoothed loss, and has these minima only if the loss is
+quadratic. Neither loss is convex.
 
 Source: Kwun et al., "LOTION: Smoothing the Optimization Landscape for Quantized
 Training", 2025, https://arxiv.org/abs/2510.08757
@@ -42,8 +46,9 @@ class RoundingPenaltyState(NamedTuple):
 
   Attributes:
     count: int32 [], updates made.
-    curvature: Like params, float32: average of the squared task gradients or
-      of the estimates supplied, bias-corrected; MaskedNode where none is kept.
+    curvature: Like params, float32: the bias-corrected average of the squared
+      task gradients, or of the estimates that were passed. `optax.MaskedNode()`
+      where no average is kept.
   """
 
   count: jax.Array
@@ -54,7 +59,7 @@ class PenalizedState(NamedTuple):
   """State of `with_rounding_penalty`.
 
   Attributes:
-    penalty: Averages of the leaves whose curvature the optimiser has not.
+    penalty: Averages for the leaves without a known curvature.
     inner: State of the optimiser.
   """
 
@@ -70,38 +75,40 @@ def add_rounding_penalty(
   mask: Any | None = None,
   scale_gradient: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Adds the gradient of lambda / 2 sum_i g_i sigma_i^2(w); put it first.
+  r"""Adds the gradient of lambda / 2 sum_i g_i sigma_i^2(w) to the updates.
 
-  g is the average of the squared updates that come in, or of what is passed:
-  `update(updates, state, params, curvature=tree)`; leaves the tree lacks use
-  their squared updates. In units: squares of a gradient averaged over N
-  independent samples are about g / N, so that lambda is then about N; with the
-  diagonal of a Fisher matrix of single samples it is about 1.
+  g is an average of the squared updates that come in, or of the curvature that
+  is passed: `update(updates, state, params, curvature=tree)`. A leaf that the
+  tree does not have uses its squared updates. The strength depends on g.
+  Squares of a gradient that is averaged over N independent samples are about g
+  / N, so lambda is about N. With the diagonal of a Fisher matrix of single
+  samples, lambda is about 1.
 
-  Chain it before the optimiser, whose moments then see the sum (adding it
-  after Adam's division is unstable), and after clipping, which would shrink
-  both; accumulate gradients outside (`optax.MultiSteps` around all of it).
+  Chain this transform before the optimiser, so that the optimiser's moments see
+  the sum: added after Adam's division, the penalty is unstable. Chain it after
+  clipping, which would shrink gradient and penalty. Accumulate gradients
+  outside, with `optax.MultiSteps` around the whole chain.
 
   Args:
-    quantizer: For every leaf, or a tree or function of them; see
+    quantizer: A `Quantizer` for every leaf, or a tree or function of them; see
       `optim.quantize_params`.
-    strength: lambda >= 0, or a schedule of the update count; warm it up, since
-      early averages are noisy. Where it is 0 the updates are passed on as they
-      are.
-    curvature_decay: Of the average of g, in [0, 1).
-    mask: True penalises; None: every leaf that has a quantizer.
+    strength: lambda >= 0, or a schedule of the update count. Warm it up: early
+      averages are noisy. Where lambda is 0, the updates do not change.
+    curvature_decay: Decay of the average of g, in [0, 1).
+    mask: Tree of bools, or a function of params that makes such a tree: True
+      penalises the leaf. None: every leaf with a quantizer is penalised.
     scale_gradient: Whether the scales move with the weights; see
       `optim.rounding_penalty`.
 
   Returns:
-    A transform whose `update` needs `params`. It keeps one float32 copy of the
-    penalised leaves.
+    A transform whose `update` needs `params`. Its state has one float32 copy of
+    the penalised leaves.
 
   Raises:
-    ValueError: For an argument out of range or a scale rule that makes
-      rounding biased (at `init`, for a function of params); at `init`, for a
-      leaf that its quantizer does not fit; at `update`, for a curvature with
-      other paths or shapes than params.
+    ValueError: For an argument out of range, or for a scale rule that makes
+      rounding biased (for a function of params, at `init`). At `init`, for a
+      leaf that its quantizer does not fit. At `update`, for a curvature whose
+      paths or shapes are not those of params.
 
   References:
     Kwun et al., "LOTION", 2025, https://arxiv.org/abs/2510.08757
@@ -141,28 +148,28 @@ def with_rounding_penalty(
 ) -> optax.GradientTransformationExtraArgs:
   """`add_rounding_penalty`, with the curvature that the optimiser keeps.
 
-  No second copy is kept, but for the leaves that `curvature` leaves out: they
-  use their own average of squared task gradients. The optimiser is given the
-  penalised gradient, and the task's as the extra argument `statistics`, which
-  SOAP and Shampoo take for their factors: a curvature that sees the penalty
-  would feed on itself.
+  The state has no second copy of the curvature. Only the leaves that
+  `curvature` leaves out have their own average of squared task gradients. The
+  optimiser gets the penalised gradient as updates, and the task's gradient as
+  the extra argument `statistics`. SOAP and Shampoo average `statistics` in
+  their factors: a curvature that sees the penalty would feed on itself.
 
   Args:
     tx: The whole optimiser.
-    quantizer: As of `add_rounding_penalty`.
-    strength: As of `add_rounding_penalty`.
-    curvature: (state of tx, params) -> tree of g, with `optax.MaskedNode()`
-      for a leaf it does not know; e.g. `optim.factor_diagonal` with the
-      optimiser's options.
-    curvature_decay: Of the averages of the leaves left out.
-    mask: As of `add_rounding_penalty`.
-    scale_gradient: As of `add_rounding_penalty`.
+    quantizer: As for `add_rounding_penalty`.
+    strength: As for `add_rounding_penalty`.
+    curvature: (state of tx, params) -> tree of g, with `optax.MaskedNode()` for
+      leaves without a known curvature. E.g. `optim.factor_diagonal` with the
+      options of the optimiser.
+    curvature_decay: Decay of the averages of the leaves left out, in [0, 1).
+    mask: As for `add_rounding_penalty`.
+    scale_gradient: As for `add_rounding_penalty`.
 
   Returns:
-    A transform whose `update` needs `params`.
+    A transform whose `update` needs `params`. Its state is a `PenalizedState`.
 
   Raises:
-    ValueError: As `add_rounding_penalty`.
+    ValueError: As for `add_rounding_penalty`.
   """
   _check(quantizer, strength, curvature_decay, mask)
   tx = optax.with_extra_args_support(tx)
@@ -216,7 +223,7 @@ def _check_params(name: str, params) -> None:
 
 
 def _init(params, quantizer, mask, known=()) -> RoundingPenaltyState:
-  """Zero averages for the penalised leaves whose curvature is not known."""
+  """Zero averages for the penalised leaves without a known curvature."""
   averages = [
     optax.MaskedNode()
     if leaf.quantizer is None or leaf.path in known
@@ -234,7 +241,7 @@ def _average(
   supplied: dict[str, jax.Array],
   decay: float,
 ) -> tuple[list, RoundingPenaltyState]:
-  """g of every leaf (None: not penalised), and the new averages."""
+  """g of every leaf (None if not penalised), and the new averages."""
   count: Any = optax.safe_increment(state.count)
   # The average of t samples with weights decay^(t - i), without the bias.
   share = (1 - decay) / (1 - decay**count)

@@ -1,7 +1,8 @@
 """Adam on a `Split`: the element-wise rule of SOAP, full or factorised.
 
-optax's Adam with float32 arithmetic whatever is stored, and with a second
-moment that may be kept as row and column sums for the stacked matrices.
+This is optax's Adam with two differences. The arithmetic is in float32 for all
+storage types. The second moment of stacked matrices may be kept as row and
+column sums.
 """
 
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ def with_marks(
 
 
 def bias_scale(count: jax.Array, b1: Any, b2: Any) -> jax.Array:
-  """sqrt(1 - b2^t) / (1 - b1^t), both of Adam's corrections in one."""
+  """sqrt(1 - b2^t) / (1 - b1^t): both corrections of Adam in one factor."""
   return jnp.sqrt(1 - b2**count) / (1 - b1**count)
 
 
@@ -97,14 +98,14 @@ def scale_by_split_adam(
     b1: Decay of m.
     b2: Decay of v.
     eps: Added to the square root.
-    eps_root: Added within the square root; > 0 where the update itself is
-      differentiated, since the root of 0 has no derivative.
+    eps_root: Added within the square root. Set it > 0 if the update itself is
+      differentiated: the root of 0 has no derivative.
     bias_correction: False leaves both corrections out.
-    factorized: Keep v of the stacks as `Sums`.
+    factorized: True keeps v of the stacks as `Sums`.
     storage: Types of m and v.
 
   Returns:
-    A transform of `Split`s, whose leaves it takes as one matrix a stack entry.
+    A transform of a `Split`: each entry of a stack is one matrix.
   """
 
   def typed_state(count, mu, nu):
@@ -164,7 +165,7 @@ def scale_by_split_adam(
 
 
 def _dense(v):
-  """v_ij = a_i c_j / sum(a), or `v` itself if it is not factorised."""
+  """v_ij = a_i c_j / sum(a), or `v` itself if `v` is not factorised."""
   if not isinstance(v, Sums):
     return v
   total = jnp.sum(v.rows, axis=1)[:, None, None]

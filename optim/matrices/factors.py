@@ -1,8 +1,9 @@
 """Kronecker factors of stacked matrices: averages, products, screening.
 
-A bucket keeps for each factored side an average P of the side's Gram matrix
-(G G^T on the left, G^T G on the right) and a matrix made from it: SOAP's
-eigenbasis, Shampoo's inverse root, which `refresh.py` renews now and then.
+A bucket keeps two matrices for each factored side. One is an average P of the
+side's Gram matrix: G G^T on the left, G^T G on the right. The other is derived
+from P: SOAP's eigenbasis or Shampoo's inverse root. `refresh.py` says when the
+derived matrix is made anew.
 """
 
 import string
@@ -22,20 +23,20 @@ class Kronecker(NamedTuple):
   """Factors of one bucket; None for a side without a factor."""
 
   factors: tuple[jax.Array | None, ...]  # [S, I, I], [S, O, O]: averages P.
-  derived: tuple[jax.Array | None, ...]  # Alike: made from P at a refresh.
-  failures: jax.Array  # [S] int32: refreshes refused, the old matrix kept.
-  rejections: jax.Array  # [S] int32: gradients not finite, taken as zero.
+  derived: tuple[jax.Array | None, ...]  # Shaped alike: made from P.
+  failures: jax.Array  # [S] int32: failed refreshes; the old matrix stayed.
+  rejections: jax.Array  # [S] int32: non-finite gradients, zeros used instead.
 
 
 class RefreshCounts(NamedTuple):
   """Sums over all matrices of a state; see `refresh_counts`."""
 
-  failures: jax.Array  # int32 []: refreshes refused so far.
-  rejections: jax.Array  # int32 []: gradients that were not finite so far.
+  failures: jax.Array  # int32 []: failed refreshes so far.
+  rejections: jax.Array  # int32 []: gradients so far that were not finite.
 
 
 def init(plan: Plan, storage: Storage = Storage()) -> Any:  # noqa: B008
-  """`Stacks` of a `Kronecker` each: zero factors and, derived, identities."""
+  """Makes a `Kronecker` for each bucket: P = 0, derived = identity."""
   if plan.empty:  # A placeholder, as in `Plan.split`.
     return jnp.zeros(())
   state = Stacks()
@@ -55,14 +56,16 @@ def init(plan: Plan, storage: Storage = Storage()) -> Any:  # noqa: B008
 
 
 def refresh_counts(opt_state: Any) -> RefreshCounts | None:
-  """What went wrong so far, to be logged; cheap, and works under jit.
+  """Counts failed refreshes and non-finite gradients, for logs.
+
+  The function is cheap and works under jit.
 
   Args:
-    opt_state: Of SOAP or Shampoo, chained or wrapped in any way.
+    opt_state: State of SOAP or Shampoo, chained or wrapped in any way.
 
   Returns:
-    Sums over all matrices, both 0 in a healthy run; None if the state has no
-    Kronecker factors.
+    Sums over all matrices; both are 0 in a healthy run. None if the state has
+    no Kronecker factors.
   """
   found = find(opt_state, Kronecker)
   if not found:
@@ -81,14 +84,14 @@ def mode_product(
   transpose: bool,
   precision: str,
 ) -> jax.Array:
-  """Multiplies one side of each stacked matrix by a matrix of its own.
+  """Multiplies one side of each stacked matrix by that matrix's own matrix.
 
   Args:
     x: [S, I, O], or more sides.
-    matrix: [S, n, n] with n the length of that side.
+    matrix: M, [S, n, n], where n is the length of the side.
     side: 0 for the input side, 1 for the output side.
     transpose: True for M^T x along the side (into a basis), False for M x.
-    precision: Of the product.
+    precision: Precision of the product.
 
   Returns:
     Like `x`.
@@ -107,7 +110,7 @@ def mode_product(
 def rotate(
   x: jax.Array, matrices, *, transpose: bool, precision: str
 ) -> jax.Array:
-  """`mode_product` along every side that has a matrix."""
+  """Applies `mode_product` along every side that has a matrix."""
   for side, matrix in enumerate(matrices):
     if matrix is not None:
       x = mode_product(
@@ -117,7 +120,7 @@ def rotate(
 
 
 def gram(x: jax.Array, side: int, precision: str) -> jax.Array:
-  """Sum of products along the other sides: x x^T for side 0, x^T x for 1."""
+  """The Gram matrix of a side: x x^T for side 0, x^T x for side 1."""
   axes = string.ascii_lowercase[: x.ndim - 1]
   old = axes[side]
   return jnp.einsum(
@@ -142,14 +145,15 @@ def average_grams(
 def finite_or_zero(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Replaces each non-finite matrix by zeros. Returns which were finite.
 
-  A matrix is judged by its sum of squares, the trace of either Gram matrix:
-  the sum is finite exactly if all entries are and no Gram entry can overflow.
+  The test is the sum of squares, which is the trace of either Gram matrix. The
+  sum is finite if and only if all entries are finite and no entry of a Gram
+  matrix can overflow.
 
   Args:
     x: [S, I, O], or more sides.
 
   Returns:
-    x with zeros in the place of bad matrices, and ok_S, False for these.
+    x with zeros in place of non-finite matrices, and ok_S: False for these.
   """
   sides = tuple(range(1, x.ndim))
   ok_S = jnp.isfinite(jnp.sum(jnp.square(x), axis=sides))
@@ -157,7 +161,7 @@ def finite_or_zero(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def screen_leaf(g: jax.Array) -> jax.Array:
-  """As `finite_or_zero`, for a leaf without a matrix, as a whole."""
+  """Replaces a leaf by zeros if its sum of squares is not finite."""
   work = g.astype(work_dtype(g))
   return jnp.where(jnp.isfinite(jnp.sum(jnp.square(work))), g, 0)
 
@@ -173,13 +177,13 @@ def observe(
   """Stacks and screens the gradients, and averages their Gram matrices.
 
   Args:
-    plan: Of the gradients.
+    plan: The plan of the gradients.
     updates: The gradients.
     state: The factors so far.
     decay: Share of the old averages that is kept.
     o: Options of the method.
-    statistics: Gradients whose Gram matrices are averaged instead; None: the
-      gradients themselves.
+    statistics: A tree like the gradients, whose Gram matrices are averaged in
+      place of the gradients'. None: the gradients' own.
 
   Returns:
     The gradients as a `Split`, and the new factors.

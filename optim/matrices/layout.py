@@ -1,4 +1,4 @@
-"""Which axes of a leaf are stacked, inputs or outputs: said, never guessed."""
+"""Which axes of a leaf are stack, inputs or outputs: the user says so."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -24,13 +24,14 @@ class DimensionNumbers:
   attention kernel [layers, embed, heads, head] has
   `DimensionNumbers(sides=(1, (2, 3)), stack=0)`: one matrix embed x (heads
   head) a layer. With `stack=(0, 2), sides=(1, 3)` each head is a matrix of
-  its own. Three or more sides make a tensor with one factor an axis.
+  its own. Three or more sides make a tensor with one factor a side.
 
   Attributes:
-    sides: Input axes, then output axes; an int or a tuple, merged in order.
+    sides: Input axes, then output axes. Each is an int, or a tuple of axes that
+      are merged in order.
     stack: Axes over which the leaf is a stack: layers, experts, heads.
-    precondition: Which sides get a Kronecker factor, e.g. `(1,)` for the
-      second only; None leaves it to the transform.
+    precondition: Indices of the sides that get a Kronecker factor, e.g. `(1,)`
+      for the second side only. None: the transform decides.
   """
 
   sides: tuple[tuple[int, ...] | int, ...] = (0, 1)
@@ -39,7 +40,7 @@ class DimensionNumbers:
 
   @property
   def side_axes(self) -> tuple[tuple[int, ...], ...]:
-    """`sides`, each as a tuple."""
+    """`sides`, each side as a tuple of axes."""
     return tuple(_as_tuple(axes) for axes in self.sides)
 
   @property
@@ -60,25 +61,26 @@ OUT_IN = DimensionNumbers(sides=(1, 0))
 CONV = DimensionNumbers(sides=((0, 1, 2), 3))
 
 # A tree of `DimensionNumbers | None` (None: no matrix, a leaf for the
-# element-wise rule), or a prefix of one; a function of params that makes one;
-# or None. What a tree leaves out, and everything for None, is by `_default`.
+# element-wise rule), or a prefix of such a tree; a function of params that
+# makes such a tree; or None. `_default` says what a leaf without an entry is.
 DimensionTree = Any | Callable[[Any], Any] | None
 
 
 def by_rank(
   rules: Mapping[int, DimensionNumbers | None],
 ) -> Callable[[Any], Any]:
-  """Dimension numbers by the number of a leaf's axes.
+  """Makes dimension numbers from the number of a leaf's axes.
 
       optim.muon(0.02, dimension_numbers=optim.by_rank({2: optim.OUT_IN}))
 
   Args:
-    rules: Number of axes -> numbers of such leaves, or None for the
-      element-wise rule. Leaves of other numbers of axes get the default:
-      fewer than two, the element-wise rule; two, [inputs, outputs].
+    rules: {number of axes: `DimensionNumbers` of such leaves, or None for the
+      element-wise rule}. Leaves of other numbers of axes get the default: a
+      leaf of fewer than two axes gets the element-wise rule, a leaf of two
+      axes is a matrix [inputs, outputs].
 
   Returns:
-    A function of params, for `dimension_numbers`.
+    A function of params, to be passed as `dimension_numbers`.
 
   Raises:
     ValueError: When called with a leaf of three or more axes without a rule.
@@ -98,16 +100,17 @@ def by_rank(
 def from_muon_dimension_numbers(
   weight_dimension_numbers: Any,
 ) -> Callable[[Any], Any]:
-  """Takes what `optax.contrib.muon` is told over to this package.
+  """Converts the dimension numbers of `optax.contrib.muon`.
 
   Args:
     weight_dimension_numbers: A tree of `optax.contrib.MuonDimensionNumbers |
-      None` like params or a prefix of one, a function of params that makes one,
-      or None: leaves of two axes are matrices.
+      None` like params or a prefix of it, or a function of params that makes
+      such a tree. None: leaves of two axes are matrices.
 
   Returns:
-    A function of params, for `dimension_numbers`. Axes that are neither reduced
-    nor outputs become the stack; a leaf with None gets the element-wise rule.
+    A function of params, to be passed as `dimension_numbers`. Axes that are
+    neither reduced nor outputs become the stack. A leaf with None gets the
+    element-wise rule.
   """
   kind = optax.contrib.MuonDimensionNumbers
   is_entry = lambda x: x is None or isinstance(x, kind)  # noqa: E731
@@ -139,11 +142,11 @@ def from_muon_dimension_numbers(
 def numbers_by_path(
   params: Any, dimension_numbers: DimensionTree
 ) -> dict[str, DimensionNumbers | None]:
-  """Dimension numbers by path; paths rather than trees, to work masked.
+  """{path: dimension numbers} of the leaves that no mask has taken out.
 
   Raises:
-    ValueError: For an entry that belongs to no leaf, or a leaf of three or more
-      axes without an entry.
+    ValueError: For an entry that belongs to no leaf, or for a leaf of three or
+      more axes without an entry.
   """
   flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_masked)
   entries = {}
@@ -193,7 +196,7 @@ def _default(path: str, leaf) -> DimensionNumbers | None:
 
 
 def checked(path: str, leaf, dims) -> DimensionNumbers | None:
-  """Returns `dims` with axes counted from 0, or raises naming the leaf."""
+  """Returns `dims` with axes counted from 0; errors name the leaf."""
   if not jnp.issubdtype(leaf.dtype, jnp.floating):
     raise ValueError(
       f"Leaf {path} of shape {tuple(leaf.shape)} has type {leaf.dtype}; only "

@@ -1,9 +1,9 @@
 """Eigenbases, orthogonalisation and roots of stacks of matrices.
 
 Each function takes [S, I, I] (or [S, I, O]) and treats the S matrices alike,
-without a loop over S, so that the stack axis may be sharded: nothing here
-communicates along it. None of them raises on bad numbers; those that can fail
-return which matrices to trust.
+without a loop over S. The stack axis may be sharded: no function communicates
+along the stack axis. No function raises on bad numbers. A function that can
+fail returns ok_S, which says which matrices can be trusted.
 
 Dimension key: see `plan.py`.
 """
@@ -51,19 +51,20 @@ def power_step(
 ) -> tuple[jax.Array, jax.Array]:
   """One step of orthogonal power iteration towards the eigenvectors.
 
-  Q <- orthonormalise(P Q), the columns taken in the order of their estimated
-  eigenvalues diag(Q^T P Q), largest first, and put back in their old places:
-  whatever is stored per column (Adam's second moment) stays valid.
+  Q <- orthonormalise(P Q). The columns are sorted by their estimated
+  eigenvalues diag(Q^T P Q), largest first, orthonormalised in this order, and
+  put back in their old places. So a number that is stored for each column, as
+  Adam's second moment is, stays with its column.
 
   Args:
     factor_SII: P, symmetric and positive semi-definite.
     basis_SIJ: Q, orthonormal columns.
-    method: "qr" (Householder) or "cholesky" (matrix products and one
-      Cholesky factorisation; Householder for the stack where that fails).
-    precision: Of the products.
+    method: "qr" (Householder) or "cholesky" (matrix products and one Cholesky
+      factorisation; Householder if that fails).
+    precision: Precision of the products.
 
   Returns:
-    The new basis, and ok_S: False where it is not orthonormal.
+    The new basis, and ok_S: False where the new basis is not orthonormal.
 
   References:
     Vyas et al., "SOAP", 2024, algorithm 4, https://arxiv.org/abs/2409.11321
@@ -81,7 +82,7 @@ def power_step(
 def householder(
   x_SIJ: jax.Array, *, precision: str = "highest"
 ) -> tuple[jax.Array, jax.Array]:
-  """The Q of a QR factorisation, and whether it is finite."""
+  """The Q of a QR factorisation, and ok_S: whether Q is finite."""
   del precision  # LAPACK's own.
   q_SIJ = jnp.linalg.qr(x_SIJ)[0]
   return q_SIJ, finite(q_SIJ)
@@ -92,19 +93,19 @@ def scaled_cholesky_qr(
 ) -> tuple[jax.Array, jax.Array]:
   r"""QR by matrix products: the Q of Householder, up to column signs.
 
-  The columns are scaled to unit length, which leaves Q unchanged and brings
-  X^T X near the identity once a basis has settled. With the Cholesky factor
-  R^T R = X^T X, Y = X R^{-1}; what is left, E = Y^T Y - 1, is removed by one
-  Newton step of the triangular factor, Y (1 - triu(E, 1) - diag(E) / 2),
-  which replaces the second Cholesky factorisation of CholeskyQR2.
+  The columns are scaled to unit length. The scaling does not change Q, and it
+  brings X^T X near the identity once a basis has settled. The Cholesky factor
+  R^T R = X^T X gives Y = X R^{-1}. The error E = Y^T Y - 1 is removed by one
+  Newton step of the triangular factor, Y (1 - triu(E, 1) - diag(E) / 2). The
+  Newton step replaces the second Cholesky factorisation of CholeskyQR2.
 
   Args:
     x_SIJ: Full-rank square or tall matrices.
-    precision: Of the products.
+    precision: Precision of the products.
 
   Returns:
-    q_SIJ, and ok_S: False where the Cholesky factorisation failed or E was
-    too large for one Newton step (condition numbers above about 1e3).
+    q_SIJ, and ok_S: False where the Cholesky factorisation failed, or where E
+    was too large for one Newton step (condition numbers above about 1e3).
 
   References:
     Yamamoto et al., "Roundoff error analysis of the CholeskyQR2 algorithm",
@@ -133,7 +134,7 @@ def scaled_cholesky_qr(
 def cholesky_or_householder(
   x_SIJ: jax.Array, *, precision: str = "highest"
 ) -> tuple[jax.Array, jax.Array]:
-  """`scaled_cholesky_qr`, and Householder for the stack if one fails."""
+  """`scaled_cholesky_qr`, and Householder where `scaled_cholesky_qr` fails."""
   q_SIJ, ok_S = scaled_cholesky_qr(x_SIJ, precision=precision)
   return jax.lax.cond(
     jnp.all(ok_S), lambda x, q, ok: (q, ok), _repair, x_SIJ, q_SIJ, ok_S
@@ -145,17 +146,17 @@ def inverse_root(
 ) -> tuple[jax.Array, jax.Array]:
   """(P + epsilon)^(-exponent) of symmetric positive semi-definite matrices.
 
-  Eigenvalues below I * (machine epsilon) * (the largest) are round-off, and
-  taken as that: of a rank-deficient P the null space gets one large factor
-  rather than arbitrary ones.
+  Eigenvalues below I * (machine epsilon) * (the largest eigenvalue) are
+  round-off. They are raised to this floor, so that the null space of a
+  rank-deficient P gets one large factor, and not arbitrary ones.
 
   Args:
     factor_SII: P.
     exponent: For instance 1/2 or 1/4.
-    epsilon: Added to the eigenvalues, in their units.
+    epsilon: Added to the eigenvalues, in units of the eigenvalues.
 
   Returns:
-    root_SII, and ok_S: False where it is not finite.
+    root_SII, and ok_S: False where the root is not finite.
   """
   eigenvalues_SI, vectors_SIJ = jnp.linalg.eigh(factor_SII)
   noise = factor_SII.shape[-1] * jnp.finfo(factor_SII.dtype).eps
@@ -176,17 +177,18 @@ def newton_schulz(
 ) -> jax.Array:
   """Replaces the singular values of each matrix by values near 1.
 
-  X <- a X + (b A + c A^2) X with A = X X^T, from X / ||X||_F. The standard
-  coefficients end between about 0.7 and 1.2, not at 1.
+  The iteration is X <- a X + (b A + c A^2) X with A = X X^T, from X / ||X||_F.
+  With the standard coefficients the singular values end between about 0.7 and
+  1.2, and not at 1.
 
   Args:
-    x_SIO: Any matrices; the shorter side is multiplied with itself.
+    x_SIO: Any matrices. A is the Gram matrix of the shorter side.
     coefficients: a, b, c.
     num_steps: Iterations.
-    dtype: Of the products.
+    dtype: Type of the products.
 
   Returns:
-    Like `x_SIO`, of its type.
+    Like `x_SIO`, of the type of `x_SIO`.
 
   References:
     Jordan et al., "Muon", 2024, https://kellerjordan.github.io/posts/muon/

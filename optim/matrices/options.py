@@ -1,4 +1,4 @@
-"""What methods with Kronecker factors have in common to be told."""
+"""Options that all methods with Kronecker factors share."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -14,26 +14,27 @@ _LEVELS = ("default", "high", "highest")
 class Storage(NamedTuple):
   """Types in which a method keeps its state; None is float32.
 
-  Arithmetic is in float32 whatever is kept (float64 for float64 leaves).
+  The arithmetic is in float32 for all storage types (float64 for float64
+  leaves).
   """
 
-  mu: Any | None = None  # First moments.
-  nu: Any | None = None  # Second moments.
-  factor: Any | None = None  # Averages of Gram matrices.
-  basis: Any | None = None  # What is made from them: bases, inverse roots.
+  mu: Any | None = None  # Type of the first moments.
+  nu: Any | None = None  # Type of the second moments.
+  factor: Any | None = None  # Type of the averages of Gram matrices.
+  basis: Any | None = None  # Type of the bases or inverse roots.
 
 
 class Precision(NamedTuple):
-  """Of the three kinds of matrix products: "default", "high", "highest".
+  """Precision of three kinds of products: "default", "high" or "highest".
 
-  They differ on accelerators only, where "default" rounds float32 inputs to
-  TF32 or bfloat16. Gram matrices need all the digits: their smallest
-  eigenvalues are what rounding destroys first.
+  The three differ on accelerators only, where "default" rounds float32 inputs
+  to TF32 or bfloat16. Gram matrices need all digits: rounding destroys their
+  smallest eigenvalues first.
   """
 
-  statistics: str = "highest"
-  rotation: str = "high"
-  refresh: str = "highest"
+  statistics: str = "highest"  # Of Gram matrices.
+  rotation: str = "high"  # Of turning gradients and updates.
+  refresh: str = "highest"  # Of making bases and roots.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,14 +42,17 @@ class LayoutOptions:
   """Which sides of which matrices have a factor, and where stacks lie.
 
   Attributes:
-    max_precond_dim: Sides longer than this get no factor: identity there.
+    max_precond_dim: A side longer than this gets no factor; the identity takes
+      the factor's place.
     dimension_numbers: Which axes are stack, input and output: a tree of
       `DimensionNumbers` (None: no matrix) like params or a prefix of it, or a
-      function of params, e.g. `by_rank`. Leaves that it leaves out, or all for
-      None: those of two axes are matrices [inputs, outputs], those of fewer are
-      none, and those of more are refused.
-    one_sided: Only the shorter side of each matrix gets a factor.
-    block_size: Sides longer than this are cut into blocks of their own.
+      function of params that makes a tree, e.g. `by_rank`. A leaf without an
+      entry gets the default: a leaf of two axes is a matrix [inputs, outputs],
+      a leaf of fewer axes is no matrix, and a leaf of more axes is an error.
+      The argument None gives all leaves the default.
+    one_sided: True: only the shorter side of each matrix gets a factor.
+    block_size: A side longer than this is cut into blocks, and each block gets
+      a factor of its own. None: no side is cut.
     placement: Where the stacks lie on a mesh; see `Placement`.
   """
 
@@ -84,11 +88,10 @@ class MatrixOptions(LayoutOptions):
 
   Attributes:
     precondition_frequency: Calls between two refreshes of a matrix, >= 1.
-    stagger: Spread the refreshes evenly over the calls; False does all of
-      them at once, every `precondition_frequency`-th call.
+    stagger: True spreads the refreshes evenly over the calls. False refreshes
+      all matrices at once, at every `precondition_frequency`-th call.
     storage: Types of the state; see `Storage`.
-    precision: Of the products for statistics, rotation and refresh; see
-      `Precision`.
+    precision: Precision of the products; see `Precision`.
   """
 
   _: dataclasses.KW_ONLY
@@ -113,6 +116,6 @@ class MatrixOptions(LayoutOptions):
 
 
 def check_placement(placement: Any) -> None:
-  """Raises unless it is a `Placement` with a number of devices."""
+  """Raises unless `placement` is a `Placement` with a number of devices."""
   checks.instance("placement", placement, Placement)
   checks.count("placement.stack_shards", placement.stack_shards)

@@ -1,10 +1,10 @@
 """Leaves as stacks of equal matrices: one batched product instead of many.
 
 Every matrix method of this package (SOAP, Shampoo, Muon) sees its leaves
-through a `Plan`: leaves whose matrices have the same shape are put into one
-array [S, I, O], scan-stacked layers included, and the state lives in that
-layout. Which axes of a leaf are stack, input or output axes is never guessed
-from more than two dimensions; it is said by `DimensionNumbers`.
+through a `Plan`. All matrices of one shape, scan-stacked layers included, are
+put into one array [S, I, O], and the state lives in that layout. For a leaf of
+more than two axes, `DimensionNumbers` say which axes are stack, input and
+output axes; nothing is guessed.
 
 Dimension key of `optim`: S stacked matrices, I input (reduced) axis, O output
 axis, J and P the same axes once more (a left factor is [S, I, J], a right one
@@ -60,14 +60,15 @@ class Bucket:
   Attributes:
     name: Key in the state, e.g. "256x1024_01": shape and factored sides.
     shape: (I, O) of each matrix; longer for tensors.
-    factored: Whether each side has a Kronecker factor.
-    dtype: Of the arithmetic: float32, or float64 for float64 leaves.
+    factored: For each side, whether the side has a Kronecker factor.
+    dtype: Type of the arithmetic: float32, or float64 for float64 leaves.
     pieces: The leaves, in tree order.
     size: S.
-    shard_axis: Axis of [S, I, O] that is spread over devices: 0, the stack, so
-      that factorisations are local; or, of few matrices, a side without a
-      factor, if less is kept so (an embedding is cut along its vocabulary).
-      None for a single matrix with both: every device does the same.
+    shard_axis: Axis of [S, I, O] that is spread over devices. Usually 0, the
+      stack axis, so that each device factorises whole matrices. A stack with
+      few matrices is cut along a side without a factor when that needs less
+      memory: an embedding is cut along its vocabulary. None for a single matrix
+      that fits neither way: every device does the same work.
   """
 
   name: str
@@ -84,14 +85,14 @@ Place = Callable[[Bucket, Piece, jax.Array], jax.Array]
 
 
 def _stay(bucket: Bucket, piece: Piece, x: jax.Array) -> jax.Array:
-  """A `Place` that leaves everything where it is."""
+  """A `Place` that moves nothing."""
   del bucket, piece
   return x
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Where every leaf of a tree goes; made from shapes alone, so static."""
+  """Where every leaf of a tree goes; static, since made from shapes alone."""
 
   buckets: tuple[Bucket, ...]
   treedef: Any
@@ -103,11 +104,11 @@ class Plan:
     return not self.paths
 
   def split(self, tree: Any, place: Place = _stay) -> Split:
-    """Stacks the matrices of a tree, in the bucket's arithmetic type.
+    """Stacks the matrices of a tree, in the type of the bucket's arithmetic.
 
     Args:
-      tree: Like the one that the plan was made for.
-      place: Applied to the matrices of each leaf, before they are joined.
+      tree: A tree like the tree that the plan was made for.
+      place: Applied to the matrices of each leaf, before the leaves are joined.
     """
     if self.empty:  # A placeholder: a leaf is a prefix of any subtree.
       return Split(jnp.zeros(()), tree)
@@ -129,12 +130,12 @@ class Plan:
     return Split(Stacks(stacks), jax.tree.unflatten(self.treedef, leaves))
 
   def merge(self, split: Split, like: Any, place: Place = _stay) -> Any:
-    """Undoes `split`; the leaves take the types of the tree `like`.
+    """Undoes `split`.
 
     Args:
-      split: As `split` makes it.
-      like: A tree of the same shapes.
-      place: Applied to the matrices of each leaf, once they are cut out.
+      split: The result of `split`, or arrays of the same shapes.
+      like: A tree of the same shapes; the leaves get the types of its leaves.
+      place: Applied to the matrices of each leaf, after they are cut out.
     """
     targets = self.treedef.flatten_up_to(like)
     leaves = self.treedef.flatten_up_to(split.rest)
@@ -164,24 +165,25 @@ def make_plan(
 
   Args:
     params: Any tree of floating-point arrays or `jax.ShapeDtypeStruct`s.
-    dimension_numbers: A tree of `DimensionNumbers`, or None for leaves without
-      a matrix, like params or a prefix of it; or a function of params that
-      makes one. Leaves that it leaves out, or all of them for None: leaves of
-      two axes are matrices [inputs, outputs], of fewer are none, of more are
-      refused.
-    max_precond_dim: Sides longer than this get no factor (identity).
-    one_sided: Only the shorter side gets a factor; the second of equal ones.
-    block_size: Sides longer than this are cut into equal blocks, padded.
-    stack_shards: Number of devices each bucket is spread over; S is padded up
-      to a multiple of it where it is the stack that is spread.
+    dimension_numbers: A tree of `DimensionNumbers` (None: no matrix) like
+      params or a prefix of it, or a function of params that makes such a tree.
+      A leaf without an entry gets the default: a leaf of two axes is a matrix
+      [inputs, outputs], a leaf of fewer axes is no matrix, and a leaf of more
+      axes is an error.
+    max_precond_dim: A side longer than this gets no factor (identity).
+    one_sided: True: only the shorter side gets a factor; of equal sides, the
+      second.
+    block_size: A side longer than this is cut into equal blocks, with padding.
+    stack_shards: Number of devices that each bucket is spread over. If the
+      stack axis is spread, S is padded to a multiple of this number.
 
   Returns:
-    The plan. A matrix without any factored side is left to the element-wise
-    rule, as are leaves whose dimension numbers are None.
+    The plan. The element-wise rule gets two kinds of leaves: leaves whose
+    dimension numbers are None, and matrices without a factored side.
 
   Raises:
-    ValueError: For a leaf that is not floating, has an unknown layout, or does
-      not fit its dimension numbers.
+    ValueError: For a leaf that is not floating, whose layout is unknown, or
+      that does not fit its dimension numbers.
   """
   leaves, treedef = by_path(params), jax.tree.structure(params)
   numbers = layout.numbers_by_path(params, dimension_numbers)
@@ -228,7 +230,7 @@ def check_two_sides(plan: Plan, what: str) -> None:
 def bucket_name(
   shape: tuple[int, ...], factored: tuple[bool, ...], dtype: Any
 ) -> str:
-  """Sides, then which are factored, then the type if it is not float32."""
+  """The sides, the factored sides, and the type unless it is float32."""
   sides = "".join(str(i) for i, has in enumerate(factored) if has)
   suffix = "" if dtype == jnp.float32 else f"_{jnp.dtype(dtype).name}"
   return "x".join(map(str, shape)) + f"_{sides}{suffix}"
@@ -262,17 +264,17 @@ def find_shard_axis(
 def treatment_table(
   params: Any, dimension_numbers: DimensionTree = None, **options
 ) -> str:
-  """Says which leaf gets which treatment, one line a leaf; print it.
+  """Says which leaf gets which treatment, in a text table to print.
 
   Args:
     params: Any tree of arrays or `jax.ShapeDtypeStruct`s.
     dimension_numbers: As for the transform.
-    **options: `max_precond_dim`, `one_sided`, `block_size`, `stack_shards`,
-      as for the transform.
+    **options: `max_precond_dim`, `one_sided`, `block_size` and `stack_shards`,
+      as for `make_plan`.
 
   Returns:
-    A text table: leaf, shape, matrices, factors and bucket; "element-wise"
-    for the leaves that are not preconditioned.
+    One line a leaf: leaf, shape, matrices, factors and bucket. Leaves that are
+    not preconditioned have "element-wise".
   """
   plan = make_plan(params, dimension_numbers, **options)
   rows = [("leaf", "shape", "matrices", "factors", "bucket")]

@@ -1,7 +1,8 @@
-"""Who is refreshed when: an equal part of all matrices at each call.
+"""Which matrices are refreshed when: an equal part of all at each call.
 
-Making a basis or a root from a factor is dear, so it is done once in
-`frequency` calls, and staggered, so that no call is much longer than another.
+Making a basis or a root from a factor is dear, so each matrix is refreshed once
+in `frequency` calls. The refreshes are staggered, so that no call takes much
+longer than another.
 """
 
 from collections.abc import Callable
@@ -20,13 +21,13 @@ from .plan import Plan
 class Refresh(NamedTuple):
   """When the matrices of one side of one bucket are refreshed; static.
 
-  The stack is cut into `shards` equal parts, one a device; a slot is `size`
-  neighbouring matrices of each part.
+  The stack is cut into `shards` equal parts, one part a device. A slot is
+  `size` neighbouring matrices of each part.
   """
 
   shards: int
   size: int
-  slot_of_phase: tuple[int, ...]  # [frequency]; -1: none.
+  slot_of_phase: tuple[int, ...]  # [frequency]; -1: no slot.
 
 
 def make_schedule(
@@ -34,9 +35,10 @@ def make_schedule(
 ) -> dict[tuple[str, int], Refresh]:
   """Spreads the refreshes of all sides evenly over the phases of a period.
 
-  A stack of n matrices a shard needs slots of ceil(n / frequency); each slot
-  gets, dearest first, the phase with the least work that its stack has not
-  used yet. Not staggered, everything happens at phase 0.
+  A stack of n matrices a shard has slots of ceil(n / frequency) matrices. The
+  dearest slots choose first. Each slot takes the phase with the least work,
+  among the phases that its stack has not used yet. Without staggering, all
+  refreshes happen at phase 0.
 
   Returns:
     A `Refresh` for each (bucket name, side).
@@ -78,19 +80,19 @@ def refresh_side(
   """Refreshes the matrices of one side whose turn it is.
 
   Args:
-    refresh: The side's schedule.
-    count: Steps so far, int32 []; its phase is the remainder by the frequency.
-    enabled: Whether anything is refreshed now.
+    refresh: The schedule of the side.
+    count: Steps so far, int32 []; the phase is count modulo the frequency.
+    enabled: False: nothing is refreshed at this call.
     make: (factor, old) -> (new, ok_S), for a stack of matrices.
-    state: The bucket's.
-    side: Which side.
+    state: The `Kronecker` of the bucket.
+    side: The index of the side.
     carried: Stacks that live in the basis, e.g. the momentum.
     carry: (carried, old, new) -> carried, moves the matrices whose turn it is
       from the old basis to the new.
 
   Returns:
-    The new state, and `carried`. Matrices that `make` does not vouch for keep
-    the old one and count as a failure.
+    The new state, and the new `carried`. Where ok_S is False, the old matrix
+    stays and a failure is counted.
   """
   slots = jnp.asarray(refresh.slot_of_phase, jnp.int32)
   slot = slots[count % len(slots)]

@@ -8,13 +8,13 @@ import jax
 class Stacks(dict):
   """{bucket name: [S, I, O], or what a bucket keeps}: a dict, known by type.
 
-  Whoever asks where an array of a state lies on a mesh finds what is stacked by
-  this type, and not by the names of fields.
+  `optim.state_specs` finds stacked arrays by this type, and not by the names of
+  fields.
   """
 
 
 class Momentum(Stacks):
-  """Stacks that are sums of gradients: they turn when their basis does."""
+  """Stacks that are sums of gradients; they turn when their basis turns."""
 
 
 class Squares(Stacks):

@@ -25,14 +25,15 @@ def decay_weights(
 ) -> optax.GradientTransformation:
   """Adds lambda w ("optax"), or lambda (w - eta u) ("official"), to u.
 
-  Followed by the step -eta (.), the second is w <- (w - eta u)(1 - eta
-  lambda): decay after the step, as in the authors' SOAP.
+  The step -eta (.) follows. With "official" the whole update is then
+  w <- (w - eta u)(1 - eta lambda): decay after the step, as in the authors'
+  SOAP.
 
   Args:
-    learning_rate: eta, the one the step will take; number or schedule.
-    weight_decay: lambda; number, or schedule of the calls.
-    order: See above.
-    skip_first: The first call decays nothing.
+    learning_rate: eta of the step that follows; number or schedule.
+    weight_decay: lambda; number, or schedule of the count of calls.
+    order: "optax" or "official", see above.
+    skip_first: True: the first call decays nothing.
 
   Returns:
     A transform whose `update` needs `params`.
@@ -86,10 +87,10 @@ def descend(
     direction: Transform of gradients into a direction of ascent.
     learning_rate: Number, array or schedule.
     weight_decay: Number or schedule; 0 leaves the decay out.
-    mask: As of `optax.masked`; True decays.
-    order: As of `decay_weights`.
-    skip_first: As of `decay_weights`.
-    step: Replaces the multiplication by -learning_rate.
+    mask: A mask as `optax.masked` takes it: True decays the leaf.
+    order: As for `decay_weights`.
+    skip_first: As for `decay_weights`.
+    step: A transform that replaces the multiplication by -learning_rate.
 
   Returns:
     The chain.

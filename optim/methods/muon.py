@@ -2,7 +2,7 @@
 
 Differs from `optax.contrib.muon`: the momentum is the plain average of the
 authors' code (no bias correction), and matrices of one shape are multiplied
-in one batch. Embeddings and heads are not told apart from other matrices: give
+in one batch. Embeddings and heads are treated like other matrices. Give
 them None in `dimension_numbers` to leave them to Adam.
 """
 
@@ -28,8 +28,8 @@ from .decay import descend
 class MuonState(NamedTuple):
   """State of `scale_by_muon`."""
 
-  momentum: Momentum  # By bucket, [S, I, O].
-  adam: Any  # Of the leaves that are no matrices, on a `Split`.
+  momentum: Momentum  # By bucket, [S, I, O], float32 or `mu_dtype`.
+  adam: Any  # Adam's state of the leaves that are no matrices, on a `Split`.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,21 +38,24 @@ class MuonOptions:
 
   Attributes:
     beta: Decay b of the momentum, in [0, 1).
-    nesterov: Look one step ahead.
+    nesterov: True orthogonalises N, which looks one step ahead; False M.
     adam_b1: Decay of the first moment of Adam, for leaves that are no matrices.
-    adam_b2: Decay of the second moment of Adam.
-    adam_eps: eps of Adam.
-    adam_eps_root: eps_root of Adam, inside the square root; > 0 where the
-      update itself is differentiated.
+    adam_b2: Decay of the second moment of Adam, for leaves that are no
+      matrices.
+    adam_eps: eps of Adam, added to the square root.
+    adam_eps_root: eps_root of Adam, added inside the square root. Set it > 0 if
+      the update itself is differentiated.
     dimension_numbers: Which axes are stack, input and output: a tree of
       `DimensionNumbers` (None: no matrix) like params or a prefix of it, or a
-      function of params, e.g. `by_rank`. Leaves that it leaves out, or all for
-      None: those of two axes are matrices [inputs, outputs], those of fewer are
-      none, and those of more are refused.
-    ns_coeffs: a, b, c of the iteration X <- a X + (b A + c A^2) X.
+      function of params that makes a tree, e.g. `by_rank`. A leaf without an
+      entry gets the default: a leaf of two axes is a matrix [inputs, outputs],
+      a leaf of fewer axes is no matrix, and a leaf of more axes is an error.
+      The argument None gives all leaves the default.
+    ns_coeffs: a, b, c of the iteration X <- a X + (b A + c A^2) X, A = X X^T.
     ns_steps: Iterations, >= 1.
-    consistent_rms: Scale by this times sqrt(max(I, O)) instead: updates of
-      about this root mean square (0.2 is Adam's).
+    consistent_rms: A number r replaces the scale sqrt(max(1, O / I)) by
+      r sqrt(max(I, O)). The updates then have a root mean square of about r;
+      0.2 is Adam's.
     mu_dtype: Type of the momentum; None is float32.
     placement: Where the stacks lie on a mesh; see `Placement`.
   """
@@ -81,7 +84,7 @@ class MuonOptions:
     check_placement(self.placement)
 
   def plan(self, tree: Any) -> Plan:
-    """`make_plan` with these options; every matrix is one, however long."""
+    """`make_plan` with these options: no side is too long for Muon."""
     plan = make_plan(
       tree,
       self.dimension_numbers,
@@ -92,7 +95,7 @@ class MuonOptions:
     return plan
 
   def scale(self, shape: tuple[int, ...]) -> float:
-    """What the orthogonal matrix is multiplied by."""
+    """The factor of the orthogonal matrix of a bucket of this shape."""
     inputs, outputs = shape[-2:]
     if self.consistent_rms is not None:
       return self.consistent_rms * max(inputs, outputs) ** 0.5
@@ -102,19 +105,21 @@ class MuonOptions:
 @takes(MuonOptions)
 @on_any_mesh
 def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
-  r"""Replaces the momentum of each matrix by about its nearest orthogonal one.
+  r"""Replaces the momentum of each matrix by a nearly orthogonal matrix.
 
       M = b M + (1 - b) G,    N = b M + (1 - b) G  (Nesterov; else M)
       U = newton_schulz(N) * sqrt(max(1, O / I))
 
-  with I inputs and O outputs. Leaves without a matrix get Adam.
+  with I inputs and O outputs. newton_schulz(N) is near the orthogonal matrix
+  nearest to N. Leaves without a matrix get Adam. A matrix whose gradient has a
+  NaN or an infinity is replaced by zeros.
 
   Returns:
     A transform whose updates are a direction of ascent, like gradients.
 
   Raises:
-    ValueError: For an argument out of range, or, at `init`, for a leaf of
-      unknown layout or type, or one with other than two sides.
+    ValueError: For an argument out of range. At `init`, for a leaf of unknown
+      layout or type, or for a leaf that has not two sides.
 
   References:
     Jordan et al., "Muon", 2024, https://kellerjordan.github.io/posts/muon/
@@ -172,22 +177,23 @@ def muon(
   """Muon for matrices and Adam for the rest; see `scale_by_muon`.
 
   Args:
-    learning_rate: Of the matrices; about 0.02, or Adam's with
-      `consistent_rms=0.2`. Number, array or schedule.
-    weight_decay: Added to the direction as weight_decay * params; number or
+    learning_rate: The learning rate of the matrices; about 0.02, or about
+      Adam's with `consistent_rms=0.2`. Number, array or schedule.
+    weight_decay: weight_decay * params is added to the direction; number or
       schedule.
-    mask: Tree of bools like params, or a function of params that makes one:
-      True decays. None: every leaf decays, biases and gains of norms as well;
-      `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)` leaves them,
-      as `optax.contrib.muon` does.
-    adam_learning_rate: Of the other leaves; None is `learning_rate`.
+    mask: Tree of bools like params, or a function of params that makes such a
+      tree: True decays the leaf. None: every leaf decays, biases and gains of
+      norms as well. `optax.contrib.muon` does not decay biases and gains, and
+      neither does `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)`.
+    adam_learning_rate: The learning rate of the other leaves; None is
+      `learning_rate`.
     **direction: The arguments of `scale_by_muon`.
 
   Returns:
     A transform; its `update` needs `params` unless `weight_decay` is 0.
 
   Raises:
-    ValueError: As `scale_by_muon`.
+    ValueError: As for `scale_by_muon`.
   """
   step = None
   if adam_learning_rate is not None:
@@ -206,7 +212,7 @@ def muon(
 
 
 def _labels(plan: Plan) -> Any:
-  """ "matrix" for the leaves that the plan stacks, else "rest"."""
+  """Labels: "matrix" for leaves that the plan stacks, else "rest"."""
   stacked = {piece.index for bucket in plan.buckets for piece in bucket.pieces}
   return jax.tree.unflatten(
     plan.treedef,

@@ -2,7 +2,7 @@
 
 Differs from the original paper: factors are bias-corrected moving averages,
 the exponent is free (1/2 for each side by default, as in the study of Shampoo
-by Morwani et al.), and inverse roots are refreshed a part at each step.
+by Morwani et al.), and each step refreshes a part of the inverse roots.
 
 Dimension key: see `matrices/plan.py`.
 """
@@ -29,7 +29,7 @@ class ShampooState(NamedTuple):
   """State of `scale_by_shampoo`."""
 
   count: jax.Array  # int32 []: calls.
-  grafting: elementwise.AdamState  # On a `Split`, in the leaves' coordinates.
+  grafting: elementwise.AdamState  # Adam's, on a `Split`, in no basis.
   kronecker: Stacks  # A `Kronecker` for each bucket; derived = inverse roots.
 
 
@@ -40,15 +40,15 @@ class ShampooOptions(MatrixOptions):
   Attributes:
     b1: Decay of M, in [0, 1).
     b2: Decay of V, in [0, 1).
-    shampoo_beta: Decay beta of L and R; None is b2.
-    eps: Of Adam's direction.
-    eps_root: Of Adam's direction, inside the square root; > 0 where the update
-      itself is differentiated.
-    exponent: Of each factor: 1/2, or 1/4 for the original.
-    matrix_eps: Added to the eigenvalues of L and R, in gradient^2.
-    grafting: "adam", or "none".
-    start_preconditioning_step: s, counted from 1; None is
-      `precondition_frequency`, by which each root has been computed.
+    shampoo_beta: Decay beta of L and R, in [0, 1); None is b2.
+    eps: Added to the square root in Adam's direction.
+    eps_root: Added inside the square root in Adam's direction. Set it > 0 if
+      the update itself is differentiated.
+    exponent: The exponent of each factor: 1/2, or 1/4 for the original Shampoo.
+    matrix_eps: Added to the eigenvalues of L and R, in units of gradient^2.
+    grafting: "adam" gives P the length of Adam's direction; "none" does not.
+    start_preconditioning_step: s, counted from 1. None is
+      `precondition_frequency`: by then each root has been computed.
   """
 
   b1: float = 0.9
@@ -93,28 +93,29 @@ def scale_by_shampoo(
   For a matrix G [I, O], with t = 1, 2, ... and bias-corrected averages M of G
   (b1), V of G^2 (b2), L of G G^T and R of G^T G (beta):
 
-      P = (L + eps)^(-exponent) M (R + eps)^(-exponent)
+      P = (L + matrix_eps)^(-exponent) M (R + matrix_eps)^(-exponent)
       A = M / (sqrt(V) + eps)                               Adam's direction
       U = P ||A||_F / ||P||_F                        its length, from step s on
 
-  and U = A before step s = `start_preconditioning_step`. The roots are
-  computed once in `precondition_frequency` steps. Leaves without a matrix get
-  A. Not grafted, U = Tr(L)^(k exponent - 1/2) P with k factored sides, which
-  does not depend on the scale of the gradients: for 1/4 on two sides the
-  original Shampoo, for 1/2 the square root of (L x R) / Tr(L).
+  Before step s = `start_preconditioning_step`, U = A. Each root is computed
+  once in `precondition_frequency` steps. Leaves without a matrix get A.
 
-  A matrix whose gradient has a NaN or infinity is taken to have had gradient
-  zero, and counted in `kronecker[...].rejections`; a root that is not finite
-  leaves the old one in place, and is counted in `.failures`.
+  Without grafting, U = Tr(L)^(k exponent - 1/2) P, with k factored sides. This
+  U does not depend on the scale of the gradients. The exponent 1/4 on two sides
+  gives the original Shampoo; 1/2 gives the square root of (L x R) / Tr(L).
+
+  A matrix whose gradient has a NaN or an infinity is replaced by zeros and
+  counted in `kronecker[...].rejections`. A root that is not finite is not used:
+  the old root stays, and `kronecker[...].failures` counts it.
 
   Returns:
-    A transform whose updates are a direction of ascent, like gradients. Its
-    `update` takes L and R from `statistics`, a tree like the gradients, where
-    that is passed.
+    A transform whose updates are a direction of ascent, like gradients. If
+    `update` is given `statistics`, a tree like the gradients, L and R average
+    the statistics instead of the gradients.
 
   Raises:
-    ValueError: For an argument out of range, or, at `init`, for a leaf of
-      unknown layout or type.
+    ValueError: For an argument out of range. At `init`, for a leaf of unknown
+      layout or type.
 
   References:
     Gupta et al., "Shampoo", 2018, https://arxiv.org/abs/1802.09568
@@ -173,19 +174,20 @@ def shampoo(
   """Shampoo with decoupled weight decay; see `scale_by_shampoo`.
 
   Args:
-    learning_rate: Number, array or schedule; about Adam's when grafted.
-    weight_decay: Added to the direction as weight_decay * params; number or
+    learning_rate: Number, array or schedule; about Adam's with grafting.
+    weight_decay: weight_decay * params is added to the direction; number or
       schedule.
-    mask: Tree of bools like params, or a function of params that makes one:
-      True decays. None: every leaf decays, biases and gains of norms as well;
-      `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)` leaves them.
+    mask: Tree of bools like params, or a function of params that makes such a
+      tree: True decays the leaf. None: every leaf decays, biases and gains of
+      norms as well; `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)`
+      leaves biases and gains out.
     **direction: The arguments of `scale_by_shampoo`.
 
   Returns:
     A transform; its `update` needs `params` unless `weight_decay` is 0.
 
   Raises:
-    ValueError: As `scale_by_shampoo`.
+    ValueError: As for `scale_by_shampoo`.
   """
   return descend(
     scale_by_shampoo(**direction), learning_rate, weight_decay, mask
@@ -209,7 +211,7 @@ def _direction(o, count, adam_S, momentum, kept):
 
 
 def _trace_scale(state: factors.Kronecker, exponent, correction):
-  """Tr(L)^(k exponent - 1/2), [S, 1, 1]: the trace is the same for any side."""
+  """Tr(L)^(k exponent - 1/2), [S, 1, 1]; all sides have the same trace."""
   present = [factor for factor in state.factors if factor is not None]
   trace_S = jnp.trace(present[0], axis1=-2, axis2=-1) / correction
   power = len(present) * exponent - 0.5

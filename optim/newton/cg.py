@@ -14,18 +14,18 @@ from ..common.tree import dot
 class CG(NamedTuple):
   """Solves for the displacement on a whole outer batch at once.
 
-  g and G come from the same batches: G is singular when there are fewer
-  outputs than parameters, and a g outside its range has no solution.
+  g and G come from the same batches. G is singular if there are fewer outputs
+  than parameters, and then a g outside the range of G has no solution.
 
   Attributes:
-    iters: Most products with G, >= 1.
-    precond: (params, batches) -> tree like params of positive numbers M, an
-      approximation of the diagonal of G + damping I; None is 1. Martens takes
+    iters: Largest number of products with G, >= 1.
+    precond: (params, batches) -> tree like params of positive numbers M, which
+      approximate the diagonal of G + damping I. None: M = 1. Martens takes
       (diagonal of the empirical Fisher + damping)^(3/4).
-    tol: Stop at iteration i once k = max(10, i / 10) iterations gained less
-      than the share k tol of the model's decrease; 0 never stops early.
-    curvature_batches: G comes from that many of the batches, the first ones,
-      and g from all; cheaper, and only with damping. None: from all.
+    tol: Iteration i is the last if k = max(10, i / 10) iterations gained less
+      than the share k tol of the model's decrease. 0 never stops early.
+    curvature_batches: A number n takes G from the first n batches, and g from
+      all batches, which is cheaper and needs damping. None: G is from all.
 
   References:
     Martens, "Deep learning via Hessian-free optimization", 2010.
@@ -38,7 +38,7 @@ class CG(NamedTuple):
 
 
 class Solution(NamedTuple):
-  """Of `solve`."""
+  """Result of `solve`."""
 
   d: Any
   iters: jax.Array  # int32 []: products made in iterations.
@@ -55,7 +55,7 @@ class _Loop(NamedTuple):
 
 
 def check(solver: CG, damping: Any, inner_steps: int) -> None:
-  """Raises for a value out of range, and for a system without solution."""
+  """Raises for a value out of range, and for a system without a solution."""
   checks.count("solver.iters", solver.iters)
   checks.positive("solver.tol", solver.tol, zero_too=True)
   if solver.curvature_batches is None:
@@ -78,7 +78,7 @@ def solve(
   precond: Any | None,
   solver: CG,
 ) -> Solution:
-  """Minimises <g, d> + <d, A d> / 2 from a start.
+  """Minimises <g, d> + <d, A d> / 2, starting from a given d.
 
   Args:
     product: v -> A v, symmetric and positive semi-definite.

@@ -12,19 +12,20 @@ from ..common import checks
 class LevenbergMarquardt(NamedTuple):
   """Damping that follows how well the local model predicts the loss.
 
-  With rho = (L(theta + d) - L(theta)) / (q(d) - q(0)) on the data of the line
-  search, q the damped local model: rho < lo multiplies the damping by `up`,
-  rho > hi by `down`. A rho that is NaN, or a q that does not decrease, counts
-  as low. It costs one more pass with tangents over that data, and is of little
-  use when d comes from data that is much noisier than the decrease.
+  Let rho = (L(theta + d) - L(theta)) / (q(d) - q(0)) on the data of the line
+  search, where q is the damped local model. If rho < lo, the damping is
+  multiplied by `up`; if rho > hi, by `down`. If rho is NaN or q does not
+  decrease, the damping is multiplied by `up`. The rule costs one more pass with
+  tangents over the data of the line search. The rule is of little use if the
+  noise of the data that d comes from is much larger than the decrease.
 
   Attributes:
     init: First damping, > 0.
-    up: > 1.
-    down: In (0, 1).
+    up: Factor of growth, > 1.
+    down: Factor of shrinkage, in (0, 1).
     lo: If rho < lo, the damping grows.
     hi: If rho > hi, the damping shrinks; > lo.
-    minimum: Damping never falls below it, > 0.
+    minimum: The damping never falls below this number, > 0.
     maximum: Damping never grows above it: at a minimum of the loss rho is NaN
       at every step, and a damping of infinity would never fall again.
 
@@ -82,14 +83,14 @@ def at(damping: Damping, count: jax.Array, adapted: jax.Array) -> jax.Array:
 
 
 def is_zero(damping: Damping) -> bool:
-  """Whether there is none, known before anything runs."""
+  """Whether the damping is the number 0, known before anything runs."""
   return isinstance(damping, (int, float)) and damping == 0
 
 
 def adapt(
   rule: LevenbergMarquardt, damping: jax.Array, actual: Any, predicted: Any
 ) -> tuple[jax.Array, jax.Array]:
-  """(rho, next damping) from the changes of the loss and of its model."""
+  """(rho, next damping) from the change of the loss and of the model."""
   falls = predicted < 0
   rho = actual / jnp.where(falls, predicted, 1.0)
   rho = jnp.where(falls & jnp.isfinite(rho), rho, jnp.nan)

@@ -1,8 +1,8 @@
-"""How far to go along a displacement: losses on data kept for the purpose.
+"""How far to go along a displacement: losses on separate data.
 
-All candidates see the same batches, so that the noise of the data cancels in
-their comparison: a quarter of the batches that the displacement was solved on
-chooses as well as all of them.
+All candidates see the same batches, so the noise of the data cancels in their
+comparison. Therefore a search on a quarter as many batches as the solve had
+chooses as well as a search on equally many.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,17 @@ from ..curvature.products import loss_sums
 
 
 class LineSearch(NamedTuple):
-  """The candidate alpha of least loss, of 1, r, r^2, ...
+  """Takes the candidate alpha of least loss, among 1, r, r^2, ...
 
   Attributes:
-    num: Candidates, >= 1. None is 5, or as many as it takes to reach 1 / K
-      with a layerwise scope of K groups: groups that do the same work overshoot
-      K times.
+    num: Number of candidates, >= 1. None is 5. With a layerwise scope of K
+      groups, None is at least as many as reach 1 / K, because K groups that do
+      the same work overshoot K times.
     ratio: r, in (0, 1).
-    include_zero: Also alpha = 0, which rejects the displacement.
-    num_batches: Batches it is given, >= 1; None is a quarter of the inner
-      steps, at least 1.
+    include_zero: True adds the candidate alpha = 0, which rejects the
+      displacement.
+    num_batches: Number of batches that the search gets, >= 1. None is a quarter
+      of the inner steps, and at least 1.
   """
 
   num: int | None = None
@@ -39,14 +40,15 @@ class LineSearch(NamedTuple):
 
 
 class QuadraticLineSearch(NamedTuple):
-  """The minimiser along the displacement of the quadratic model.
+  """Takes the minimiser of the quadratic model along the displacement.
 
-  alpha = -<g, d> / (<d, G d> + damping |d|^2), cut to [0, max_alpha]: one pass
-  forward with tangents, 3 forward passes whatever the number of groups.
+  alpha = -<g, d> / (<d, G d> + damping |d|^2), cut to [0, max_alpha]. The cost
+  is one pass forward with tangents, which has the products of 3 forward passes
+  for any number of groups.
 
   Attributes:
-    max_alpha: > 0.
-    num_batches: As of `LineSearch`.
+    max_alpha: Largest alpha, > 0.
+    num_batches: As for `LineSearch`.
   """
 
   max_alpha: float = 1.0
@@ -58,7 +60,7 @@ DEFAULT = LineSearch()
 
 
 def check(search: Any) -> AnyLineSearch:
-  """The search meant by an argument: one of the two classes, or None."""
+  """Returns the search that an argument means: an instance, or None."""
   if search == "quadratic":
     return QuadraticLineSearch()
   if isinstance(search, LineSearch):
@@ -81,14 +83,14 @@ def check(search: Any) -> AnyLineSearch:
 
 
 def num_batches(search: AnyLineSearch, inner_steps: int) -> int:
-  """Batches that a search is given."""
+  """The number of batches that a search gets."""
   if search is None:
     return 0
   return search.num_batches or max(1, inner_steps // 4)
 
 
 def candidates(search: AnyLineSearch, num_groups: int = 1) -> np.ndarray:
-  """All alpha, [num]; of other searches, the one whose loss is reported.
+  """All alpha, [num]. Without a `LineSearch`: alpha = 1, for the report.
 
   Raises:
     ValueError: If a given `num` does not reach 1 / num_groups.
@@ -123,8 +125,8 @@ def losses_along(
   Args:
     model_fn: As for `ggn_vector_product`.
     loss_fn: As for `ggn_vector_product`.
-    params: Where the line starts.
-    delta: Its direction, like params.
+    params: The start of the line.
+    delta: The direction of the line, like params.
     alphas: [num]
     batches: Batches along a leading axis.
 
@@ -153,7 +155,7 @@ def line_search_losses(
   line_search: LineSearch = DEFAULT,
   scope: groups.Scope = "full",
 ) -> tuple[jax.Array, jax.Array]:
-  """What `gauss_newton_microsteps` wants of one batch of its line search.
+  """The losses of one batch that `gauss_newton_microsteps` needs to search.
 
   Args:
     model_fn: As for `ggn_vector_product`.
@@ -165,7 +167,8 @@ def line_search_losses(
     scope: The same as the transform's.
 
   Returns:
-    `ls_losses`, mean losses at the candidates, and their weight `ls_weight`.
+    `ls_losses`, the mean losses at the candidates, and `ls_weight`, their
+    weight.
   """
   batches = jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
   num_groups = groups.num_groups(scope, params)
@@ -174,9 +177,9 @@ def line_search_losses(
 
 
 def choose(alphas: Any, values: jax.Array) -> jax.Array:
-  """The alpha of least loss; losses that are not finite do not count.
+  """The alpha of least loss, among the finite losses.
 
-  0 if none is finite.
+  If no loss is finite, alpha is 0.
   """
   values = jnp.where(jnp.isfinite(values), values, jnp.inf)
   best = jnp.argmin(values)
@@ -188,7 +191,7 @@ def choose(alphas: Any, values: jax.Array) -> jax.Array:
 def model_sums(
   model_fn, loss_fn, params, delta, batches, rule
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-  """(means of what a rule says at delta, weight): forward passes only."""
+  """(means of the rule's values at delta, weight), by forward passes only."""
 
   def one(batch):
     total = local_model.sums(

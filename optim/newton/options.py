@@ -1,4 +1,4 @@
-"""What Gauss-Newton can be told, checked when a transform is built."""
+"""The options of Gauss-Newton, checked when a transform is built."""
 
 import dataclasses
 from typing import Any, Literal
@@ -19,12 +19,13 @@ from .line_search import AnyLineSearch
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-  """What is minimised.
+  """The model and the loss that is minimised.
 
   Attributes:
     model_fn: (params, batch) -> outputs, or a `chunked_lm_head`.
-    loss_fn: (outputs, batch) -> scalar; best `softmax_cross_entropy` or
-      `squared_error`, which know their curvature.
+    loss_fn: (outputs, batch) -> scalar, convex in the outputs. Take
+      `softmax_cross_entropy` or `squared_error` where possible: their curvature
+      is in closed form.
   """
 
   model_fn: ModelFn
@@ -33,29 +34,31 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OuterOptions:
-  """Of an outer step, whoever makes the gradients of its local model.
+  """Options of an outer step, for both forms of Gauss-Newton.
 
   Attributes:
-    inner_optimizer: Makes the inner updates; build it with learning rate 1,
+    inner_optimizer: Makes the inner updates. Build it with learning rate 1,
       e.g. `optax.adamw(1.0)`. Its weight decay acts on params + d.
-    inner_steps: N, batches of an update, >= 1.
-    scope: "full", or a function of params that labels each leaf (or its tree):
-      each group of leaves gets a model of its own with all others fixed, the
-      diagonal blocks of G, and an inner state of its own.
-    line_search: `LineSearch`, `QuadraticLineSearch` or "quadratic", or None
-      for alpha = 1.
-    damping: Number, function of the outer step, or `LevenbergMarquardt`; in
-      units of G. Adds damping / 2 |d|^2 to the model.
-    warm_start: What the next d starts from: 1 keeps the iterate, (1 - alpha)
-      d; xi < 1 takes xi d, Martens' decay; 0 starts anew.
-    reset_inner_state: Whether the inner state starts anew as well.
+    inner_steps: N, the number of batches of an update, >= 1.
+    scope: "full"; or a function of params that gives each leaf a label, or the
+      tree of labels. Each group of leaves with one label gets a model of its
+      own with all other groups fixed, and an inner state of its own. The
+      curvatures of the models are the diagonal blocks of G.
+    line_search: `LineSearch`, `QuadraticLineSearch` or "quadratic". None takes
+      alpha = 1.
+    damping: A number, a function of the outer step, or `LevenbergMarquardt`, in
+      units of G. damping / 2 |d|^2 is added to the model.
+    warm_start: The start of the next d. 1 starts from (1 - alpha) d, so that
+      the iterate params + d stays. xi < 1 starts from xi d, Martens' decay. 0
+      starts from 0.
+    reset_inner_state: True: the inner state starts anew at each outer step.
     learning_rate: Multiplies the inner updates: a number, or a function of
-      (outer step, inner update), e.g. from `inner_schedule`; there are N
-      times `steps_per_batch` inner updates.
-    clip_norm: Bound on the norm of the inner gradient, over all groups; None
-      or 0 for none.
-    accumulate_dtype: Of d and of the inner state, None is float32; wider
-      parameters widen it.
+      (outer step, inner update), e.g. from `inner_schedule`. An outer step has
+      N times `steps_per_batch` inner updates.
+    clip_norm: Bound on the norm of the inner gradient, over all groups. None
+      and 0 mean no bound.
+    accumulate_dtype: Type of d and of the inner state; None is float32. A leaf
+      of a wider type keeps its type.
   """
 
   inner_optimizer: optax.GradientTransformation
@@ -71,7 +74,7 @@ class OuterOptions:
   accumulate_dtype: Any | None = None
 
   def __post_init__(self):
-    """Raises for any argument out of range; resolves the line search."""
+    """Raises for any argument out of range."""
     for name in ("init", "update"):
       if not callable(getattr(self.inner_optimizer, name, None)):
         raise ValueError(
@@ -97,26 +100,28 @@ class OuterOptions:
 
   @property
   def search(self) -> AnyLineSearch:
-    """The line search, by its class."""
+    """The line search as an instance of its class, or None."""
     return searches.check(self.line_search)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SolverOptions(OuterOptions, Model):
-  """Of an outer step that makes its local models itself.
+  """Options of an outer step that makes its local models itself.
 
   Attributes:
-    mode: "quadratic" (Gauss-Newton), "prox_linear", or "nonlinear", the
-      control: the loss itself, by plain gradients.
-    steps_per_batch: Inner updates on each batch.
-    splits: Parts that each batch's rows are cut into to save memory; their
-      gradients are added, weighted by what counts in them.
-    solver: "first_order", or `CG` on all N batches at once.
-    linearization: "joint", or "reuse" to linearise each batch once for its
-      `steps_per_batch` updates (cheaper without rematerialisation only).
-    group_axis: Mesh axis over which the groups are shared out.
-    matmul_precision: Of the products of model and loss, as of
-      `jax.default_matmul_precision`; None leaves it as it is.
+    mode: "quadratic" (Gauss-Newton), "prox_linear", or "nonlinear". "nonlinear"
+      is the control: the loss itself, by plain gradients.
+    steps_per_batch: Inner updates on each batch, >= 1.
+    splits: Number of parts that the rows of each batch are cut into, to save
+      memory. The gradients of the parts are added with their weights.
+    solver: "first_order" takes steps of `inner_optimizer`; a `CG` solves on all
+      N batches at once.
+    linearization: "joint"; or "reuse", which linearises each batch once for its
+      `steps_per_batch` updates (cheaper only without rematerialisation).
+    group_axis: Mesh axis over which the groups are shared out; None: each
+      device computes all groups.
+    matmul_precision: Precision of the products of model and loss, as for
+      `jax.default_matmul_precision`. None does not change the precision.
   """
 
   _: dataclasses.KW_ONLY
@@ -129,7 +134,7 @@ class SolverOptions(OuterOptions, Model):
   matmul_precision: str | None = None
 
   def __post_init__(self):
-    """Raises for any argument out of range, or a mix without meaning."""
+    """Raises for any argument out of range, or options that clash."""
     super().__post_init__()
     checks.choice("mode", self.mode, local_model.MODES)
     checks.choice("linearization", self.linearization, ("joint", "reuse"))
@@ -145,11 +150,11 @@ class SolverOptions(OuterOptions, Model):
 
   @property
   def adapts_damping(self) -> bool:
-    """Whether the damping follows the fit of the model."""
+    """Whether the damping is adapted to the fit of the local model."""
     return isinstance(self.damping, LevenbergMarquardt)
 
   def _cg_clashes(self):
-    """(whether, what, way out) of what CG cannot do."""
+    """(whether, what, way out) of options that CG cannot have."""
     if not isinstance(self.solver, cg.CG):
       return []
     found = [
@@ -162,7 +167,7 @@ class SolverOptions(OuterOptions, Model):
     return [(clash, f"solver=CG with {a}", b) for clash, a, b in found]
 
   def _clashes(self):
-    """(whether, what, way out) of other pairs of options."""
+    """(whether, what, way out) of other options that clash."""
     layerwise = self.scope != "full"
     nonlinear = self.mode == "nonlinear"
     return [

@@ -1,8 +1,9 @@
 """Learning rates of the inner steps, in closed form.
 
-Functions of the outer step t and of the inner step i within it, both of which
-Gauss-Newton counts itself: resetting the inner optimiser restarts neither, and
-nothing is unrolled over the outer steps.
+The learning rate is a function of the outer step t and of the inner step i
+within the outer step. Gauss-Newton counts both steps itself. A reset of the
+inner optimiser restarts neither count, and nothing is unrolled over the outer
+steps.
 """
 
 from collections.abc import Callable
@@ -37,13 +38,13 @@ def inner_schedule(
   inner_warmup: float = 0.0,
   end: float = 0.0,
 ) -> InnerSchedule:
-  r"""A learning rate for inner step i < N of outer step t < T.
+  r"""Makes a learning rate for inner step i < N of outer step t < T.
 
-  With cos(x; p, w, D) the line from p / 10 to p over w steps, then
+  Let cos(x; p, w, D) be the line from p / 10 to p over w steps, then until D
 
       end + (p - end) (1 + cos(pi (x - w) / (D - w))) / 2
 
-  until D and `end` after it:
+  and `end` after D. The kinds are:
 
       constant                     peak
       global_cosine                cos(t N + i; peak, outer_warmup N, T N)
@@ -53,17 +54,16 @@ def inner_schedule(
       cosine_with_global_schedule  cos(i; cos(t; peak, outer_warmup, T),
                                    inner_warmup, N)
 
-  The inner cosine averages the noise of the microbatches out within each outer
-  step.
+  The inner cosine averages the noise of the batches out within each outer step.
 
   Args:
-    kind: See above.
+    kind: One of the four kinds above.
     peak: Largest learning rate, >= 0; a number or an array.
     outer_steps: T, >= 1.
-    inner_steps: N, updates in an outer step, >= 1.
-    outer_warmup: Outer steps; up to 1 a fraction of T.
-    inner_warmup: Inner steps; up to 1 a fraction of N.
-    end: Where the cosines end.
+    inner_steps: N, the updates in an outer step, >= 1.
+    outer_warmup: Number of outer steps; a number up to 1 is a fraction of T.
+    inner_warmup: Number of inner steps; a number up to 1 is a fraction of N.
+    end: The learning rate at the end of the cosines, >= 0.
 
   Returns:
     (t, i) -> learning rate, float32 [].

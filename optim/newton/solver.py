@@ -1,8 +1,8 @@
 """Gauss-Newton as three pure functions: init, inner step, outer step.
 
-An outer step makes a local model of the loss at the parameters theta_t, and a
-displacement d by an inner optimiser on fresh batches of that model; then it
-goes alpha d, with alpha from a line search on further batches.
+An outer step makes a local model of the loss at the parameters theta_t. An
+inner optimiser makes a displacement d on fresh batches of this model. Then the
+parameters move by alpha d, with alpha from a line search on further batches.
 """
 
 import functools
@@ -28,15 +28,16 @@ from .state import GNInfo, GNState
 
 
 class GaussNewton(NamedTuple):
-  """Pure functions, to be jitted by whoever drives the loop.
+  """Pure functions, to be jitted by the caller.
 
   Attributes:
     init: params -> GNState.
-    inner: (state, params, batch) -> (state, GNInfo), one batch of the inner
-      loop; with `CG`, all batches along a leading axis. params stay theta_t.
+    inner: (state, params, batch) -> (state, GNInfo): one batch of the inner
+      loop. With `CG`, `batch` is all batches along a leading axis. params stay
+      theta_t.
     outer: (state, params, ls_batches=None, ls_losses=None) -> (updates, state,
-      GNInfo): line search, on batches along a leading axis or on the losses at
-      the candidates, if they are known.
+      GNInfo): the line search. `ls_batches` are batches along a leading axis;
+      `ls_losses` are the losses at the candidates, if they are known.
   """
 
   init: Callable[[Any], GNState]
@@ -46,19 +47,19 @@ class GaussNewton(NamedTuple):
 
 @takes(SolverOptions)
 def gauss_newton_solver(o: SolverOptions) -> GaussNewton:
-  """The parts of `gauss_newton`, for loops of one's own.
+  """Makes the parts of `gauss_newton`, for the user's own loop.
 
   Returns:
-    See `GaussNewton`.
+    Three pure functions, see `GaussNewton`.
 
   Raises:
-    ValueError: As `gauss_newton`.
+    ValueError: As for `gauss_newton`.
   """
   return make_solver(o)
 
 
 def make_solver(o: SolverOptions) -> GaussNewton:
-  """The solver of checked options."""
+  """Makes the solver from checked options."""
   init = functools.partial(state_of.init, o)
   step = _inner if o.solver == "first_order" else _conjugate
   return GaussNewton(
@@ -82,7 +83,7 @@ def _with_precision(o, function):
 
 
 def _inner(o, state, params, batch):
-  """Inner updates on one batch: `steps_per_batch` of them."""
+  """Makes `steps_per_batch` inner updates on one batch."""
   state = state_of.begin(state)
   local = _local_model(o, params, batch)
 
@@ -139,7 +140,7 @@ def _local_model(o, params, batch):
 
 
 def _split(batch, splits):
-  """[splits, rows / splits, ...]: every splits-th row, so shards stay put."""
+  """[splits, rows / splits, ...]: every splits-th row, so that shards stay."""
   if splits == 1:
     return jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
 
@@ -209,7 +210,7 @@ def _outer(o, state, params, ls_batches=None, ls_losses=None):
 
 
 def _search_known(o, state, alphas, ls_losses):
-  """Line search on losses that somebody else computed."""
+  """Line search on losses that the caller has computed."""
   ls_losses = jnp.asarray(ls_losses, jnp.float32)
   adapted = o.adapts_damping
   if adapted or not isinstance(o.search, LineSearch):

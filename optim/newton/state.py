@@ -1,4 +1,4 @@
-"""What Gauss-Newton carries from step to step, and how an outer step ends."""
+"""The state of Gauss-Newton, and the end of an outer step."""
 
 from typing import Any, NamedTuple
 
@@ -13,21 +13,21 @@ from .options import OuterOptions
 
 
 class GNInfo(NamedTuple):
-  """What happened in the last outer step, for logging; all scalars but one.
+  """What happened in the last outer step, for logs; scalars except `losses`.
 
-  Tokens are weights as the loss counts them: positions that count, for a
-  `MeanLoss`; batches, for a plain function.
+  Tokens are the weights of the loss. For a `MeanLoss` they are the positions
+  with their weights; for a plain function each batch has the weight 1.
   """
 
   losses: jax.Array  # float32 [num]: at the candidates; NaN if not evaluated.
-  rho: jax.Array  # float32: actual over predicted decrease; NaN: not asked for.
-  damping: jax.Array  # float32: in force.
+  rho: jax.Array  # float32: actual over predicted decrease; NaN if not used.
+  damping: jax.Array  # float32: the damping of this outer step.
   loss: jax.Array  # float32: of the local model, at the last inner step.
   grad_norm: jax.Array  # float32: of the last inner gradient, before clipping.
-  solve_tokens: jax.Array  # float32: fresh ones that made the displacement.
-  search_tokens: jax.Array  # float32: fresh ones of the line search.
-  eval_tokens: jax.Array  # float32: search_tokens times passes over them.
-  depth: jax.Array  # int32: sequential passes, inner steps and evaluations.
+  solve_tokens: jax.Array  # float32: fresh tokens that made the displacement.
+  search_tokens: jax.Array  # float32: fresh tokens of the line search.
+  eval_tokens: jax.Array  # float32: search_tokens times the passes over them.
+  depth: jax.Array  # int32: sequential passes: inner steps and evaluations.
   rejected: jax.Array  # int32: outer steps so far that moved nothing.
 
 
@@ -37,14 +37,14 @@ class GNState(NamedTuple):
   count: jax.Array  # int32 []: outer steps made.
   inner_count: jax.Array  # int32 []: inner updates made in this outer step.
   delta: Any  # Like params, float32: displacement from theta_t.
-  inner_state: Any  # Of the inner optimiser; layerwise, one for each group.
+  inner_state: Any  # State of the inner optimiser; layerwise, one a group.
   alpha: jax.Array  # float32 []: last step length.
-  damping: jax.Array  # float32 []: of the outer step to come.
-  info: GNInfo
+  damping: jax.Array  # float32 []: of the next outer step.
+  info: GNInfo  # Of the last outer step, or of the one under way.
 
 
 def work_params(o: OuterOptions, params: Any) -> Any:
-  """Params in the type that the displacement is kept in."""
+  """Casts params to the type in which the displacement is kept."""
   dtype = o.accumulate_dtype or jnp.float32
   return jax.tree.map(
     lambda p: p.astype(jnp.promote_types(p.dtype, dtype)), params
@@ -54,7 +54,7 @@ def work_params(o: OuterOptions, params: Any) -> Any:
 def inner_rule(
   o: OuterOptions, params: Any
 ) -> optax.GradientTransformationExtraArgs:
-  """The inner optimiser; layerwise, one that knows its own leaves only."""
+  """The inner optimiser; layerwise, one for each group of leaves."""
   labels = groups.label_tree(o.scope, params)
   if labels is None:
     return optax.with_extra_args_support(o.inner_optimizer)
@@ -97,12 +97,12 @@ def init(o: OuterOptions, params: Any) -> GNState:
 
 
 def current_damping(o: OuterOptions, state: GNState) -> jax.Array:
-  """Of this outer step."""
+  """The damping of this outer step."""
   return damping_rules.at(o.damping, state.count, state.damping)
 
 
 def begin(state: GNState) -> GNState:
-  """Starts the counts of an outer step anew at its first inner update."""
+  """Sets the counts of an outer step to 0 at its first inner update."""
   first = state.inner_count == 0
   info = state.info
   fresh = info._replace(
@@ -122,10 +122,10 @@ def descend(
   value: jax.Array,
   grad: Any,
 ) -> GNState:
-  """One update of the displacement by the inner optimiser.
+  """Makes one update of the displacement by the inner optimiser.
 
-  It is called with params + delta, so that decoupled decay acts on the iterate
-  and not on the displacement.
+  The inner optimiser gets params + delta as its parameters, so that decoupled
+  decay acts on the iterate and not on the displacement.
   """
   work = work_params(o, params)
   norm = optax.tree.norm(grad)
@@ -159,10 +159,10 @@ def descend(
 def finish(
   o: OuterOptions, state: GNState, params: Any, alpha: jax.Array
 ) -> tuple[Any, GNState]:
-  """Takes alpha of the displacement and keeps what is left of it.
+  """Moves by alpha times the displacement, and keeps the rest of it.
 
-  A displacement that is not finite is dropped with its inner state; one that
-  no candidate liked (alpha = 0) moves nothing.
+  A displacement that is not finite is dropped together with its inner state. If
+  alpha is 0, nothing moves.
   """
   work = work_params(o, params)
   healthy = jnp.asarray(True)

@@ -3,8 +3,8 @@
     grads = local_value_and_grad(model_fn, loss_fn, params, state.delta, batch)
     updates, state = tx.update(grads, state, params)
 
-The parameters stay where they are until the last call of an outer step, so any
-trainer that accumulates gradients will do, with another gradient function.
+The parameters do not move until the last call of an outer step. So any trainer
+that accumulates gradients can use this form, with another gradient function.
 """
 
 from typing import Any, NamedTuple
@@ -30,9 +30,9 @@ class MicrostepsState(NamedTuple):
 
   step: jax.Array  # int32 []: calls of this outer step that counted.
   losses: jax.Array  # float32 [num]: sums over the batches searched so far.
-  weight: jax.Array  # float32 []: of these.
-  ignored: jax.Array  # int32 []: calls so far in the wrong phase.
-  solver: GNState
+  weight: jax.Array  # float32 []: weight of these batches.
+  ignored: jax.Array  # int32 []: calls so far of the wrong kind.
+  solver: GNState  # As in `gauss_newton`.
 
   @property
   def delta(self) -> Any:
@@ -41,7 +41,7 @@ class MicrostepsState(NamedTuple):
 
   @property
   def info(self) -> GNInfo:
-    """Of the last outer step, or the one under way."""
+    """Facts of the last outer step, or of the one under way."""
     return self.solver.info
 
 
@@ -49,20 +49,23 @@ class MicrostepsState(NamedTuple):
 def gauss_newton_microsteps(
   o: OuterOptions,
 ) -> optax.GradientTransformationExtraArgs:
-  """`gauss_newton` fed by the caller, one batch a call.
+  """`gauss_newton` that gets one batch at each call, from the caller.
 
-  For N = `inner_steps` calls, `update(grads, state, params)` takes the gradient
-  of the local model at `state.delta`, undamped, from `local_value_and_grad`
-  with the same scope, and returns zeros (`weight=`, its tokens, is for the
-  counts of `state.info`). The next M = `line_search.num_batches` calls, for
-  which `needs_line_search(state)` is true, are `update(None, state, params,
-  ls_losses=..., ls_weight=...)` with the result of `line_search_losses`. The
-  last one returns alpha times the displacement. These are two compiled
-  functions whatever N and M.
+  An outer step has two kinds of calls. The first N = `inner_steps` calls are
+  `update(grads, state, params)`. grads is the gradient of the local model at
+  `state.delta`, without damping, from `local_value_and_grad` with the same
+  scope. The call returns zeros. `weight=` gives the tokens of the batch to the
+  counts of `state.info`.
+
+  The next M = `line_search.num_batches` calls are `update(None, state, params,
+  ls_losses=..., ls_weight=...)`, with the result of `line_search_losses`.
+  `needs_line_search(state, N)` is true for these calls. The last call returns
+  alpha times the displacement. Two compiled functions are enough for any N, M.
 
   Pass `scope` to `local_value_and_grad` and to `line_search_losses` as well.
-  `line_search` is a `LineSearch`, or None: the N-th call then returns d.
-  `damping` is a number or a function of the outer step, and is added here.
+  `line_search` is a `LineSearch` or None. With None, the N-th call returns d.
+  `damping` is a number or a function of the outer step. The transform adds the
+  damping itself.
 
   A call of the wrong kind changes nothing and is counted in `state.ignored`.
 
@@ -70,7 +73,7 @@ def gauss_newton_microsteps(
     A transform whose state is a `MicrostepsState`; see `has_updated`.
 
   Raises:
-    ValueError: As `gauss_newton`.
+    ValueError: As for `gauss_newton`.
   """
   _check_arguments(o)
   num_searches = searches.num_batches(o.search, o.inner_steps)
@@ -126,16 +129,16 @@ def has_updated(state: MicrostepsState) -> jax.Array:
   """Whether the last call ended an outer step; bool [].
 
   Args:
-    state: Of `gauss_newton_microsteps`.
+    state: State of `gauss_newton_microsteps`.
   """
   return (state.step == 0) & (state.solver.count > 0)
 
 
 def needs_line_search(state: MicrostepsState, inner_steps: int) -> jax.Array:
-  """Whether the next call wants `ls_losses`; bool [].
+  """Whether the next call needs `ls_losses`; bool [].
 
   Args:
-    state: Of `gauss_newton_microsteps`.
+    state: State of `gauss_newton_microsteps`.
     inner_steps: The same as the transform's.
   """
   return state.step >= inner_steps
@@ -167,7 +170,7 @@ def _check_call(updates, params, ls_losses):
 
 
 def _solve(o, state, params, grads, weight):
-  """One inner update."""
+  """Makes one inner update."""
   solver = state_of.begin(state.solver)
   grads = like(grads, solver.delta)
   if not damping_rules.is_zero(o.damping):

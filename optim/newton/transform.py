@@ -1,10 +1,15 @@
 """The Gauss-Newton family as an optax transform.
 
-Differs from the authors' code: the displacement is carried instead of the
-iterate, the line search uses a quarter of the data and rejects losses that are
-not finite, learning rates are functions of (outer, inner) step that no reset
-restarts, damping has the sign it should, clipping is global, groups are told
-apart by whole path components, and an outer step is one compiled function.
+Differs from the authors' code:
+
+- The state carries the displacement instead of the iterate.
+- The line search uses a quarter of the data, and rejects losses that are not
+  finite.
+- Learning rates are functions of (outer, inner) step. No reset restarts them.
+- Damping pulls towards the parameters in all modes.
+- Clipping is over all groups.
+- Groups are told apart by whole path components.
+- An outer step is one compiled function.
 """
 
 from typing import Any
@@ -20,7 +25,7 @@ from .options import SolverOptions
 
 @takes(SolverOptions)
 def gauss_newton(o: SolverOptions) -> optax.GradientTransformationExtraArgs:
-  r"""Minimises a local model of the loss on N batches, then goes part of it.
+  r"""Minimises a local model of the loss on N batches, then does a line search.
 
   With theta_t the parameters, d the displacement and B_1, ..., B_N fresh
   batches, an update is
@@ -29,24 +34,26 @@ def gauss_newton(o: SolverOptions) -> optax.GradientTransformationExtraArgs:
       alpha = argmin_a  mean loss(theta_t + a d)    on further batches
       theta_{t+1} = theta_t + alpha d,      d <- (1 - alpha) d
 
-  with q_i the local model on B_i, at theta_t: of `mode`, see
-  `local_value_and_grad`. Its gradient is unbiased for the whole batch's; the
-  learning rate must fall within the outer step for the noise to average out
-  (`inner_schedule`).
+  where q_i is the local model on B_i at theta_t. `mode` says which model; see
+  `local_value_and_grad`. The gradient of q_i is an unbiased estimate of the
+  gradient of the model of all data. The learning rate must fall within the
+  outer step, so that the noise averages out (`inner_schedule`).
 
-  `update(updates, state, params, *, batches, ls_batches)` ignores `updates`
-  (None will do) and takes its data as trees with N, or M, batches along a
-  leading axis; spread their second axis over devices, never the first. Batches
-  must be fresh, and those of the line search not among those of the solve.
+  `update(updates, state, params, *, batches, ls_batches)` ignores `updates`,
+  which may be None. `batches` is a tree with N batches along a leading axis,
+  and `ls_batches` is a tree with the batches of the line search along a leading
+  axis. On a mesh, spread the second axis over devices, never the first. Batches
+  must be fresh. The batches of the line search must not be among the batches of
+  the solve.
 
   Returns:
     A transform whose updates are alpha d, like params, and whose state is a
     `GNState`.
 
   Raises:
-    ValueError: For an argument out of range or a combination without meaning;
-      at `init`, for labels that are no partition; at `update`, for batches of
-      the wrong number, or a model without forward-mode derivative.
+    ValueError: For an argument out of range or for options that clash. At
+      `init`, for labels that are not a partition. At `update`, for a wrong
+      number of batches, or for a model without a forward-mode derivative.
 
   References:
     Abreu et al., "The potential of second-order optimization for LLMs: a study

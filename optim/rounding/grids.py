@@ -1,9 +1,9 @@
 """Grids of numbers of few bits, and exact arithmetic on them.
 
-A grid is what one element of a block can be, in units of the block's scale.
-Everything is float32 (or float64) arithmetic, so that formats for which a
-platform has no type work alike; powers of two are read from and built out of
-the bits, because jitted `log2` and `exp2` miss some of them.
+A grid is the set of numbers that one element of a block can be, in units of the
+block's scale. All arithmetic is in float32 (or float64), so a format works on a
+platform that has no type for it. Powers of two are read from the bits and built
+from bits, because jitted `log2` and `exp2` miss some powers.
 
 Sources: OCP Microscaling Formats (MX) v1.0, 2023, for the floating formats and
 INT8 of MX. INT4 and INT8 are symmetric: -8 and -128 stay unused.
@@ -18,15 +18,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """Symmetric set of codes; hashable.
+  """A symmetric set of codes; hashable.
 
   Attributes:
-    name: As the constant.
+    name: The name of the constant, e.g. "INT4".
     code_max: The largest code.
     mantissa_bits: m of a floating format, whose codes are 2^(p - m) apart in
-      the binade [2^p, 2^(p + 1)); None for equal spacing.
-    min_exponent: p of the smallest normal code, below which the spacing stays;
-      for equal spacing, its log2.
+      the binade [2^p, 2^(p + 1)). None for equal spacing.
+    min_exponent: p of the smallest normal code; codes below have the same
+      spacing. With equal spacing: log2 of the spacing.
     max_exponent: floor(log2(code_max)).
   """
 
@@ -73,15 +73,14 @@ _STORAGE = {
 
 
 def floor_log2(x: jax.Array) -> jax.Array:
-  """floor(log2 |x|) from the bits, int32; subnormal numbers and 0 give -127.
-
-  (float64: -1023; infinities and NaNs give 128 and 1024.)
+  """floor(log2 |x|), read from the bits.
 
   Args:
     x: float32 or float64.
 
   Returns:
-    Like x.
+    int32, of the shape of x. Subnormal numbers and 0 give -127 (float64:
+    -1023), infinities and NaNs give 128 (float64: 1024).
   """
   integer, bits, bias = _layout(x.dtype)
   raw = jax.lax.bitcast_convert_type(x, integer)
@@ -106,14 +105,14 @@ def times_power(
 
 
 def locate(y: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array | float]:
-  """(k, spacing) with y = k spacing, the codes around y being at whole k.
+  """(k, spacing) with y = k spacing; the codes around y have whole k.
 
   Args:
     y: |y| <= code_max, float32 or float64.
     grid: The grid.
 
   Returns:
-    k, exactly, and the spacing, a power of two.
+    k, which is exact, and the spacing, which is a power of two.
   """
   if grid.mantissa_bits is None:
     spacing = 2.0**grid.min_exponent
@@ -125,19 +124,19 @@ def locate(y: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array | float]:
 
 
 def nearest(y: jax.Array, grid: Grid) -> jax.Array:
-  """The code closest to y, ties to the even one, for |y| <= code_max."""
+  """The code closest to y, ties to the even code, for |y| <= code_max."""
   k, spacing = locate(y, grid)
   return jnp.round(k) * spacing
 
 
 def bracket(y: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
-  """The codes below and above y; both are y if it is a code."""
+  """The codes below and above y; both are y if y is a code."""
   k, spacing = locate(y, grid)
   return jnp.floor(k) * spacing, jnp.ceil(k) * spacing
 
 
 def encode(codes: jax.Array, grid: Grid) -> jax.Array:
-  """Codes as numbers -> their storage type."""
+  """Converts codes from numbers to their storage type."""
   dtype = _STORAGE[grid.name]
   if grid.name == "MXINT8":
     codes = codes * 64
@@ -150,7 +149,7 @@ def encode(codes: jax.Array, grid: Grid) -> jax.Array:
 
 
 def decode(stored: jax.Array, grid: Grid) -> jax.Array:
-  """Undoes `encode`, in float32."""
+  """Converts stored codes to float32 numbers."""
   if _STORAGE[grid.name] == jnp.uint8:
     positive = _magnitudes(grid)
     table = np.concatenate([positive, -positive]).astype(np.float32)

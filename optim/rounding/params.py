@@ -1,4 +1,4 @@
-"""Quantisation of the leaves of a tree: which ones, how, and with which key."""
+"""Quantisation of trees: which leaves, with which quantizer and key."""
 
 import functools
 import zlib
@@ -15,12 +15,12 @@ from .round import step_size, straight_through
 from .scales import UNBIASED, Quantizer, to_blocks, to_codes, uncut
 
 # A Quantizer for every leaf; or a tree of `Quantizer | None` (None: the leaf
-# is left alone), or a function of params that makes one.
+# is not rounded), or a function of params that makes such a tree.
 QuantizerTree = Any | Callable[[Any], Any]
 
 
 class Leaf(NamedTuple):
-  """One leaf of a tree, and what is to be done with it."""
+  """One leaf of a tree, with its quantizer."""
 
   path: str
   value: Any  # An array or a `jax.ShapeDtypeStruct`.
@@ -34,22 +34,22 @@ def find_leaves(
   *,
   unbiased: bool = False,
 ) -> list[Leaf]:
-  """The leaves of a tree in order, with their quantizers.
+  """Lists the leaves of a tree in order, with their quantizers.
 
   Args:
-    params: Any tree of floating arrays, or of their shapes.
-    quantizer: See `QuantizerTree`; trees are looked up by path, so that they
-      may be larger than params (`optax.masked`) or stop above its leaves.
-    mask: Tree of bools, or a function of params that makes one: True
-      quantises. None: every leaf that has a quantizer.
-    unbiased: Refuse scale rules for which rounding at random is biased.
+    params: Any tree of floating arrays, or of `jax.ShapeDtypeStruct`s.
+    quantizer: See `QuantizerTree`. A tree is looked up by path, so the tree may
+      be larger than params (`optax.masked`) or may stop above the leaves.
+    mask: Tree of bools, or a function of params that makes such a tree: True
+      quantises the leaf. None: every leaf with a quantizer is quantised.
+    unbiased: True refuses scale rules for which rounding at random is biased.
 
   Returns:
-    A list.
+    A `Leaf` for each leaf.
 
   Raises:
-    ValueError: For a leaf without an entry, one that is not floating, whose
-      blocks do not divide its axis, or with a biased rule.
+    ValueError: For a leaf without an entry, for a leaf that is not floating,
+      for blocks that do not divide the axis, or for a biased rule.
   """
   flat = jax.tree_util.tree_flatten_with_path(params)[0]
   quantizers = _by_path(params, quantizer, "quantizer")
@@ -67,15 +67,15 @@ def find_leaves(
 
 
 def check_quantizers(quantizer: QuantizerTree, mask: Any | None = None) -> None:
-  """Refuses at construction what rounding at random will refuse at `init`.
+  """Checks quantizers for rounding at random, before params are known.
 
   Args:
-    quantizer: See `QuantizerTree`; functions are left for `init`.
-    mask: As for `find_leaves`; with one, which rules are used of a tree of
-      quantizers is known at `init` only.
+    quantizer: See `QuantizerTree`. A function is checked at `init` only.
+    mask: As for `find_leaves`. With a mask, only `init` knows which quantizers
+      of a tree are used.
 
   Raises:
-    ValueError: For entries of a wrong type, or a biased rule.
+    ValueError: For an entry of a wrong type, or for a biased rule.
   """
   if mask is not None and not is_function(mask):
     _by_path(None, mask, "mask")
@@ -96,24 +96,28 @@ def quantize_params(
 ) -> Any:
   """Rounds the chosen leaves; gradients pass straight through.
 
-  For evaluation after training (PTQ) and, inside the loss, for training with
-  rounded weights: nearest (QAT) or at random with a fresh key each step (RAT).
-  Every leaf draws with a key of its own, folded from its path; replicas that
-  are given the same key round alike.
+  Use it for evaluation after training (PTQ). Use it inside the loss to train
+  with rounded weights: to nearest (QAT), or at random with a fresh key each
+  step (RAT). Every leaf draws with its own key, which is folded from the leaf's
+  path. Replicas with the same key round alike.
 
   Args:
     params: Any tree of floating arrays.
-    quantizer: For every leaf, or a tree or function of them; see
-      `find_leaves`.
-    mask: True quantises; None: every leaf that has a quantizer.
-    key: For rounding at random; None rounds to nearest.
-    scale_gradient: Also differentiate the scales, as in `straight_through`.
+    quantizer: A `Quantizer` for every leaf, a tree of `Quantizer | None` like
+      params or a prefix of it, or a function of params that makes such a tree.
+      None: the leaf is not rounded.
+    mask: Tree of bools, or a function of params that makes such a tree: True
+      quantises the leaf. None: every leaf with a quantizer is quantised.
+    key: Random key; the leaves are rounded at random. None rounds to nearest.
+    scale_gradient: True also differentiates the scales, as in
+      `straight_through`.
 
   Returns:
-    A tree like params, types kept.
+    A tree like params, with the types of params.
 
   Raises:
-    ValueError: As `find_leaves`; a key needs an unbiased rule.
+    ValueError: For a leaf without an entry, for a leaf that is not floating,
+      for blocks that do not divide the axis, or for a key with a biased rule.
   """
 
   def rounded(leaf: Leaf):
@@ -129,14 +133,14 @@ def quantize_params(
 
 
 def leaf_key(key: jax.Array, path: str) -> jax.Array:
-  """`key`, folded with a hash of the path: the same in every process."""
+  """Folds `key` with a hash of the path, the same in every process."""
   return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
 def mean_step_size(
   params: Any, quantizer: QuantizerTree, *, mask: Any | None = None
 ) -> jax.Array:
-  """Mean of the scale s over all quantised entries.
+  """The mean of the scale s over all quantised entries.
 
   Args:
     params: Any tree of floating arrays.
@@ -156,15 +160,17 @@ def on_grid_share(
   mask: Any | None = None,
   tolerance: float = 0.05,
 ) -> jax.Array:
-  """Share of quantised entries close to a grid point.
+  """The share of quantised entries that are close to a grid point.
 
-  Uniformly spread weights have 2 `tolerance`, weights on the grid 1.
+  The share is 2 `tolerance` for uniformly spread weights, and 1 for weights on
+  the grid.
 
   Args:
     params: Any tree of floating arrays.
     quantizer: As for `quantize_params`.
     mask: As for `quantize_params`.
-    tolerance: What is close, in units of the gap between two grid points.
+    tolerance: Largest distance that counts as close, in units of the gap
+      between two grid points.
 
   Returns:
     float32 [].
@@ -184,7 +190,7 @@ def _on_grid(x: jax.Array, quantizer: Quantizer, tolerance) -> jax.Array:
 
 
 def _mean(fn, params, quantizer, mask) -> jax.Array:
-  """Mean of fn(x, quantizer) over the entries of all chosen leaves."""
+  """The mean of fn(x, quantizer) over the entries of all chosen leaves."""
   leaves = [
     leaf
     for leaf in find_leaves(params, quantizer, mask)
@@ -199,7 +205,7 @@ def _mean(fn, params, quantizer, mask) -> jax.Array:
 
 
 def _by_path(params, tree, name: str) -> dict[tuple, Any]:
-  """{path: entry} of a tree, or of what a function makes of params."""
+  """{path: entry} of a tree, or of the tree that a function makes."""
   if is_function(tree):
     tree = tree(params)
   flat, _ = jax.tree_util.tree_flatten_with_path(
@@ -223,7 +229,7 @@ def _by_path(params, tree, name: str) -> dict[tuple, Any]:
 
 
 def _look_up(entries: dict[tuple, Any], key_path: tuple, name: str):
-  """The entry of a leaf, or of the subtree it is in."""
+  """The entry of a leaf, or of a subtree that contains the leaf."""
   for stop in range(len(key_path), -1, -1):
     if key_path[:stop] in entries:
       return entries[key_path[:stop]]

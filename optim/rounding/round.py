@@ -2,18 +2,19 @@
 
 A block of elements x_i shares a scale s, and each element becomes s times a
 code of a `Grid`. Values are returned as ordinary float32 arrays on the grid
-("fake quantised", float64 for float64 inputs); `quantize` and `dequantize`
-go to and from real storage types.
+("fake quantised"; float64 for float64 inputs). `quantize` and `dequantize`
+convert to and from real storage types.
 
-Rounding at random, R(x) is the code above or below x with such probabilities
-that E[R] = x and Var[R] = (upper - x)(x - lower).
+With rounding at random, R(x) is the grid point above or below x, with
+probabilities that give E[R] = x and Var[R] = (upper - x)(x - lower).
 
-Differs from what a reader may expect: the largest element of an "absmax" block
-has the largest code by definition, not by division; as c (A / c) need not be A
-in float32, its value may be the float next to it, but its block's scale stays,
-so that rounding again changes nothing. Blocks need not divide the axis, the
-last one is then shorter; and float32 numbers below 2^-126 count as zero where
-the platform flushes them (XLA on CPU does).
+Three facts that a reader may not expect. The largest element of an "absmax"
+block has the largest code by definition, not by division. In float32, c (A / c)
+need not be A, so the value of this element may be the float next to A. The
+scale of the block does not change, so rounding again changes nothing. Second,
+blocks need not divide the axis; the last block is then shorter. Third, float32
+numbers below 2^-126 count as zero if the platform flushes them, as XLA does on
+a CPU.
 """
 
 import functools
@@ -40,18 +41,18 @@ from .scales import (
 
 
 def step_size(x: jax.Array, quantizer: Quantizer) -> jax.Array:
-  """Scale s of each element's block, in the units of x.
+  """The scale s of each element's block, in the units of x.
 
-  Differentiable for "absmax" (largest elements that tie share the gradient),
-  a constant for the other rules.
+  For "absmax" the scale is differentiable, and largest elements that tie share
+  the gradient. For the other rules the scale is a constant.
 
   Args:
     x: Any floating array.
-    quantizer: Its blocks and rule.
+    quantizer: The blocks and the rule of the scales.
 
   Returns:
-    An array that broadcasts to x, never 0: 1 for blocks of zeros, and powers
-    of two are at least 2^-126.
+    An array that broadcasts to x. The scale is never 0: it is 1 for a block of
+    zeros, and a power of two is at least 2^-126.
   """
   x = as_floats(x)
   blocks = to_blocks(x, quantizer)
@@ -64,13 +65,13 @@ def step_size(x: jax.Array, quantizer: Quantizer) -> jax.Array:
 def neighbours(
   x: jax.Array, quantizer: Quantizer
 ) -> tuple[jax.Array, jax.Array]:
-  """Grid points (lower, upper) around each element, in the units of x.
+  """The grid points (lower, upper) around each element, in the units of x.
 
-  Both are the same where x is on the grid or saturated.
+  lower and upper are equal where x is on the grid or saturated.
 
   Args:
     x: Any floating array.
-    quantizer: Its blocks and grid.
+    quantizer: The blocks, the grid and the rule of the scales.
 
   Returns:
     Two arrays like x, float32.
@@ -87,11 +88,11 @@ def neighbours(
 
 
 def round_nearest(x: jax.Array, quantizer: Quantizer) -> jax.Array:
-  """The closest grid point, ties to the even code; without a gradient.
+  """Rounds to the closest grid point, ties to the even code; no gradient.
 
   Args:
     x: Any floating array.
-    quantizer: Its blocks and grid.
+    quantizer: The blocks, the grid and the rule of the scales.
 
   Returns:
     Like x, float32.
@@ -105,16 +106,16 @@ def round_nearest(x: jax.Array, quantizer: Quantizer) -> jax.Array:
 def round_random(
   key: jax.Array, x: jax.Array, quantizer: Quantizer
 ) -> jax.Array:
-  """Upper or lower grid point, at random such that the mean is x.
+  """Rounds to the upper or lower grid point, at random, with mean x.
 
-  With 16 random bits an element: the mean is off by at most 2^-17 of the gap.
-  Unbiased for "absmax" and "pow2_ceil"; "pow2_floor" and "nvfp4" saturate the
-  elements beyond the largest code, and are biased towards zero there.
+  The draw has 16 random bits an element, so the mean is off by at most 2^-17 of
+  the gap. "absmax" and "pow2_ceil" are unbiased. "pow2_floor" and "nvfp4"
+  saturate elements beyond the largest code, and are biased towards zero there.
 
   Args:
-    key: Of `jax.random`; draws are independent over elements.
+    key: A key of `jax.random`; draws are independent over elements.
     x: Any floating array.
-    quantizer: Its blocks and grid.
+    quantizer: The blocks, the grid and the rule of the scales.
 
   Returns:
     Like x, float32; without a gradient.
@@ -132,14 +133,15 @@ def round_random(
 
 
 def rounding_variance(x: jax.Array, quantizer: Quantizer) -> jax.Array:
-  """Variance of `round_random`, (upper - x)(x - lower).
+  """The variance of `round_random`, (upper - x)(x - lower).
 
-  For integers s^2 d (1 - d) with d = frac(x / s). 0 on the grid, so at the
-  largest element of an "absmax" block, and where x is saturated.
+  For integers the variance is s^2 d (1 - d) with d = frac(x / s). The variance
+  is 0 on the grid, and where x is saturated. The largest element of an "absmax"
+  block is on the grid.
 
   Args:
     x: Any floating array.
-    quantizer: Its blocks and grid.
+    quantizer: The blocks, the grid and the rule of the scales.
 
   Returns:
     Like x, float32.
@@ -163,19 +165,19 @@ def straight_through(
   scale_gradient: bool = False,
   saturated_gradient: bool = True,
 ) -> jax.Array:
-  r"""Rounds, and passes the gradient as if it had not.
+  r"""Rounds x, and passes the gradient as if x had not been rounded.
 
-  With `scale_gradient`, only the rounding of x / s is passed; s moves with the
-  largest element m of its block, which gets in addition
+  With `scale_gradient`, the gradient passes only the rounding of x / s. The
+  scale s moves with the largest element m of its block, which gets in addition
 
       sign(x_m) / c  sum_i (code_i - x_i / s) dL_i     (shared by ties).
 
   Args:
     x: Any floating array.
-    quantizer: Its blocks and grid.
-    key: For `round_random`; None is `round_nearest`.
-    scale_gradient: See above; of no effect but for "absmax", as the other
-      scales are constants.
+    quantizer: The blocks, the grid and the rule of the scales.
+    key: The key of `round_random`; None is `round_nearest`.
+    scale_gradient: True differentiates the scale, see above. It has an effect
+      for "absmax" only: the other scales are constants.
     saturated_gradient: False stops the gradient where |x| exceeds c s.
 
   Returns:
@@ -188,16 +190,17 @@ def straight_through(
 
 
 def quantize(x: jax.Array, quantizer: Quantizer) -> tuple[jax.Array, Any]:
-  """Rounds to nearest and stores: codes and scales.
+  """Rounds to nearest and returns codes and scales in storage types.
 
   Args:
     x: Any floating array.
-    quantizer: Its blocks and grid.
+    quantizer: The blocks, the grid and the rule of the scales.
 
   Returns:
-    Codes like x in int4, int8, float8, float4 or, for E2M3 and E3M2, the six
-    bits in a uint8; and one scale a block: float32 ("absmax"), float8_e8m0fnu
-    (powers of two), or for "nvfp4" float8_e4m3fn with a float32 for the array.
+    Codes of the shape of x in int4, int8, float8, float4 or, for E2M3 and E3M2,
+    the six bits in a uint8; and one scale a block. Scales are float32 for
+    "absmax", float8_e8m0fnu for powers of two, and for "nvfp4" float8_e4m3fn
+    together with a float32 for the array.
   """
   x = as_floats(x)
   blocks = to_blocks(x, quantizer)
@@ -207,15 +210,15 @@ def quantize(x: jax.Array, quantizer: Quantizer) -> tuple[jax.Array, Any]:
 
 
 def dequantize(codes: jax.Array, scale: Any, quantizer: Quantizer) -> jax.Array:
-  """Undoes `quantize`: `round_nearest` of the array, float32.
+  """Undoes `quantize`, up to the rounding.
 
   Args:
-    codes: As stored.
-    scale: As stored.
-    quantizer: The same.
+    codes: The codes that `quantize` returned.
+    scale: The scales that `quantize` returned.
+    quantizer: The quantizer that `quantize` got.
 
   Returns:
-    Like `codes`, float32.
+    `round_nearest` of the array that was stored, float32.
   """
   values = grids.decode(codes, quantizer.grid)
   blocks, axes = cut(values, quantizer)
@@ -224,11 +227,11 @@ def dequantize(codes: jax.Array, scale: Any, quantizer: Quantizer) -> jax.Array:
 
 
 def saturated_share(x: jax.Array, quantizer: Quantizer) -> jax.Array:
-  """Share of elements beyond the largest code of their block; 0 for "absmax".
+  """The share of elements beyond the largest code; 0 for "absmax".
 
   Args:
     x: Any floating array.
-    quantizer: Its blocks and grid.
+    quantizer: The blocks, the grid and the rule of the scales.
 
   Returns:
     A scalar in [0, 1].
@@ -241,11 +244,11 @@ def saturated_share(x: jax.Array, quantizer: Quantizer) -> jax.Array:
 
 @on_any_mesh
 def unique_codes(x: jax.Array, quantizer: Quantizer) -> jax.Array:
-  """Number of different codes in use over all blocks, at most the grid's.
+  """The number of different codes that the blocks of x use, all together.
 
   Args:
     x: Any floating array.
-    quantizer: Its blocks and grid.
+    quantizer: The blocks, the grid and the rule of the scales.
 
   Returns:
     int32 [].

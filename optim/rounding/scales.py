@@ -1,4 +1,4 @@
-"""Blocks of an array and their scales; what is public is in `round.py`."""
+"""Blocks of an array and their scales; `round.py` has the public functions."""
 
 import dataclasses
 import functools
@@ -22,9 +22,10 @@ _LEAST, _MOST = -126, 127
 
 @dataclasses.dataclass(frozen=True)
 class Quantizer:
-  """How an array is cut into blocks, and onto which grid they go; hashable.
+  """How an array is cut into blocks, and on which grid it is rounded; hashable.
 
-  Scales, with A = max |x| over the block and c the grid's largest code:
+  The scales, with A = max |x| over the block and c the largest code of the
+  grid:
 
       "absmax"      s = A / c, rounded to the nearest float32
       "pow2_floor"  s = 2^(floor(log2 A) - floor(log2 c)), OCP's rule: elements
@@ -33,20 +34,21 @@ class Quantizer:
       "nvfp4"       s = t E4M3(A / (c t)), t = max |x| over the array / (448 c);
                     E4M3 rounds to nearest, so some elements saturate
 
-  Exponents are limited to [-126, 127]: those of E8M0 whose power is a normal
-  float32, so that s is never 0. "absmax" has s = 1 where A / c is below 2^-126.
-  A block of zeros has s = 1, one with an infinity or NaN becomes NaN.
+  Exponents are limited to [-126, 127]: the exponents of E8M0 whose power is a
+  normal float32. So s is never 0. "absmax" has s = 1 where A / c is below
+  2^-126. A block of zeros has s = 1. A block with an infinity or a NaN becomes
+  NaN.
 
-  A stack of layers [N, I, O] has scales of its own for each layer if
-  `batch_axes=1`. With an `axis` each line along it has anyway; count it from
-  the end, and one quantizer serves stacked and single matrices.
+  With `batch_axes=1`, each layer of a stack [N, I, O] has its own scales. With
+  an `axis`, each line along the axis has its own scales in any case. If `axis`
+  is counted from the end, one quantizer serves stacked and single matrices.
 
   Attributes:
     grid: `INT4`, `INT8`, `MXINT8`, `E2M1`, `E2M3`, `E3M2`, `E4M3` or `E5M2`.
-    axis: Which is cut into blocks; None: one block for the whole array.
-    block_size: Elements a block along `axis`; None: the whole axis.
-    scale: See above.
-    batch_axes: Leading axes over which separate arrays are stacked.
+    axis: The axis that is cut into blocks. None: one block for the whole array.
+    block_size: Elements of a block along `axis`. None: the whole axis.
+    scale: The rule of the scales: one of the four names above.
+    batch_axes: Number of leading axes over which separate arrays are stacked.
   """
 
   grid: Grid
@@ -81,19 +83,19 @@ class Scale(NamedTuple):
 
   factor: jax.Array  # NaN for blocks that are not finite.
   exponent: jax.Array | None  # int32; None: 0.
-  top: jax.Array  # |x| of the largest elements; NaN: they are not on the grid.
+  top: jax.Array  # |x| of the largest elements; NaN if not on the grid.
 
 
 class Blocks(NamedTuple):
   """An array cut into blocks."""
 
   x: jax.Array  # In the type of the arithmetic.
-  axes: tuple[int, ...]  # Which together are a block.
+  axes: tuple[int, ...]  # The axes of one block.
   scale: Scale
 
 
 def check_whole(name: str, value: Any, least: int | None, example: str) -> None:
-  """Raises unless value is an int, and at least `least`."""
+  """Raises unless value is an int and at least `least`."""
   whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
   if not whole or (least is not None and value < least):
     rule = "an int" if least is None else f"an int >= {least}"
@@ -101,7 +103,7 @@ def check_whole(name: str, value: Any, least: int | None, example: str) -> None:
 
 
 def as_floats(x: Any) -> jax.Array:
-  """An array, or nested lists of numbers, as an array of floats."""
+  """Converts an array or nested lists of numbers to an array of floats."""
   x = jnp.asarray(x)
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(
@@ -148,14 +150,14 @@ def uncut(blocks: jax.Array, x: jax.Array, quantizer: Quantizer) -> jax.Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def block_max(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """max |x| over axes, which stay; 0 for empty arrays.
+  """max |x| over some axes, which stay with length 1; 0 for empty arrays.
 
-  Of the bits as integers: a vectorised maximum of floats may lose a NaN (XLA
-  on CPU does), in this order a NaN is the largest of all.
+  The maximum is taken over the bits as integers, where a NaN is the largest
+  number. A vectorised maximum of floats may lose a NaN, as XLA's on a CPU does.
 
   Args:
     x: float32 or float64.
-    axes: Of a block.
+    axes: The axes of a block.
 
   Returns:
     x, with length 1 along the axes.
@@ -179,13 +181,13 @@ def _block_max_jvp(axes, primals, tangents):
 
 
 def to_blocks(x: jax.Array, quantizer: Quantizer) -> Blocks:
-  """`cut`, with the scales."""
+  """Cuts an array into blocks, and computes the scales."""
   blocks, axes = cut(x.astype(work_dtype(x)), quantizer)
   return Blocks(blocks, axes, _scale(blocks, axes, quantizer))
 
 
 def to_codes(blocks: Blocks, grid: Grid) -> jax.Array:
-  """x / s, limited to the grid's range; real numbers, not yet codes."""
+  """x / s, limited to the range of the grid; not yet rounded to codes."""
   x, scale = blocks.x, blocks.scale
   y = jnp.clip(divide(x, scale), -grid.code_max, grid.code_max)
   # A / (A / c) need not be c, but the largest is on the grid.
@@ -209,11 +211,12 @@ def from_codes(codes: jax.Array, scale: Scale) -> jax.Array:
 
 
 def to_largest(blocks: Blocks, slopes: jax.Array, grid: Grid) -> jax.Array:
-  """Gradient of x through the scale of its block.
+  """The gradient of x through the scale of its block.
 
   Args:
     blocks: x.
-    slopes: dL/ds is their sum over each block without its largest elements.
+    slopes: dL/ds is the sum of the slopes over each block, without the largest
+      elements.
     grid: The grid.
 
   Returns:
@@ -241,7 +244,7 @@ def saturated(blocks: Blocks, quantizer: Quantizer) -> jax.Array:
 
 
 def store(blocks: Blocks, quantizer: Quantizer):
-  """Scales in their storage type, one a block."""
+  """Converts scales to their storage type, one a block."""
   scale = blocks.scale
   if scale.exponent is not None:
     stored = (scale.exponent + 127).astype(jnp.uint8)
@@ -320,11 +323,11 @@ def _scale(x: jax.Array, axes: tuple, quantizer: Quantizer) -> Scale:
 
 
 def _quotient(x: jax.Array, constant: float) -> jax.Array:
-  """x / constant, rounded once, for x that is finite.
+  """x / constant, rounded once, for finite x.
 
-  XLA would multiply by the rounded reciprocal, so that half of the scales were
-  off by a bit and rounding twice were not rounding once. It does so for
-  divisors that it knows; this one it cannot know.
+  XLA replaces a division by a known constant by a product with the rounded
+  reciprocal. Then half of the scales would be off by a bit, and rounding again
+  would change values. XLA cannot know the divisor of this division.
 
   Args:
     x: Any floating array.
@@ -337,9 +340,9 @@ def _quotient(x: jax.Array, constant: float) -> jax.Array:
 
 
 def _nvfp4_tensor_scale(amax: jax.Array, quantizer: Quantizer) -> jax.Array:
-  """t, from the maxima of the blocks; one for each of the stacked arrays.
+  """t, from the maxima of the blocks; one t for each stacked array.
 
-  1 where t times the least number of E4M3 would not be a normal number.
+  t is 1 where t times the least number of E4M3 would not be a normal number.
   """
   axes = tuple(range(quantizer.batch_axes, amax.ndim))
   top = block_max(jnp.where(jnp.isfinite(amax), amax, 0), axes)
