@@ -47,26 +47,30 @@ class DiagonalOptions:
   """Options of `scale_by_diagonal_preconditioner`.
 
   Attributes:
-    power: -1 (Newton's) or -1/2 (Adam's), or between; in [-1, 0).
+    power: In [-1, 0): -1 is Newton's, -1/2 is Adam's.
     basis: "identity"; "eigen", all eigenvectors of G, for at most 5,000
       parameters; "kronecker", eigenvectors of E[G G^T] and E[G^T G] for each
       matrix (SOAP's); or an orthonormal matrix [P, P] for the flattened params,
       e.g. `interpolate_bases`.
-    estimator: Of G: "empirical_fisher", g g^T of the very gradients passed,
-      noise and all; "ggn", J^T H J of the curvature batch, exact, small
-      problems; "gnb", one draw of labels, unbiased for it.
+    estimator: The estimator of G. "empirical_fisher" is g g^T of the gradients
+      that are passed, with their noise. "ggn" is J^T H J of the curvature
+      batch, exact, for small problems. "gnb" is one draw of labels, unbiased
+      for J^T H J.
     model_fn: (params, batch) -> outputs; see `optim.exact_ggn_diagonal` and
       `optim.gauss_newton_bartlett_diagonal`.
     loss_fn: (outputs, batch) -> scalar mean, for "ggn".
-    likelihood: For "gnb".
-    decay: Of nu, in [0, 1); 0 takes the present estimate alone.
-    eps: Added to (nu^ + damping)^-power, where Adam has it.
+    likelihood: The likelihood of the outputs, for "gnb".
+    decay: Decay of nu, in [0, 1); 0 takes the present estimate alone.
+    eps: Added to (nu^ + damping)^-power, as Adam adds eps.
     damping: Added to nu^, in units of curvature.
-    basis_estimator: Of the G that makes the basis; None is `estimator`.
-    basis_decay: Of the averages that make it; None is `decay`.
+    basis_estimator: The estimator of the G that makes the basis; None is
+      `estimator`.
+    basis_decay: Decay of the averages that make the basis; None is `decay`.
     basis_update_period: Calls between two refreshes of the basis, >= 1.
-    dimension_numbers: For "kronecker"; see `DimensionNumbers`.
-    max_precond_dim: For "kronecker": sides longer than this keep the identity.
+    dimension_numbers: Which axes are stack, input and output, for "kronecker";
+      see `DimensionNumbers`.
+    max_precond_dim: For "kronecker": a side longer than this keeps the
+      identity.
   """
 
   power: float = -0.5
@@ -141,12 +145,12 @@ def scale_by_diagonal_preconditioner(
   data than the gradient. A batch has the same shapes at each call.
 
   When the basis moves, nu becomes the diagonal of U diag(nu) U^T in the new
-  one. A basis of "empirical_fisher" is that of the gradients before this one
-  (identity at the first call): a gradient is diagonal in its own eigenbasis.
-  The others are refreshed before the step.
+  basis. "empirical_fisher" makes the basis from the gradients before this
+  gradient (identity at the first call): a gradient is diagonal in its own
+  eigenbasis. The other estimators refresh the basis before the step.
 
-  A leaf of the gradient that is not finite is taken as zero; an estimate or a
-  basis that is not finite is left out of the averages.
+  A leaf of the gradient that is not finite is replaced by zeros. An estimate or
+  a basis that is not finite is left out of the averages.
 
   Returns:
     A transform whose updates are a direction of ascent, like gradients. Under

@@ -1,8 +1,8 @@
 """Where an optimiser's state and its stacks go on a mesh.
 
-The plan: a gradient travels once, from where its parameter lives to the device
-that holds its matrix's factors; all the algebra is local there; the update
-travels back once.
+A gradient travels once, from the place of its parameter to the device that
+holds the factors of its matrix. All algebra is local there. The update travels
+back once.
 """
 
 import math
@@ -21,12 +21,13 @@ class Placement(NamedTuple):
   """Where a matrix method keeps its stacks on a mesh.
 
   Attributes:
-    stack_axes: Mesh axis, or tuple of axes, over which each stack is spread
-      (under `jax.set_mesh`); None leaves it to the compiler.
-    stack_shards: Number of devices along them: stacks are padded to a multiple
-      of it, and a refresh takes equally many matrices of each.
-    param_specs: Tree of `PartitionSpec`s like params: the updates go there
-      before weight decay is added. None leaves it to the compiler, which may
+    stack_axes: Mesh axis, or tuple of axes, over which each stack is spread,
+      under `jax.set_mesh`. None: the compiler decides.
+    stack_shards: Number of devices along these axes. Stacks are padded to a
+      multiple of this number, and a refresh takes equally many matrices of each
+      device.
+    param_specs: Tree of `PartitionSpec`s like params. The updates go to these
+      places before weight decay is added. None: the compiler decides, and may
       move the parameters instead.
   """
 
@@ -40,22 +41,22 @@ def state_specs(opt_state: Any, placement: Placement) -> Any:
 
   Stacked leaves (factors, bases, roots and the moments of matrices) are spread
   along their stack axis over `stack_axes`, so that a refresh needs no
-  communication; a matrix too lonely for that, along a side without a factor
-  (`Bucket.shard_axis`). A leaf whose path ends with a parameter's path, in
-  this package's states and in optax's (chained, masked, accumulating), goes
-  where the parameter goes. Anything else, the counts, is replicated.
+  communication. A stack of too few matrices is spread along a side without a
+  factor (`Bucket.shard_axis`). A leaf whose path ends with a parameter's path
+  goes where the parameter goes, in this package's states and in optax's
+  (chained, masked, accumulating). Any other leaf is replicated: the counts.
 
   Args:
     opt_state: The state, or its `jax.eval_shape`.
-    placement: As given to the transform, with `param_specs`; `stack_axes`
-      None replicates stacks.
+    placement: The `Placement` of the transform, with `param_specs`. If its
+      `stack_axes` is None, stacks are replicated.
 
   Returns:
     A tree of `PartitionSpec`s like `opt_state`, for
     `jax.jit(..., out_shardings=...)` once turned into `NamedSharding`s.
 
   Raises:
-    ValueError: If a leaf of `param_specs` is no `PartitionSpec`.
+    ValueError: If a leaf of `param_specs` is not a `PartitionSpec`.
   """
   specs = {}
   for path, spec in jax.tree_util.tree_flatten_with_path(

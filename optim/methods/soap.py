@@ -137,18 +137,18 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
   root mean square, the entry would be a full step along a direction without
   gradient.
 
-  A matrix whose gradient has a NaN or infinity is taken to have had gradient
-  zero, and counted in `kronecker[...].rejections`; a refresh that fails keeps
-  the old basis of that matrix, and is counted in `.failures`.
+  A matrix whose gradient has a NaN or an infinity is replaced by zeros and
+  counted in `kronecker[...].rejections`. If a refresh fails, the matrix keeps
+  its old basis, and `kronecker[...].failures` counts the refresh.
 
   Returns:
-    A transform whose updates are a direction of ascent, like gradients. Its
-    `update` takes L and R from `statistics`, a tree like the gradients, where
-    that is passed.
+    A transform whose updates are a direction of ascent, like gradients. If
+    `update` is given `statistics`, a tree like the gradients, L and R average
+    the statistics instead of the gradients.
 
   Raises:
-    ValueError: For an argument out of range, or, at `init`, for a leaf of
-      unknown layout or type.
+    ValueError: For an argument out of range. At `init`, for a leaf of unknown
+      layout or type.
 
   References:
     Vyas et al., "SOAP: Improving and stabilizing Shampoo using Adam", 2024,
@@ -223,9 +223,10 @@ def soap(
       A schedule counts calls, a skipped first one included.
     weight_decay: lambda, number or schedule; 0 turns it off. Nothing decays at
       a skipped call.
-    mask: Tree of bools like params, or a function of params that makes one:
-      True decays. None: every leaf decays, biases and gains of norms as well;
-      `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)` leaves them.
+    mask: Tree of bools like params, or a function of params that makes such a
+      tree: True decays the leaf. None: every leaf decays, biases and gains of
+      norms as well; `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)`
+      leaves biases and gains out.
     decay_order: "optax", w - eta (u + lambda w); "official", (w - eta u)
       (1 - eta lambda), as the authors' code does.
     **direction: The arguments of `scale_by_soap`.
@@ -234,7 +235,7 @@ def soap(
     A transform; its `update` needs `params` unless `weight_decay` is 0.
 
   Raises:
-    ValueError: As `scale_by_soap`.
+    ValueError: As for `scale_by_soap`.
   """
   first_step = direction.get("first_step", SoapOptions.first_step)
   return descend(
