@@ -51,6 +51,7 @@ N, D = (
 
 
 def planted(N, D):
+  """The loss with the planted parameters, without noise."""
   p = PLANTED
   return p["E"] + p["A"] * N ** -p["alpha"] + p["B"] * D ** -p["beta"]
 
@@ -89,6 +90,12 @@ right.set(
 plt.show()
 
 # %% [markdown]
+# **Figure.** Left: fitted against true losses. The Chinchilla form lies on the
+# diagonal; the Kaplan form scatters around it. Right: bootstrap intervals of
+# the five parameters over their planted values. All contain 1. E, alpha and
+# beta are known to a few percent, A to about ten, B to a factor of 1.7.
+
+# %% [markdown]
 # ## Exact losses of a linear model of width N on D samples
 #
 # Truncation at N leaves half of the tail as loss and as label noise; the
@@ -107,22 +114,24 @@ for width in widths:
   tail = np.sum(np.arange(width + 1, 10**6) ** -b) + 1e-6 ** (b - 1) / (b - 1)
   problem = theory.power_law(width, a, b, noise + tail, nodes=6, head=64)
   eta = 0.1 * theory.eta_max(problem, 1)
-  for n in samples:
-    half = np.ceil(n / 2)
-    excess = theory.tail_average_at(problem, eta, 1, n - half, half).total
-    grid.append((width, n))
-    exact.append(noise / 2 + tail / 2 + excess)
-grid, exact = np.array(grid), np.array(exact)
+  half = np.ceil(samples / 2)
+  excess = theory.tail_average_at(problem, eta, 1, samples - half, half).total
+  grid += [(width, n) for n in samples]
+  exact.append(noise / 2 + tail / 2 + excess)
+grid, exact = np.array(grid), np.concatenate(exact)
 linear = theory.chinchilla(*grid.T, exact)
 
 # %% [markdown]
 # ## The parabola's bias
+#
+# `isoflop_optimum` refuses a grid whose parabola has no minimum inside it.
 
 # %%
 C = 1e20
 
 
 def profile(n):
+  """The planted loss of n parameters at a compute of C = 6 N D."""
   return planted(n, C / (6 * n))
 
 
@@ -132,7 +141,12 @@ shifts = np.linspace(-1, 1, 21)
 bias = []
 for shift in shifts:
   sizes = true * 10 ** (shift + np.linspace(-0.7, 0.7, 9))
-  bias.append(theory.isoflop_optimum(sizes, profile(sizes)) / true)
+  try:
+    bias.append(theory.isoflop_optimum(sizes, profile(sizes)) / true)
+  except theory.UndeterminedError:
+    bias.append(np.nan)
+bias = np.array(bias)
+kept = shifts[np.isfinite(bias)]
 
 fig, (left, right) = plt.subplots(1, 2)
 for width in widths[::2]:
@@ -154,12 +168,23 @@ left.set(
 left.legend()
 right.plot(shifts, bias, "o-")
 right.axhline(1, color="0.5", lw=1)
+for low, high in ((-1.05, kept[0]), (kept[-1], 1.05)):
+  right.axvspan(low, high, color="0.9")
 right.set(
-  xlabel="grid centre / optimum (decades)",
+  xlabel="grid centre / optimum (decades); grey: refused",
+  xlim=(-1.05, 1.05),
   ylabel="estimate / true optimum",
   title="IsoFLOP parabola, 9 sizes over 1.4 decades",
 )
 plt.show()
+
+# %% [markdown]
+# **Figure.** Left: exact losses of five widths against samples, with the lines
+# of the Chinchilla fit. The lines miss the dots of the narrow models at few
+# samples, where the exact losses are already flat. Right: the parabola's
+# estimate over the true optimum against the place of the grid's centre. The
+# estimate is right within a third of a decade, falls to 0.8 for grids too low
+# and rises to 1.6 for grids too high. Further out (grey) the fit is refused.
 
 # %%
 rows = [
@@ -183,7 +208,30 @@ rows = [
     f"(b-1)/a = {(b - 1) / a:.2f}",
     f"{linear.params['beta']:.3f}",
   ),
-  ("parabola, centre one decade low", "biased", f"{bias[0]:.2f}x"),
+  (
+    "parabola, centres that are not refused",
+    "-",
+    f"{kept[0]:.1f} .. {kept[-1]:.1f} decades",
+  ),
+  (
+    "parabola, estimate / optimum at these ends",
+    "biased",
+    f"{bias[shifts == kept[0]][0]:.2f}x, {bias[shifts == kept[-1]][0]:.2f}x",
+  ),
 ]
 for claim, paper, ours in [("claim", "wanted", "ours"), *rows]:
   print(f"{claim:<42}{paper:<16}{ours}")
+
+# %% [markdown]
+# ## What came out
+#
+# As claimed: without noise the five planted parameters are recovered to five
+# digits, and with 0.3 % noise the interval of alpha is 0.413 to 0.429, around
+# the planted 0.42064. Parabolas off the centre are biased: by 0.78 and 1.59 at
+# the two ends of the range in which they have a minimum inside their grid at
+# all (-0.8 to 0.9 decades).
+#
+# Not as one might wish: the linear model is not additive in N and D (R^2
+# 0.9471), and the fitted exponents 0.832 and 0.556 are not the asymptotic 0.70
+# and 0.47. A good-looking fit of the Chinchilla form does not give the
+# exponents of the model.
