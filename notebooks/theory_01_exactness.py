@@ -90,6 +90,12 @@ right.legend()
 plt.show()
 
 # %% [markdown]
+# **Figure.** Left: excess risk against updates. The exact curve falls from 2.6
+# to 0.04 and the sampled means lie on it. The bias falls throughout; the
+# variance rises to 0.04 and is the larger of the two after 100 updates. Right:
+# the relative differences between the three computations. All lie below 1e-15.
+
+# %% [markdown]
 # ## A million steps, and a trillion
 #
 # A power law with d = 100,000 becomes 151 nodes. An arbitrary schedule costs
@@ -124,6 +130,12 @@ axis.set(
 axis.legend()
 plt.show()
 
+# %% [markdown]
+# **Figure.** Excess risk against updates, log-log. The constant step falls to
+# its stationary risk near 0.08 within 1000 updates and stays there up to 1e12.
+# The cosine keeps to the same level until 1e5 updates and then falls below
+# 0.001 at its end, 1e6.
+
 # %%
 rows = [
   ("O(d) recursion against d x d", "exact", f"{operator_error.max():.1e}"),
@@ -134,3 +146,13 @@ rows = [
 ]
 for claim, wanted, ours in [("claim", "wanted", "ours"), *rows]:
   print(f"{claim:<38}{wanted:<10}{ours}")
+
+# %% [markdown]
+# ## What came out
+#
+# The claim holds. The O(d) recursion differs from the d x d recursion by about
+# 1e-15 of the risk at most, and the closed form differs from the O(d) recursion
+# by less. The means of 4000 sampled runs lie within 2.5 standard errors of the
+# exact risk at each of 200 updates. A million steps take a fraction of a
+# second; 60 times up to a trillion steps take less. Nothing was unlike the
+# claim.

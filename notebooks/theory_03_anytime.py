@@ -39,6 +39,7 @@ times = np.arange(0, T + 1, EVERY)[1:]
 
 
 def averaged(a, b, gamma, T=T):
+  """Exact risks of the polynomial average for eta_t ~ t^-gamma."""
   p = theory.power_law(1e7, a, b, 1.0, nodes=4)
   eta = theory.anytime(0.3 * theory.eta_max(p, 1), T, gamma)
   return theory.avg_scan(
@@ -98,9 +99,11 @@ left.legend()
 
 grid = np.linspace(0, 0.7, 8)
 exponent_pairs = [(1.5, 2.5), (2.0, 3.0), (2.0, 1.5)]
+steeper = []
 for a, b in exponent_pairs:
   slopes = [theory.slope(times, averaged(a, b, g)) for g in grid]
   predicted = [theory.exponents(a, b, g, "poly").risk for g in grid]
+  steeper.append(np.subtract(predicted, slopes))
   (line,) = right.plot(grid, slopes, "o", label=f"a = {a}, b = {b}")
   right.plot(grid, predicted, color=line.get_color(), lw=1)
   right.axvline(theory.gamma_star(a, b), color=line.get_color(), ls=":", lw=1)
@@ -109,6 +112,16 @@ right.set(
 )
 right.legend()
 plt.show()
+
+# %% [markdown]
+# **Figure.** Left: excess risk against updates, log-log. The average with
+# gamma* = 0.4 runs parallel to the envelope of tuned cosines, just above. The
+# average of 1 / sqrt(t) is flatter and that of the constant step flatter still.
+# One long cosine lies far above the envelope until its last tenth. Right: the
+# slope of log risk against gamma for three problems, dots measured and lines
+# predicted. The slopes of a = 1.5, b = 2.5 and of a = 2, b = 3 are steepest
+# near gamma*; that of a = 2, b = 1.5 is steepest at gamma = 0. Between 0 and
+# gamma* the dots lie below the lines.
 
 # %% [markdown]
 # ## The best gamma over the plane of problems
@@ -137,18 +150,48 @@ axis.set(
 fig.colorbar(mesh, label="gamma")
 plt.show()
 
+# %% [markdown]
+# **Figure.** The best gamma over b (across) and a (upwards) as colours, with
+# the lines 1 - a/b = 0.01, 0.2, 0.4 and 0.6. The colours follow the lines: 0 at
+# the upper left, where a >= b, and growing to 0.5 at the lower right. There the
+# formula asks for more than 0.6.
+
 # %%
 best = theory.slope(times, curves["gamma* = 0.4"])
 const = theory.slope(times, curves["constant"])
 root = theory.slope(times, curves["1 / sqrt(t)"])
 gap = curves["gamma* = 0.4"][-1] / envelope[-1]
+apart = found - np.maximum(1 - a_grid[:, None] / b_grid, 0)
 early = long[times == 20_000][0] / np.interp(20_000, horizons, envelope)
 rows = [
   ("slope at gamma*", "-(b-1)/b = -0.600", f"{best:.3f}"),
   ("slope at constant step", "-(1-1/a) = -0.333", f"{const:.3f}"),
   ("slope at 1/sqrt(t)", "-0.500", f"{root:.3f}"),
   ("anytime / tuned cosine at T", "bounded", f"{gap:.2f}"),
+  (
+    "predicted - measured slope, all gammas",
+    "0",
+    f"{np.min(steeper):.3f} .. {np.max(steeper):.3f}",
+  ),
+  (
+    "best gamma at T = 20,000, minus gamma*",
+    "0",
+    f"{apart.min():.2f} .. {apart.max():.2f}",
+  ),
   ("long cosine read at T/10 / tuned", "far from 1", f"{early:.2f}"),
 ]
 for claim, paper, ours in [("claim", "paper", "ours"), *rows]:
-  print(f"{claim:<36}{paper:<22}{ours}")
+  print(f"{claim:<40}{paper:<22}{ours}")
+
+# %% [markdown]
+# ## What came out
+#
+# As the paper says: at gamma* the slope is -0.599 (predicted -0.600), at a
+# constant step -0.332 (-0.333) and at 1/sqrt(t) -0.515 (-0.500). The anytime
+# average ends 1.09 times above the cosine that was tuned to the horizon. A long
+# cosine read at a tenth of its length is 1.91 times above.
+#
+# Not as the paper says: at these horizons the slopes below gamma* are steeper
+# than predicted, by up to 0.060, since bias and variance still both count. The
+# best gamma at 20,000 updates is gamma* or less, by up to 0.20 where b is much
+# larger than a.

@@ -74,6 +74,11 @@ for axis in axes[:, 0]:
 plt.show()
 
 # %% [markdown]
+# **Figure.** Six panels, one for each method: excess risk against updates.
+# Every exact curve falls from about 1 to between 0.04 and 0.07, and the sampled
+# means lie on the curves.
+
+# %% [markdown]
 # ## Best final risk relative to SGD, linear decay to zero
 #
 # 2^15 samples; step size, beta and alpha on grids.
@@ -99,6 +104,7 @@ def best(batch, family, *grids):
 
 
 def scaled_decoupled(eta, beta, alpha):
+  """Decoupled momentum whose steps add up to eta, as those of SGD do."""
   return theory.decoupled(eta / (1 / (1 - beta) + alpha), beta, alpha)
 
 
@@ -179,6 +185,15 @@ axes[2].set(
 axes[2].legend()
 plt.show()
 
+# %% [markdown]
+# **Figure.** Left: the best final risk over that of SGD against the batch size.
+# All three momenta start just below 1 at batch 8, fall to about a quarter at
+# batch 256 and rise again at 1024, heavy ball most. Middle: the relative
+# differences of the two pairs of methods; both stay below 1e-14. Right: the
+# largest stable step against the batch size. At batch 1 every momentum allows a
+# much smaller step than SGD; at large batches only heavy ball allows a larger
+# one.
+
 # %%
 rows = [
   ("heavy ball / SGD at B = 8", "~ 1", f"{ratios['heavy ball'][0]:.2f}"),
@@ -186,6 +201,11 @@ rows = [
     "heavy ball / SGD at B = 256",
     "well below 1",
     f"{ratios['heavy ball'][2]:.2f}",
+  ),
+  (
+    "heavy ball / SGD at B = 1024",
+    "well below 1",
+    f"{ratios['heavy ball'][3]:.2f}",
   ),
   (
     "decoupled / SGD at B = 256",
@@ -206,3 +226,14 @@ rows = [
 ]
 for claim, paper, ours in [("claim", "paper", "ours"), *rows]:
   print(f"{claim:<34}{paper:<16}{ours}")
+
+# %% [markdown]
+# ## What came out
+#
+# As the paper says: at batch 8 heavy ball gains little (0.94 of the risk of the
+# best SGD), and at batch 256 heavy ball reaches 0.27 and decoupled momentum
+# 0.25. Both identities hold to rounding error. All six methods agree with their
+# sampled means (largest |z| 3.2).
+#
+# What the claim does not say: the gain shrinks again at batch 1024, where only
+# 32 steps are left; heavy ball reaches 0.56 there.

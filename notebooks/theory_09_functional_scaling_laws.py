@@ -83,6 +83,13 @@ right.legend()
 plt.show()
 
 # %% [markdown]
+# **Figure.** Left: excess risk against updates for three step sizes. The
+# functional scaling law (dotted) covers the exact curve at 0.02 and 0.1 eta_max
+# and runs visibly below it at 0.4; the sampled means lie on the exact curve of
+# 0.1. Right: the relative error of the law. It stays below 0.01 at the smallest
+# step and is about 0.2 at the largest until the decay.
+
+# %% [markdown]
 # ## The optimal schedule, by gradient through the exact recursion
 #
 # L-BFGS on 40 knots of a logit, capped at half of eta_max, batch 1.
@@ -93,6 +100,7 @@ grid = np.linspace(0, T - 1, KNOTS)
 
 
 def optimum(a, b):
+  """The problem, the cap, the best step sizes below the cap, and their risk."""
   problem = theory.power_law(1e4, a, b, 1.0, nodes=5, head=16)
   cap = 0.5 * theory.eta_max(problem, 1)
 
@@ -151,6 +159,14 @@ for axis, (title, (a, b)) in zip(axes, TASKS.items(), strict=True):
   axis.legend()
 plt.show()
 
+# %% [markdown]
+# **Figure.** Step size over its cap against t / T, for the easy task (left) and
+# the hard task (right): the optimum in black, five common shapes at their best
+# peaks in colour, with their risks over the optimum's in the legend. On the
+# easy task the optimum rises briefly to 0.15 of the cap and then decays all the
+# way. On the hard task the optimum stays at the cap for three quarters of the
+# run and then falls to zero.
+
 # %%
 easy, hard = TASKS
 rows = [
@@ -163,7 +179,20 @@ rows = [
     "~ 1",
     f"{min(table[easy, n] for n in ('linear', 'cosine', '(1-x)^2')):.3f}",
   ),
+  ("(1-x)^2 / optimum, easy", "~ 1", f"{table[easy, '(1-x)^2']:.3f}"),
   ("largest |z| of the sampled runs", "< 4.5", f"{z:.1f}"),
 ]
 for claim, paper, ours in [("claim", "paper", "ours"), *rows]:
   print(f"{claim:<38}{paper:<10}{ours}")
+
+# %% [markdown]
+# ## What came out
+#
+# As the papers say: the continuum law is within 0.5 % of the exact risk at 0.02
+# eta_max, and 21 % away at 0.4 eta_max. On the hard task warmup-stable-decay is
+# within 1.011 of the optimum; on the easy task it is 1.209 times worse than the
+# optimum, which decays throughout. The sampled runs agree (largest |z| 2.4).
+#
+# Not as the papers say: on the easy task the best of the common shapes is the
+# linear decay (1.039) and not a higher power ((1-x)^2 has 1.061). The
+# difference is small.

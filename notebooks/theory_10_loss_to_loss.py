@@ -44,10 +44,10 @@ E0, E1 = 0.5, 0.35
 
 
 def losses(a, b, floor):
+  """Floor plus exact risk of the average of w_t, ..., w_2t, at `times`."""
   problem = theory.power_law(1e7, a, b, 2 * floor, nodes=6)
   eta = 0.1 * theory.eta_max(problem, 1)
-  risks = [theory.tail_average_at(problem, eta, 1, t, t).total for t in times]
-  return floor + np.array(risks)
+  return floor + theory.tail_average_at(problem, eta, 1, times, times).total
 
 
 L0, L1 = losses(2.0, 1.5, E0), losses(2.0, 1.8, E1)
@@ -84,13 +84,19 @@ right.legend()
 plt.show()
 
 # %% [markdown]
+# **Figure.** Left: L1 - E1 against L0 - E0 for the exact pairs, log-log; they
+# lie on a straight line. Right: the least error of the fit against kappa. The
+# error falls steeply up to kappa = 1.5. Beyond, it is flat and below the noise
+# of the pairs, so that no larger kappa is excluded.
+
+# %% [markdown]
 # ## The linear-model appendix: ridgeless regression on random features
 
 # %%
 V, D = 300, 240
 spectrum = np.arange(1.0, V + 1) ** -1.2
 features = np.array([10, 20, 40, 80, 120, 160])
-predicted = np.array([theory.sketch_error(spectrum, n, D) for n in features])
+predicted = theory.sketch_error(spectrum, features, D)
 
 
 def trial(n):
@@ -115,6 +121,12 @@ axis.set(
 axis.legend()
 plt.show()
 
+# %% [markdown]
+# **Figure.** Squared test error against the number of random features: the
+# formula as a line, means of 60 draws with error bars. The error falls from 2.6
+# at 10 features to 1.25 at 120 and rises again at 160. The line passes through
+# the error bars.
+
 # %%
 rows = [
   (
@@ -133,6 +145,20 @@ rows = [
     "approximate",
     f"{100 * np.abs(predicted / mean - 1).max():.0f} %",
   ),
+  (
+    "the same in standard errors",
+    "-",
+    f"{np.max(np.abs(predicted - mean) / stderr):.1f}",
+  ),
 ]
 for claim, paper, ours in [("claim", "paper", "ours"), *rows]:
   print(f"{claim:<38}{paper:<16}{ours}")
+
+# %% [markdown]
+# ## What came out
+#
+# As claimed: with known offsets kappa is 1.592, the ratio of the two slopes.
+# With all four parameters free and 0.2 % noise the 90 % interval of kappa is
+# 1.35 to 3.48, and E0 comes out as 0.469 instead of 0.5: pairs of losses alone
+# do not identify the law. The ridgeless formula is within 5 % of the means of
+# 60 draws, at most 1.5 standard errors away. Nothing was unlike the claim.
