@@ -25,22 +25,42 @@ MARKS = dict(zip(RULES, "os^", strict=True))
 
 
 class Problem(NamedTuple):
-  """What is descended, and on which data."""
+  """A loss, its data, and where the descent starts.
 
-  model_fn: Callable  # (params, batch) -> outputs
-  loss_fn: Callable  # (outputs, batch) -> scalar
-  params: Any  # Where it starts.
-  distance: float  # Unit of the first step's length.
-  data: tuple[Any, Any]  # Batches of gradient and curvature, the axis T first.
-  test: Any  # The batch of the losses reported, and of the first step's length.
+  Attributes:
+    model_fn: (params, batch) -> outputs.
+    loss_fn: (outputs, batch) -> scalar.
+    params: The start.
+    distance: Unit of the length of the first step.
+    data: Batches of the gradient and of the curvature, the axis T first.
+    test: The batch of the reported losses and of the length of the first step.
+  """
+
+  model_fn: Callable
+  loss_fn: Callable
+  params: Any
+  distance: float
+  data: tuple[Any, Any]
+  test: Any
 
 
 @functools.cache
 def runner(model_fn, loss_fn, kind, estimator, period, decay):
-  """One compiled sweep over lanes (first step's length, damping).
+  """One compiled sweep over lanes (length of the first step, damping).
 
-  Its result: losses after 0, ..., T steps from `params`, and the learning rate,
-  for a step of that length from `first`, of each.
+  Args:
+    model_fn: (params, batch) -> outputs.
+    loss_fn: (outputs, batch) -> scalar.
+    kind: Basis: "identity", "eigen", "kronecker", or "supplied".
+    estimator: As of `optim.scale_by_diagonal_preconditioner`.
+    period: Steps between two refreshes of the basis.
+    decay: Decay of the average of the curvature.
+
+  Returns:
+    run(lanes, power, basis, params, first, distance, schedule, data, test). The
+    learning rate of a lane gives the first step from `first` the lane's length
+    times `distance`. run returns, for each lane, the losses after 0, ..., T
+    steps from `params`, and the learning rate.
   """
   source = {"eigen": "ggn", "kronecker": "empirical_fisher"}.get(kind)
 
@@ -85,7 +105,20 @@ def runner(model_fn, loss_fn, kind, estimator, period, decay):
 
 
 def best(rule, kind, problem, schedules, lengths, dampings=(0.0,), **options):
-  """The grid's best run: (end, losses, length, schedule's name, rate)."""
+  """The best run of a grid.
+
+  Args:
+    rule: A key of RULES.
+    kind: Basis, see `runner`.
+    problem: What is descended.
+    schedules: {name: [T] factors of the learning rate}.
+    lengths: Lengths of the first step over `problem.distance`.
+    dampings: Tried for the Gauss-Newton rules; Adam has none.
+    **options: `period` and `decay` of `runner`; `basis`, the supplied one.
+
+  Returns:
+    (last loss, [T + 1] losses, length, name of the schedule, learning rate).
+  """
   power, estimator = RULES[rule]
   basis = options.pop("basis", jnp.zeros(()))
   run = runner(
@@ -118,6 +151,7 @@ def repeat(steps, tree):
 
 
 def schedules_of(steps):
+  """Three schedules of `steps` factors in [0, 1], by name."""
   t = np.arange(steps)
   return {
     "constant": jnp.ones(steps),
@@ -127,7 +161,7 @@ def schedules_of(steps):
 
 
 def block_problem(sizes, steps):
-  """E1: H is block diagonal, its blocks all ones."""
+  """E1: H is block diagonal with blocks of ones of the given sizes."""
   index = np.repeat(np.arange(len(sizes)), sizes)
   start = np.random.default_rng(1).normal(size=len(sizes))[index]
 
@@ -148,6 +182,7 @@ def block_problem(sizes, steps):
 
 
 def curve(axis, losses, rule, style="-", floor=1e-30, every=10, label=None):
+  """Draws losses against steps in the colour and with the mark of a rule."""
   t = np.arange(len(losses))
   axis.semilogy(
     t, np.maximum(losses, floor), style, color=COLOURS[rule],
@@ -161,5 +196,6 @@ def size_of(tree):
 
 
 def print_table(rows):
+  """Prints rows of (claim, reference, ours)."""
   for claim, given, ours in [("claim", "reference", "ours"), *rows]:
     print(f"{claim:<62}{given:<16}{ours}")
