@@ -45,7 +45,10 @@ def exponents(a, b, gamma=0.0, average="tail", *, noise=True, p=3.0):
       to the horizon, and decays to zero or the iterates are averaged.
     average: "tail", "uniform", "poly" or "last". The bias of a uniform average
       falls no faster than Gam^-2, that of a polynomial one than Gam^-2(p+1).
-    noise: Whether there is label noise.
+    noise: Whether there is label noise. With label noise `bias` is the power of
+      the signal alone. Without, `bias` also holds the noise of the features,
+      which outlasts the signal for b > 2a: its power is -(1 - gamma)(2 - 1/a),
+      whatever is averaged.
     p: Power of the polynomial average.
 
   Returns:
