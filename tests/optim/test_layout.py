@@ -132,9 +132,9 @@ def test_leaves_of_three_axes_must_be_told_and_entries_must_belong():
   with pytest.raises(ValueError, match=r"\['layers'\]\['o'\].*\(6, 4, 7\)"):
     _buckets(NET, dict(conv=None))
   with pytest.raises(
-    ValueError, match=r"dimension_numbers\['kernal'\] belongs to no leaf"
+    ValueError, match=r"dimension_numbers\['kern'\] belongs to no leaf"
   ):
-    _buckets(dict(kernel=NET["head"]), dict(kernal=MATRIX))
+    _buckets(dict(kernel=NET["head"]), dict(kern=MATRIX))
 
 
 def test_none_needs_no_leaf():
