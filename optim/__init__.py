@@ -54,7 +54,7 @@ from .matrices.layout import (
 from .matrices.options import Precision, Storage
 from .matrices.placement import Placement, state_specs
 from .matrices.plan import make_plan, treatment_table
-from .matrices.stacks import Momentum, Stacks
+from .matrices.stacks import Momentum, Squares, Stacks
 from .methods.muon import muon, scale_by_muon
 from .methods.shampoo import scale_by_shampoo, shampoo
 from .methods.soap import scale_by_soap, soap
@@ -131,6 +131,7 @@ __all__ = [
   "QuadraticLineSearch",
   "Quantizer",
   "RoundingPenaltyState",
+  "Squares",
   "Stacks",
   "Storage",
   "add_rounding_penalty",

@@ -53,7 +53,15 @@ def _off(total, left):
     dict(inner=optax.scale_by_lion(0.9, 0.99)),
     dict(inner=optax.scale_by_adam(0.95, 0.95)),
   ],
-  ids=str,
+  ids=[
+    "adam",
+    "one_sided",
+    "factorized",
+    "cholesky",
+    "squares_left",
+    "lion",
+    "optax_adam",
+  ],
 )
 def test_nothing_moves_where_no_gradient_is(options, first_step):
   # The left bases are all that matters, so the right side is long.
