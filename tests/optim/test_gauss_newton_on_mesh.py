@@ -93,7 +93,9 @@ def test_eight_devices_are_one(scope):
   wanted = params, state
   for pair in data:
     wanted = plain(*wanted, *pair)
-  specs = optim.state_specs(jax.eval_shape(tx.init, params), SPECS)
+  specs = optim.state_specs(
+    jax.eval_shape(tx.init, params), optim.Placement(param_specs=SPECS)
+  )
   place = jax.tree.map(
     lambda spec: NamedSharding(mesh, spec), (SPECS, specs),
     is_leaf=lambda x: isinstance(x, P),
@@ -123,7 +125,7 @@ def test_eight_devices_are_one(scope):
 def test_states_lie_where_the_parameters_do():
   tx = _build(SCOPES["layerwise"])
   state = jax.eval_shape(tx.init, _params())
-  specs = optim.state_specs(state, SPECS)
+  specs = optim.state_specs(state, optim.Placement(param_specs=SPECS))
   assert specs.delta == SPECS
   assert specs.count == specs.info.losses == specs.alpha == P()
   inner = specs.inner_state.inner_states
@@ -132,7 +134,10 @@ def test_states_lie_where_the_parameters_do():
   streaming = optim.average_weights(
     optim.gauss_newton_microsteps(optax.adam(1.0), inner_steps=2), 0.9
   )
-  specs = optim.state_specs(jax.eval_shape(streaming.init, _params()), SPECS)
+  specs = optim.state_specs(
+    jax.eval_shape(streaming.init, _params()),
+    optim.Placement(param_specs=SPECS),
+  )
   assert specs.average == specs.inner.solver.delta == SPECS
 
 
@@ -142,7 +147,7 @@ def test_each_device_holds_its_share_only():
   state = jax.eval_shape(tx.init, params)
   place = jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
-    (SPECS, optim.state_specs(state, SPECS)),
+    (SPECS, optim.state_specs(state, optim.Placement(param_specs=SPECS))),
     is_leaf=lambda x: isinstance(x, P),
   )
   rows = NamedSharding(mesh, P(None, ("data", "fsdp")))
