@@ -241,7 +241,9 @@ def test_explicit_axes(row, trace, types):
 @pytest.mark.parametrize(
   "name",
   [
-    name
+    pytest.param(
+      name, marks=() if name in ("muon", "soap") else pytest.mark.slow
+    )
     for name, row in sorted(TRANSFORMS.items())
     if "placement" in inspect.signature(row.make).parameters
   ],
