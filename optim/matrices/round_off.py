@@ -1,4 +1,4 @@
-"""What float32 leaves of a rotation where there is nothing: taken away."""
+"""Replaces by 0 what a rotation leaves as round-off only."""
 
 import functools
 from typing import Any
@@ -57,20 +57,20 @@ def without_round_off(
 ) -> jax.Array:
   r"""Zeros where a rotated matrix holds nothing but round-off.
 
-  A rule that divides by root mean squares makes full steps of any number,
-  however small. In a direction without gradient a rotation leaves round-off:
-  of the rows and columns that cross there, of the order of their norms times
-  the machine epsilon e, and the whole matrix's, spread over a side. So x' is
-  taken as 0 where
+  A rule that divides by root mean squares makes a full step of any number,
+  however small. In a direction without gradient, a rotation leaves round-off.
+  The round-off of an entry is about the machine epsilon e times the norms of
+  the row and of the column that cross there, and of the whole matrix, spread
+  over a side. An entry x'_ij is replaced by 0 where
 
       x'_ij^2 < sum over rotated sides of a_n (norm of the fibre along it)^2
                 + a_n ||x'||^2 / n, with the shorter side's n (two sides only)
       a_n = (16 e)^2 + (2 g)^2 / n
 
-  with g the epsilon of a coarser type to which an input was rounded (the
-  leaf's, the basis's, the product's): such errors are independent, and spread
-  over a side of n. Float64 has the same rule with its own e. A matrix that no
-  basis turns yet (the identity) is left as it is.
+  with g the epsilon of a coarser type to which an input was rounded: the type
+  of the leaf, of the basis or of the product. Errors of that rounding are
+  independent, and spread over a side of n. Float64 has the same rule with its
+  own e. A matrix that no basis turns yet (the identity) stays as it is.
 
   Args:
     x: [S, I, O], or more sides, in the bases.
@@ -83,7 +83,11 @@ def without_round_off(
     Like `x`. Independent of its scale.
   """
   sides = tuple(range(1, x.ndim))
-  top = jnp.max(jnp.abs(x), axis=sides, keepdims=True)
+  turned = tuple(k + 1 for k, q in enumerate(matrices) if q is not None)
+  # Along a single side each fibre is for itself, also on a mesh.
+  top = jnp.max(
+    jnp.abs(x), axis=turned if len(turned) == 1 else sides, keepdims=True
+  )
   # Of order 1, so that no square underflows.
   square = jnp.square(x / jnp.where(top > 0, top, 1))
   power, share, shortest = jnp.zeros((), x.dtype), 0.0, []
