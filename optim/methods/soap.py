@@ -51,10 +51,10 @@ class SoapOptions(MatrixOptions):
     b1: Decay of the first moment, in [0, 1).
     b2: Decay of the second moment, in [0, 1).
     shampoo_beta: Decay beta of L and R; None is b2.
-    eps: Of Adam, in units of the rotated gradient.
-    eps_root: Of Adam, inside the square root, in units of the square; > 0
-      where the update itself is differentiated.
-    factorized: Keep V' as row and column averages (rank 1), as Adafactor.
+    eps: Added to the square root, in units of the rotated gradient.
+    eps_root: Added inside the square root, in units of the square. Set it > 0
+      if the update itself is differentiated.
+    factorized: True keeps V' as row and column averages (rank 1), as Adafactor.
     normalize: Scale each matrix's U to root mean square 1, times Adam's bias
       corrections sqrt(1 - b2^t) / (1 - b1^t) as in the authors' code: with
       b1 = b2 = 0.95 the product is 4.5 at first, 1.5 at step 11, 1 in the end.
