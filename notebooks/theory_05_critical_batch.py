@@ -58,7 +58,7 @@ def best_risk(problem, batch, samples):
 def critical(a, b, rounds=7):
   """B* at SIZES, to 3 %, by bisection around the law's D^(1 - a/b)."""
   problem = theory.power_law(1e7, a, b, SIGMA2, nodes=2)
-  target = best_risk(problem, 1.0, SIZES)
+  target = best_risk(problem, np.ones(SIZES.size), SIZES)
   guess = max(1 - a / b, 0) * np.log(SIZES)
   low, high = np.maximum(guess - 1, 0), guess + 3
   for _ in range(rounds):
