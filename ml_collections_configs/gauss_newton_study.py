@@ -30,7 +30,7 @@ _MORE = 4  # Times as many updates of the baselines, to come as far.
 
 _BASELINES: dict[str, dict[str, Any]] = {
   "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
-  "muon": {"decay": 0.95, "weight_decay": 0.1, "consistent_rms": 0.2},
+  "muon": {"beta": 0.95, "weight_decay": 0.1, "consistent_rms": 0.2},
   "soap": {"b1": 0.95, "b2": 0.95, "weight_decay": 0.1},
 }
 _SOLVERS: dict[str, dict[str, Any]] = {

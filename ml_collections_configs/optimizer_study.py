@@ -41,7 +41,7 @@ _BATCHES: dict[str, dict[str, Any]] = {
 # the momentum of their papers. Muon's updates are scaled to Adam's size.
 _METHODS: dict[str, dict[str, Any]] = {
   "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
-  "muon": {"decay": 0.95, "weight_decay": 0.1, "consistent_rms": 0.2},
+  "muon": {"beta": 0.95, "weight_decay": 0.1, "consistent_rms": 0.2},
   "shampoo": {"b1": 0.95, "b2": 0.95, "weight_decay": 0.1},
   "soap": {"b1": 0.95, "b2": 0.95, "weight_decay": 0.1},
 }
