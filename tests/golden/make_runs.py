@@ -11,7 +11,8 @@ device, and on eight. What is kept:
                            checkpoint, as a kill after update 20 leaves them
     runs/NAME.npz          the export of that checkpoint
     runs/NAME.rounded.npz  the same with --quantize, where a grid is chosen
-    runs/results.json      losses of all 50 updates, and what `lm.evaluate` says
+    runs/results.json      losses of all 50 updates, unbroken and resumed, and
+                           what `lm.evaluate` says
 
 They stand for the runs that people have. Do not write them anew because a
 change of the code cannot read them: such a change translates. A change that
@@ -56,6 +57,9 @@ STORED = {
   ),
   "lotion_int4": ("lotion_int4", {}),
 }
+# Whose numbers a change meant to change since the runs were stored: they resume
+# from a past that an unbroken run of today does not have.
+CHANGED = ("soap",)
 MUON = dict(beta=0.95, weight_decay=0.1, consistent_rms=0.2)
 RUNS = STORED | {"muon": ("tiny", {"optim.name": "muon", "optim.kwargs": MUON})}
 _SMALL = {
@@ -280,6 +284,7 @@ def write(results_only: bool):
       _export()
       shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
     results["scores"] = in_process("evaluated", 1, folder)
+    results["resumed"] = in_process("resumed", 1, folder)
   _refuse_failures(results)
   (FOLDER / "results.json").write_text(json.dumps(results, indent=0) + "\n")
 
@@ -301,7 +306,7 @@ def check() -> int:
     for part, task, n in (
       ("losses_1", "new", 1),
       ("losses_8", "new", 8),
-      ("losses_1", "resumed", 1),
+      ("resumed", "resumed", 1),
     ):
       wanted, found = recorded[part], in_process(task, n, folder)
       for name in wanted:

@@ -49,8 +49,8 @@ def resumed(tmp_path_factory):
   return path, make_runs.in_process("resumed", 1, path)
 
 
-def _check_losses(results, name, devices):
-  recorded = _recorded()[f"losses_{devices}"]
+def _check_losses(results, name, part):
+  recorded = _recorded()[part]
   losses, wanted = results[name], recorded[name]
   assert not isinstance(losses, str), losses
   np.testing.assert_allclose(losses, wanted, rtol=_RTOL)
@@ -61,7 +61,11 @@ def _check_losses(results, name, devices):
 @pytest.mark.parametrize("name", sorted(make_runs.RUNS))
 def test_a_run_goes_on_to_the_losses_of_the_unbroken_one(resumed, name):
   path, results = resumed
-  _check_losses(results, name, 1)
+  _check_losses(results, name, "resumed")
+  unbroken = _recorded()["losses_1"][name]
+  if name not in make_runs.CHANGED:
+    np.testing.assert_allclose(results[name], unbroken, rtol=_RTOL)
+  np.testing.assert_allclose(results[name][-1], unbroken[-1], rtol=0.1)
   assert len(results[name]) == make_runs.STEPS
   if name in make_runs.STORED:  # It did go on: the old lines are still there.
     old = (make_runs.FOLDER / name / "metrics.jsonl").read_text()
@@ -80,7 +84,7 @@ def test_a_run_goes_on_to_the_losses_of_the_unbroken_one(resumed, name):
 def test_losses_on_eight_devices_are_the_recorded_ones(tmp_path, name):
   make_runs.enter(tmp_path)
   results = make_runs.in_process("new", 8, tmp_path, [name])
-  _check_losses(results, name, 8)
+  _check_losses(results, name, "losses_8")
 
 
 @pytest.mark.parametrize("name", sorted(make_runs.STORED))
