@@ -3,11 +3,11 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ..common import checks
 from ..common.tree import like, upcast
-from ..matrices.factors import screen_leaf
 from ..rounding.params import QuantizerTree
 from .transform import add_rounding_penalty
 
@@ -93,8 +93,9 @@ def _in_float32(
 ) -> optax.GradientTransformationExtraArgs:
   """Keeps optax's moments in float32 for parameters of fewer bits.
 
-  A leaf of the gradient is replaced by zeros if its sum of squares is not
-  finite: an infinity would stay in the second moment for ever.
+  An entry of the gradient is replaced by 0 if its square is not finite: an
+  infinity would stay in the second moment for ever. Entry by entry, so that
+  nothing is summed over devices.
   """
   tx = optax.with_extra_args_support(tx)
 
@@ -102,7 +103,9 @@ def _in_float32(
     return tx.init(upcast(params))
 
   def update_fn(updates, state, params=None, **extra_args):
-    seen = jax.tree.map(screen_leaf, upcast(updates))
+    seen = jax.tree.map(
+      lambda g: jnp.where(jnp.isfinite(jnp.square(g)), g, 0), upcast(updates)
+    )
     stepped: Any = tx.update(seen, state, upcast(params), **extra_args)
     wide, state = stepped
     return like(wide, updates), state
