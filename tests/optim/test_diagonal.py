@@ -231,7 +231,9 @@ def test_model_and_power_under_inject_hyperparams():
     optim.scale_by_diagonal_preconditioner, static_args=static
   )(**options)
   for (a, _), (b, _) in zip(plain, _run(injected, steps=2), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    # A traced power is rounded otherwise than a number; two steps show more
+    # of that on jax 0.12 (1.1e-4) than on 0.10.
+    np.testing.assert_allclose(a, b, rtol=5e-4, atol=1e-6)
 
 
 def test_bfloat16_params_with_the_model():
