@@ -29,9 +29,9 @@ class Problem:
 
   def __init__(self, name, remat="none", chunks=8):
     """Everything follows from the size."""
-    from lm import config as configs
-    from lm import spec
-    from lm.model import Transformer
+    from lm.config import load
+    from lm.model import params as param_table
+    from lm.model.transformer import Transformer
     from ml_collections_configs import base
 
     size = SIZES[name]
@@ -41,8 +41,8 @@ class Problem:
     c.model.G = size["H"]
     c.data.seq_length, c.data.batch_size = size["L"], size["B"]
     c.train.num_tokens, c.train.num_steps = 0, 10
-    config = configs.resolve(
-      configs.from_config_dict(c),
+    config = load.resolve(
+      load.from_config_dict(c),
       vocab_size=size["V"],
       eos_id=1,
       pad_id=0,
@@ -50,7 +50,7 @@ class Problem:
     )
     cfg = dataclasses.replace(config.model, layers="unroll", remat=remat)
     self.model, self.size = Transformer(cfg), size
-    self.params = spec.init_params(cfg, jax.random.key(0))
+    self.params = param_table.init_params(cfg, jax.random.key(0))
     self.delta = jax.tree.map(lambda x: 0.01 * jnp.cos(x), self.params)
     rng = np.random.default_rng(0)
     shape = (INNER_STEPS, size["B"], size["L"] + 1)

@@ -36,7 +36,7 @@ OUTER = ("outer, study's", "outer", "outer, all data", "outer, chunked")
 
 def _serve(args):
   """Worker: answers each line "n" on stdin with n calls' times."""
-  from lm import allocator
+  from lm.cli import allocator
 
   allocator.settle()
   if args.core is not None:

@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import config as configs
-from lm import gauss_newton, report, text
+from lm.cli import text
+from lm.config.schema import Config
+from lm.methods import newton
+from lm.runs import read
 from ml_collections_configs import gauss_newton_study as definition
 from optim.newton import line_search
 
@@ -66,7 +68,7 @@ class Result(NamedTuple):
 
   def updates_to(self, loss: float) -> float:
     """Infinite if the loss was not reached."""
-    reached = report.steps_to_loss(self.named.run, SET, loss)
+    reached = read.steps_to_loss(self.named.run, SET, loss)
     return math.inf if reached is None else reached.steps
 
   def clock(self, axis: str, updates: Any, ms: float) -> Any:
@@ -209,27 +211,27 @@ def draw(
   figure.savefig(path, dpi=150)
 
 
-def passes(config: configs.Config) -> float:
+def passes(config: Config) -> float:
   """Forward passes that a token costs; of Gauss-Newton, a mean over tokens.
 
   A gradient is 3, a local model's 5 (`docs/gauss_newton.md`); that of the six
   groups of this study's model is 14.2, counted from its jaxpr.
   """
-  if not gauss_newton.chosen(config):
+  if not newton.chosen(config):
     return 3.0
   g: Any = config.gauss_newton
   solve = 3.0 if g.mode == "nonlinear" else 5.0
   if g.scope == "layerwise":
     solve = 14.2
-  n, m = g.inner_steps, gauss_newton.num_search_batches(config)
+  n, m = g.inner_steps, newton.num_search_batches(config)
   return (n * solve + m * num_candidates(config)) / (n + m)
 
 
-def num_candidates(config: configs.Config) -> int:
+def num_candidates(config: Config) -> int:
   """Steps that a line search tries."""
   layerwise = config.gauss_newton.scope == "layerwise"
   groups = config.model.N + 2 if layerwise else 1
-  return len(line_search.candidates(gauss_newton.grid(config), groups))
+  return len(line_search.candidates(newton.grid(config), groups))
 
 
 @functools.cache
@@ -238,7 +240,7 @@ def depth(method: str, batches: int) -> int:
   start = f"{method}_batches={batches}_"
   run = next(r for r in definition.seeds() if r["name"].startswith(start))
   config = study.resolve(run)
-  if not gauss_newton.chosen(config):
+  if not newton.chosen(config):
     return 1
   return config.gauss_newton.inner_steps + num_candidates(config)
 
@@ -306,7 +308,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  from lm import allocator
+  from lm.cli import allocator
 
   allocator.settle()
   main()

@@ -17,8 +17,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lm import config as configs
-from lm import text
+from lm.cli import text
+from lm.config.schema import Config
 from ml_collections_configs import lotion_study as definition
 
 from . import study
@@ -239,7 +239,7 @@ def draw(groups: Groups, path: pathlib.Path) -> None:
   figure.savefig(path, dpi=150)
 
 
-def passes(config: configs.Config) -> float:
+def passes(config: Config) -> float:
   """Forward passes that a token of training costs.
 
   A gradient is 3. Drawn labels take another, example by example, on their
@@ -283,7 +283,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  from lm import allocator
+  from lm.cli import allocator
 
   allocator.settle()
   main()

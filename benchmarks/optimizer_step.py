@@ -8,7 +8,7 @@ Each peer has a worker process of its own; they take turns, one computing at a
 time, so that a busy machine slows all alike: compare ratios, which are taken
 round by round. Update and application are one jitted call, state donated.
 
-Environments: "settled" is `lm.allocator.settle()` and one BLAS thread (XLA
+Environments: "settled" is `lm.cli.allocator.settle()` and one BLAS thread (XLA
 already factorises the matrices of a stack in parallel), "system" is neither.
 `--torch-python` names an interpreter with torch and pytorch_optimizer, whose
 SOAP equals the authors' code. On a machine that others use, too, `--cores=1`
@@ -133,7 +133,7 @@ def _torch_worker(frequency, size):
 def _serve(args):
   """Worker: answers each line "n" on stdin with n steps' times."""
   if args.environment == "settled":
-    from lm import allocator
+    from lm.cli import allocator
 
     allocator.settle()
   if args.cores:

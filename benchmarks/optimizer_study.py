@@ -17,7 +17,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lm import report, text
+from lm.cli import text
+from lm.runs import read
+from lm.runs.read import Run
 from ml_collections_configs import optimizer_study as definition
 
 from . import study
@@ -41,7 +43,7 @@ class Result(NamedTuple):
   frequency: int
   one_sided: bool
   loss: float  # At the end, on the whole split.
-  run: report.Run  # Its curve is on the same few rows at each point.
+  run: Run  # Its curve is on the same few rows at each point.
 
   @property
   def curve(self) -> Any:
@@ -50,7 +52,7 @@ class Result(NamedTuple):
 
   def steps_to(self, loss: float) -> float:
     """Updates until the curve came down to a loss; infinite if it did not."""
-    reached = report.steps_to_loss(self.run, SET, loss, METRIC)
+    reached = read.steps_to_loss(self.run, SET, loss, METRIC)
     return math.inf if reached is None else reached.steps
 
 
@@ -270,7 +272,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  from lm import allocator
+  from lm.cli import allocator
 
   allocator.settle()
   main()

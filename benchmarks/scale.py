@@ -22,7 +22,7 @@ import time
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 COUNTS = _ROOT / "docs" / "figures" / "scaling_counts.jsonl"
 METHODS = ("adamw", "lotion", "soap", "gauss_newton")
-SIZES = {"150M": "olmo150m", "1B": "cbs1.2b", "8B": "olmo8b"}
+SIZES = {"150M": "olmo150m", "1B": "cbs1b2", "8B": "olmo8b"}
 TOKENS = 8192  # A device and pass.
 MOST_FSDP = 64
 INNER, SEARCH = 16, 4
@@ -30,7 +30,7 @@ INNER, SEARCH = 16, 4
 
 def config_of(method, size, devices):
   """The resolved configuration of one point: method, size, devices."""
-  from lm import config as configs
+  from lm.config import load
   from lm.tools import estimate
 
   name = f"ml_collections_configs.{SIZES[size]}"
@@ -57,7 +57,7 @@ def config_of(method, size, devices):
     c.gauss_newton.inner_steps = INNER
     c.train.microbatch_size = rows
     c.data.batch_size = rows * (INNER + SEARCH)
-  return estimate.resolve(configs.from_config_dict(c), "tpu")
+  return estimate.resolve(load.from_config_dict(c), "tpu")
 
 
 def _measure(arguments):

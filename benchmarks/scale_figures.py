@@ -10,11 +10,11 @@ import pathlib
 
 import scale
 
-from lm import mesh as meshes
-from lm import plots
-from lm.text import format_table
+from lm.cli.text import format_table
+from lm.model import mesh as meshes
+from lm.runs import plots
+from lm.step import build, flops
 from lm.tools import cost
-from lm.train import flops, setup
 
 DEVICES = (8, 64, 512, 2048, 4096)
 BATCH = 4096 * 1024  # Tokens of a pass, when scaling strongly.
@@ -36,7 +36,7 @@ def by_law(method: str, size: str, devices: int) -> cost.Counts:
   return cost.Counts(
     dict(mesh.shape),
     model_flops(config.model),
-    cost.hbm_bytes(setup.build(config, mesh=mesh)),
+    cost.hbm_bytes(build.build(config, mesh=mesh)),
     cost.law(plain, dict(mesh.shape)),
     config.tokens_per_step,
   )

@@ -130,7 +130,7 @@ def slope(samples: Sequence[Sample], process: int, key: str) -> Slope:
 
 def last_step(folder: pathlib.Path) -> int:
   """Of the newest checkpoint."""
-  from lm.train import checkpoint
+  from lm.runs import checkpoint
 
   return checkpoint.list_steps(folder)[-1]
 
@@ -139,9 +139,10 @@ def digest(folder: pathlib.Path) -> str:
   """Of the whole state in the newest checkpoint, on one device."""
   import jax
 
-  from lm.train import checkpoint, setup, state, workdir
+  from lm.runs import checkpoint, workdir
+  from lm.step import build, state
 
-  parts = setup.build(workdir.read_config(folder), jax.devices()[:1])
+  parts = build.build(workdir.read_config(folder), jax.devices()[:1])
   whole = checkpoint.abstract(parts.abstract_state, parts.shardings)
   with checkpoint.Checkpointer(folder, log=lambda _: None) as saved:
     return state.digest(saved.restore(saved.steps()[-1], whole))
@@ -152,10 +153,10 @@ def metrics(folder: pathlib.Path, steps: int) -> dict[str, Any]:
 
   The score at the last step is left out: only a run that ends there has one.
   """
-  from lm.train import writers
+  from lm.runs import metrics
 
   found = {}
-  for key, column in writers.read(folder).items():
+  for key, column in metrics.read(folder).items():
     if not key.startswith("perf/") and key != "seconds":
       rows = zip(column.steps.tolist(), column.values.tolist(), strict=True)
       last = steps - key.startswith("eval/")
@@ -234,7 +235,7 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def main() -> None:
   """Runs the soak of the flags and prints what it found."""
-  from lm import program
+  from lm.cli import program
 
   program.quiet()
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -11,9 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import config as configs
-from lm import report, sweep, text
-from lm.train import flops
+from lm import sweep
+from lm.cli import text
+from lm.config import load as config_load
+from lm.config import ramp
+from lm.config.schema import Config
+from lm.runs import read
+from lm.runs.read import Run
+from lm.step import flops
 
 # Of the default corpus, where every study runs.
 _DATA = {"vocab_size": 4096, "eos_id": 1, "pad_id": 0, "platform": "cpu"}
@@ -35,7 +40,7 @@ class Named(NamedTuple):
   """A run, and what its name says of it."""
 
   fields: dict[str, str]  # Groups of the pattern; "" for those absent.
-  run: report.Run
+  run: Run
 
   def last(self, key: str) -> float:
     """The last value of a column."""
@@ -55,7 +60,7 @@ def load(folder: pathlib.Path, pattern: re.Pattern[str]) -> list[Named]:
     match = pattern.fullmatch(name)
     if match is None or not sweep.is_finished(path):
       continue
-    found[name] = Named(match.groupdict(""), report.load_run(path, name))
+    found[name] = Named(match.groupdict(""), read.load_run(path, name))
   return [found[name] for name in sorted(found)]
 
 
@@ -128,10 +133,10 @@ def draw_band(
   axis.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, lw=0)
 
 
-def resolve(run: Mapping[str, Any]) -> configs.Config:
+def resolve(run: Mapping[str, Any]) -> Config:
   """The configuration of a run of a sweep, on the default corpus."""
   config = sweep.resolve(run["config"], run["overrides"])
-  return configs.resolve(config, **_DATA)
+  return config_load.resolve(config, **_DATA)
 
 
 def time_updates(
@@ -151,17 +156,17 @@ def time_updates(
   """
   import jax
 
-  from lm.train import setup
+  from lm.step import build
 
   updates: dict[Hashable, list[Any]] = {}
   for key, run in runs.items():
-    parts = setup.build(resolve(run), jax.devices()[:1])
+    parts = build.build(resolve(run), jax.devices()[:1])
     jax.set_mesh(parts.mesh)
-    state, update = setup.init_state(parts), setup.compile_step(parts)
+    state, update = build.init_state(parts), build.compile_step(parts)
     rows = np.random.default_rng(0).integers(
       2, _DATA["vocab_size"], parts.buffer_shape
     )
-    buffer = setup.put_buffer(parts, rows.astype(np.int32))
+    buffer = build.put_buffer(parts, rows.astype(np.int32))
     updates[key] = [state, update, buffer, []]
   for _ in range(rounds):
     for key, entry in updates.items():
@@ -189,7 +194,7 @@ class Work(NamedTuple):
   pass_flops: float
 
 
-def work(config: configs.Config, passes: float) -> Work:
+def work(config: Config, passes: float) -> Work:
   """The work of a run, its optimiser's own left out.
 
   Args:
@@ -202,9 +207,9 @@ def work(config: configs.Config, passes: float) -> Work:
       "config.eval.final_batches=0 scores the whole split, whatever its size; "
       "give a number to plan with."
     )
-  tokens = config.num_steps * config.data.batch_size * length
+  tokens = ramp.num_steps(config) * config.data.batch_size * length
   rounded = q.method != "none"
-  during = (config.num_steps - 1) // e.every if e.every else 0
+  during = (ramp.num_steps(config) - 1) // e.every if e.every else 0
   scored = during * e.batches * (1 + bool(config.optim.ema) + rounded)
   scored += e.final_batches * (
     1 + bool(config.optim.ema) + rounded * (1 + q.draws)
@@ -239,7 +244,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 def plan_table(
   sweeps: Mapping[str, Sequence[Mapping[str, Any]]],
   method: Callable[[Mapping[str, Any]], str],
-  passes: Callable[[configs.Config], float],
+  passes: Callable[[Config], float],
   args: argparse.Namespace,
 ) -> str:
   """Tokens, arithmetic and hours of all sweeps, by method.

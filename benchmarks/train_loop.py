@@ -87,7 +87,7 @@ def bare_ms(flags: list[str], steps: int) -> float:
 
 def bare(flags: list[str], steps: int) -> None:
   """The worker of `bare_ms`."""
-  from lm import allocator, program
+  from lm.cli import allocator, program
 
   allocator.settle()
   program.use_compilation_cache()
@@ -98,15 +98,15 @@ def bare(flags: list[str], steps: int) -> None:
   import jax
   import numpy as np
 
-  from lm import config as configs
-  from lm.train import setup
+  from lm.config import load
+  from lm.step import build
 
-  config = configs.from_config_dict(holder.value)
-  parts = setup.build(setup.resolve(config, setup.find_data(config)))
+  config = load.from_config_dict(holder.value)
+  parts = build.build(build.resolve(config, build.find_data(config)))
   with jax.set_mesh(parts.mesh):
-    step, state = setup.compile_step(parts), setup.init_state(parts)
+    step, state = build.compile_step(parts), build.init_state(parts)
     rows = np.random.default_rng(0).integers(2, 250, parts.buffer_shape)
-    buffer = setup.put_buffer(parts, rows.astype(np.int32))
+    buffer = build.put_buffer(parts, rows.astype(np.int32))
     times = []
     for _ in range(steps // 10):
       start = time.perf_counter()

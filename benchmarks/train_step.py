@@ -61,8 +61,8 @@ def _ours(size, weights, *, base):
   import jax.numpy as jnp
   import train_step_peers as peers
 
-  from lm import config as configs
-  from lm.train import setup
+  from lm.config import load
+  from lm.step import build
   from ml_collections_configs import base as base_config
 
   c = base_config.get_config()
@@ -79,18 +79,18 @@ def _ours(size, weights, *, base):
   if not base:
     c.model.positions = "learned"
     c.model.isolate_documents = c.model.restart_positions = False
-  config = configs.resolve(
-    configs.from_config_dict(c),
+  config = load.resolve(
+    load.from_config_dict(c),
     vocab_size=size["V"],
     eos_id=1,
     pad_id=0,
     platform="cpu",
   )
   model = dataclasses.replace(config.model, layers="unroll")
-  parts = setup.build(dataclasses.replace(config, model=model))
+  parts = build.build(dataclasses.replace(config, model=model))
   with jax.set_mesh(parts.mesh):
-    train_step = setup.compile_step(parts)
-  state = setup.init_state(parts)
+    train_step = build.compile_step(parts)
+  state = build.init_state(parts)
   if not base:
     params = jax.tree.map(jnp.asarray, weights)
     state = state._replace(
@@ -100,7 +100,7 @@ def _ours(size, weights, *, base):
 
   def step(rows):
     nonlocal state
-    buffer = setup.put_buffer(parts, rows[None])
+    buffer = build.put_buffer(parts, rows[None])
     state, metrics = train_step(state, buffer, count)
     return float(metrics["train/loss"])
 
@@ -123,7 +123,7 @@ def _flax(size, weights):
 def work(peer, size, weights_file):
   """Serves steps of one side until its input ends."""
   if peer.startswith("ours") or peer.endswith("settled"):
-    from lm import allocator
+    from lm.cli import allocator
 
     allocator.settle()  # Does nothing if the environment says "system".
   import numpy as np

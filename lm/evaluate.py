@@ -12,12 +12,12 @@ Dimension key: R rows of a set.
 
 import argparse
 import dataclasses
-import math
 import sys
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from . import allocator, program
+from .cli import allocator, program
+from .config import errors
+from .config.errors import InputError
 
 if __name__ == "__main__":
   allocator.settle()  # Before jax allocates anything.
@@ -25,113 +25,17 @@ if __name__ == "__main__":
   program.use_compilation_cache()
 
 import jax
-import numpy as np
 
-from . import quantization, text
 from .data import layout
-from .data.rows import Rows
-
-
-class EvalResult(NamedTuple):
-  """The score of a set."""
-
-  loss: float  # Nats per token.
-  stderr: float  # Of the loss; NaN with fewer than two rows.
-  perplexity: float  # exp(loss).
-  bits_per_byte: float
-  tokens: int  # Targets scored.
-  rows: int  # Rows with a target.
-
-  def scalars(self) -> dict[str, float]:
-    """What goes into metrics.jsonl, by the last part of its key."""
-    keys = ("loss", "stderr", "perplexity", "bits_per_byte")
-    return {key: getattr(self, key) for key in keys}
-
-  def __str__(self) -> str:
-    """One line for people."""
-    return (
-      f"loss {self.loss:.4f} ± {self.stderr:.4f}, "
-      f"{self.bits_per_byte:.4f} bits/byte, {self.tokens} tokens"
-    )
-
-
-def summarize(
-  loss_R: np.ndarray, weight_R: np.ndarray, rows: Rows
-) -> EvalResult:
-  r"""Mean loss of a token and its standard error, from sums of rows.
-
-  With l_r the summed loss and w_r the number of targets of row r,
-
-      m = \sum_r l_r / \sum_r w_r,
-      stderr^2 = n / (n - 1) \sum_r (l_r - m w_r)^2 / (\sum_r w_r)^2,
-
-  the linearised error of a ratio of means over n independent rows; for equal
-  w_r it is the usual error of the mean of n numbers. Tokens within a row may
-  depend on each other; neighbouring rows of one long document do too, which
-  the estimate ignores.
-
-  Args:
-    loss_R: Summed loss of each row, nats.
-    weight_R: Targets of each row; rows without any do not count.
-    rows: The split they are of; its tokens and bytes in all convert the loss
-      to bits per byte.
-
-  Returns:
-    The score; all NaN if there is no target.
-
-  References:
-    Cochran, "Sampling Techniques", 3rd ed., 1977, eq. 6.9 (the ratio
-    estimator).
-  """
-  loss_R = np.asarray(loss_R, np.float64)
-  weight_R = np.asarray(weight_R, np.float64)
-  counts = weight_R > 0
-  loss_R, weight_R = loss_R[counts], weight_R[counts]
-  n, tokens = len(loss_R), float(weight_R.sum())
-  loss = float(loss_R.sum()) / tokens if n else math.nan
-  stderr = math.nan
-  if n > 1:
-    square = float(np.square(loss_R - loss * weight_R).sum())
-    stderr = math.sqrt(n / (n - 1) * square) / tokens
-  return EvalResult(
-    loss=loss,
-    stderr=stderr,
-    perplexity=float(np.exp(np.float64(loss))),
-    bits_per_byte=rows.prepared.meta.bits_per_byte(loss, rows.split),
-    tokens=int(tokens),
-    rows=n,
-  )
-
-
-def table(
-  results: Mapping[str, EvalResult], data: Mapping[str, layout.Prepared]
-) -> str:
-  """One line a set: the score, and the best n-gram model's beside it."""
-  rows = []
-  for name, result in results.items():
-    floors = data[name].meta.floors
-    grams = {k: v for k, v in floors.items() if k.endswith("gram")}
-    best = min(grams, key=grams.__getitem__)
-    rows.append(
-      [
-        name,
-        f"{result.loss:.4f} ± {result.stderr:.4f}",
-        f"{result.perplexity:.2f}",
-        f"{result.bits_per_byte:.4f}",
-        str(result.tokens),
-        f"{grams[best]:.4f} ({best})",
-        f"{floors['bits_per_byte']:.4f}",
-      ]
-    )
-  header = ["set", "loss ± stderr", "perplexity", "bits/byte", "tokens"]
-  return text.format_table([*header, "n-gram loss", "n-gram bits/byte"], rows)
+from .eval import evaluator, score
+from .eval import rounded as rounded_scores
+from .processes import distributed, peers
+from .runs import weights
+from .weights import rounded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; returns its exit code."""
-  # Here, since the trainer imports this module.
-  from .train import distributed, peers
-
   parser = argparse.ArgumentParser(
     prog="python -m lm.evaluate", description=(__doc__ or "").split("\n\n")[0]
   )
@@ -145,29 +49,31 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--ema", action="store_true", help="score the averaged weights"
   )
-  quantization.add_arguments(parser)
+  rounded.add_arguments(parser)
   args = parser.parse_args(argv)
   try:
     with peers.joined(
-      args.distributed, args.coordinator, args.num_processes, args.process_id
+      args.distributed,
+      args.coordinator,
+      args.num_processes,
+      args.process_id,
+      tell=program.tell,
     ):
       lines = _evaluate_run(args)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
-    return program.BAD_INPUT
+    return errors.BAD_INPUT
   if jax.process_index() == 0:
     print(lines)
   return 0
 
 
 def _evaluate_run(args: argparse.Namespace) -> str:
-  from .train import evaluation, rounding, weights
-
   parts, params, average = weights.open_run(
     args.workdir, args.step, grid=args.grid, block_size=args.block_size
   )
   if args.ema and average is None:
-    raise program.InputError(
+    raise InputError(
       f"{args.workdir} keeps no average of the weights (config.optim.ema=0); "
       "leave out --ema."
     )
@@ -180,15 +86,15 @@ def _evaluate_run(args: argparse.Namespace) -> str:
   data = {name: layout.find(config.data, name) for name in names}
   params = average if args.ema else params
   with jax.set_mesh(parts.mesh):
-    scorer = evaluation.Evaluator(parts, data)
-    lines = table(scorer.run(params, args.batches), data)
+    scorer = evaluator.Evaluator(parts, data)
+    lines = score.table(scorer.run(params, args.batches), data)
     if parts.quantizers is not None:
-      rounder = rounding.Rounder(parts)
+      rounder = rounded_scores.Rounder(parts)
       rounder.compile()
-      scores = rounding.score(
+      scores = rounded_scores.score(
         scorer, rounder, params, args.batches, config.quant.draws
       )
-      lines += "\n\n" + rounding.table(scores, rounder.measure(params))
+      lines += "\n\n" + rounded_scores.table(scores, rounder.measure(params))
   return lines
 
 

@@ -13,8 +13,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import program, quantization
-from .train import weights
+from .cli import program
+from .config import errors
+from .runs import weights
+from .weights import rounded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     "--quantize", action="store_true", help="as config.quant of the run says"
   )
-  quantization.add_arguments(parser)
+  rounded.add_arguments(parser)
   args = parser.parse_args(argv)
   try:
     step = weights.export(
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
-    return program.BAD_INPUT
+    return errors.BAD_INPUT
   print(f"Wrote the weights of step {step} to {args.out}.")
   return 0
 

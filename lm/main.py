@@ -4,17 +4,18 @@ r"""Trains a language model from a configuration; run it again to resume.
         --config.optim.learning_rate=2e-3
 
 The same line runs on one CPU, on several devices and, with --distributed, on
-several processes. Exit codes are in `lm/program.py`.
+several processes. Exit codes are in `lm/cli/program.py`.
 """
 
-from . import allocator, program
+from .cli import allocator, program
+from .config.errors import InputError
 
 allocator.settle()  # Before jax allocates anything.
 program.use_compilation_cache()
 
 from absl import flags  # noqa: E402
 
-from . import config as configs  # noqa: E402
+from .config import load  # noqa: E402
 
 _CONFIG = program.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -37,20 +38,24 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "This one, from 0.")
 def main() -> int:
   """Runs the configuration of the flags; returns the exit code."""
   if _CONFIG.value is None or not _WORKDIR.value:
-    raise program.InputError(
+    raise InputError(
       "Give a configuration and a folder: --config=FILE.py --workdir=FOLDER."
     )
-  config = configs.from_config_dict(_CONFIG.value)
-  from . import optimizer
-  from .train import loop, peers
+  config = load.from_config_dict(_CONFIG.value)
+  from .methods import optimizer
+  from .processes import peers
+  from .runs import checkpoint
+  from .train import loop
 
   optimizer.check_config(config)
+  workdir = _WORKDIR.value
   with peers.joined(
     _DISTRIBUTED.value,
     _COORDINATOR.value,
     _PROCESSES.value,
     _PROCESS.value,
-    _WORKDIR.value,
+    tell=program.tell,
+    goes_on_from=lambda: checkpoint.newest_text(workdir),
   ):
     return loop.train(config, _WORKDIR.value)
 

@@ -39,8 +39,12 @@ import ml_collections
 
 from ml_collections_configs import sweeps
 
-from . import children, optimizer, program, report, rules, text
-from . import config as configs
+from .cli import children, program, text
+from .config import errors, load, names
+from .config.errors import ConfigError, InputError
+from .config.schema import Config
+from .methods import optimizer
+from .runs import read
 
 _FAILED = 1
 # Exit codes of a run that a signal ended before it could save.
@@ -79,19 +83,19 @@ def load_sweep(sweep: str) -> list[dict[str, Any]]:
     try:
       runs = json.loads(pathlib.Path(sweep).read_text())
     except (OSError, json.JSONDecodeError) as error:
-      raise program.InputError(f"--sweep={sweep}: {error}") from error
+      raise InputError(f"--sweep={sweep}: {error}") from error
   else:
     file, _, name = sweep.rpartition(":")
     runs = _sweeps_of(_import(file) if file else sweeps, name, sweep)()
   keys = {"config", "overrides", "name"}
   for i, run in enumerate(runs):
     if not {"config"} <= set(run) <= keys:
-      raise program.InputError(
+      raise InputError(
         f"--sweep={sweep}: run {i} has the keys {sorted(run)}; it needs "
         '"config", and may have "overrides" and "name".'
       )
   if not runs:
-    raise program.InputError(f"--sweep={sweep} has no runs.")
+    raise InputError(f"--sweep={sweep} has no runs.")
   return list(runs)
 
 
@@ -113,12 +117,12 @@ def expand(runs: Sequence[Mapping[str, Any]]) -> list[Job]:
     try:
       resolved = resolve(run["config"], overrides)
       if wrong := optimizer.problems(resolved):
-        raise configs.ConfigError("\n".join(wrong))
+        raise ConfigError("\n".join(wrong))
     except ValueError as error:
       problems.append(f"run {i}: {error}")
       continue
     name = run.get("name") or _name(run["config"], overrides)
-    plain = json.dumps(configs.to_dict(resolved), sort_keys=True)
+    plain = json.dumps(load.to_dict(resolved), sort_keys=True)
     digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
     jobs.append(Job(f"{_safe(name)}-{digest}", run["config"], overrides))
   ids = [job.id for job in jobs]
@@ -129,11 +133,11 @@ def expand(runs: Sequence[Mapping[str, Any]]) -> list[Job]:
     if ids.count(id_) > 1
   ]
   if problems:
-    raise program.InputError("\n".join(problems))
+    raise InputError("\n".join(problems))
   return jobs
 
 
-def resolve(path: str, overrides: Mapping[str, Any]) -> configs.Config:
+def resolve(path: str, overrides: Mapping[str, Any]) -> Config:
   """The configuration that `--config=path --config.key=value ...` gives.
 
   Args:
@@ -151,11 +155,11 @@ def resolve(path: str, overrides: Mapping[str, Any]) -> configs.Config:
   file, _, argument = path.partition(":")
   get_config = getattr(_import(file), "get_config", None)
   if get_config is None:
-    raise program.InputError(f"{file} has no function get_config.")
+    raise InputError(f"{file} has no function get_config.")
   config = get_config(argument) if argument else get_config()
   for key, value in overrides.items():
     _override(config, key, value)
-  return configs.from_config_dict(config)
+  return load.from_config_dict(config)
 
 
 def is_finished(folder: pathlib.Path) -> bool:
@@ -223,7 +227,7 @@ def summary(
   for i, job in enumerate(jobs):
     cells = ["-", "-", "-"]
     try:
-      run = report.load_run(root / job.id)
+      run = read.load_run(root / job.id)
     except (ValueError, OSError):
       pass  # Nothing logged yet.
     else:
@@ -231,7 +235,7 @@ def summary(
       last = run.columns[f"eval/{sets[0]}/loss"].values[-1] if sets else None
       cells = [
         str(run.columns["tokens"].steps[-1]),
-        f"{report.final_train_loss(run):.4f}",
+        f"{read.final_train_loss(run):.4f}",
         "-" if last is None else f"{last:.4f} ({sets[0]})",
       ]
     rows.append([job.id, str(i), outcomes.get(job.id, "-"), *cells])
@@ -250,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     index = _index(args, len(jobs))
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
-    return program.BAD_INPUT
+    return errors.BAD_INPUT
   if args.list:
     for i, job in enumerate(jobs):
       done = " (finished)" if is_finished(root / job.id) else ""
@@ -293,7 +297,7 @@ def _index(args: argparse.Namespace, num_jobs: int) -> int | None:
   if index is None and task and not args.list and not args.jobs:
     index = int(task)
   if index is not None and not 0 <= index < num_jobs:
-    raise program.InputError(
+    raise InputError(
       f"index {index} is not one of the sweep's {num_jobs} runs; use 0 to "
       f"{num_jobs - 1}, e.g. sbatch --array=0-{num_jobs - 1}."
     )
@@ -307,13 +311,13 @@ def _exit_code(outcomes: Mapping[str, str], alone: bool) -> int:
   if failed:
     return _FAILED
   stopped = {"stopped", "not started"} & set(outcomes.values())
-  return program.PREEMPTED if stopped else 0
+  return errors.PREEMPTED if stopped else 0
 
 
 def _outcome(code: int, stopping: bool) -> str:
   if code == 0:
     return "finished"
-  if code == program.PREEMPTED or (stopping and code in _KILLED):
+  if code == errors.PREEMPTED or (stopping and code in _KILLED):
     return "stopped"
   return f"failed (exit code {code})"
 
@@ -329,7 +333,7 @@ def _sweeps_of(module: ModuleType, name: str, sweep: str) -> Any:
     and key != "product"
   ]
   if name not in known:
-    raise program.InputError(
+    raise InputError(
       f"--sweep={sweep}: no sweep of that name; there are {known}. Or give "
       "FILE.py:NAME or FILE.json."
     )
@@ -338,13 +342,13 @@ def _sweeps_of(module: ModuleType, name: str, sweep: str) -> Any:
 
 def _import(file: str) -> ModuleType:
   if not os.path.isfile(file):
-    raise program.InputError(
+    raise InputError(
       f"There is no file {file}; paths are relative to {os.getcwd()}."
     )
   name = re.sub(r"\W", "_", os.path.abspath(file))
   found = importlib.util.spec_from_file_location(name, file)
   if found is None or found.loader is None:
-    raise program.InputError(f"{file} is not a Python file.")
+    raise InputError(f"{file} is not a Python file.")
   module = importlib.util.module_from_spec(found)
   found.loader.exec_module(module)
   return module
@@ -357,15 +361,15 @@ def _override(config: ml_collections.ConfigDict, key: str, value: Any) -> None:
     if not isinstance(section, ml_collections.ConfigDict) or (
       name not in section
     ):
-      hint = rules.nearest(name, getattr(section, "keys", list)())
-      raise program.InputError(f"config.{key} is not a key.{hint}")
+      hint = names.nearest(name, getattr(section, "keys", list)())
+      raise InputError(f"config.{key} is not a key.{hint}")
     parent, section = section, section[name]
   if isinstance(value, Mapping):  # optim.kwargs: replaced, as by the flag.
     value = ml_collections.ConfigDict(dict(value))
   try:
     parent[last] = tuple(value) if isinstance(value, list) else value
   except TypeError as error:
-    raise program.InputError(f"config.{key}={value!r}: {error}") from error
+    raise InputError(f"config.{key}={value!r}: {error}") from error
 
 
 def _name(config: str, overrides: Mapping[str, Any]) -> str:

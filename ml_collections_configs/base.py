@@ -131,7 +131,7 @@ def _gauss_newton() -> ml_collections.ConfigDict:
 def _schedule() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   # cosine | wsd | constant | linear | inverse_sqrt | seesaw (a growing batch in
-  # place of the cosine's decay; `lm/batches.py`)
+  # place of the cosine's decay; `lm/config/ramp.py`)
   c.name = "cosine"
   c.unit = "fraction"  # Of the run | steps | tokens: unit of the two below.
   c.warmup = 0.1
@@ -165,7 +165,7 @@ def _mesh() -> ml_collections.ConfigDict:
 def _quant() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   # none | ptq (rounded at evaluations only) | qat (loss of weights rounded to
-  # nearest) | rat (at random) | lotion (a penalty); see `lm/quantization.py`.
+  # nearest) | rat (at random) | lotion (a penalty): `lm/weights/rounded.py`.
   c.method = "none"
   # int4 | int8 | mxint8 | fp4 | fp6_e2m3 | fp6_e3m2 | fp8_e4m3 | fp8_e5m2
   c.grid = "int4"

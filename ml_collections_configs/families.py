@@ -126,7 +126,7 @@ def gauss_newton_solve(
     c: From `gauss_newton`.
     inner_steps: N.
     rows: Of a microbatch.
-    streaming: One microbatch an update (`lm/gauss_newton.py`).
+    streaming: One microbatch an update (`lm/methods/newton.py`).
   """
   batches = inner_steps + max(1, inner_steps // 4)
   c.optim.name = "gauss_newton_microsteps" if streaming else "gauss_newton"

@@ -34,7 +34,7 @@ _CBS_PAIRS = {
     (1024, 26_000), (2048, 11_719), (4096, 10_000), (8192, 8_500),
     (16_384, 8_000),
   ),
-  "1.2b": (
+  "1b2": (
     (64, 900_000), (128, 400_000), (256, 187_500), (512, 100_000),
     (1024, 43_000), (2048, 38_000), (4096, 16_000), (8192, 10_000),
   ),
@@ -114,7 +114,7 @@ def cbs_604m() -> list[Run]:
 def cbs_1_2b() -> list[Run]:
   """Batch against steps, 1.2B parameters; see `_cbs`."""
   averages = {"optim.kwargs.b1": 0.8, "optim.kwargs.b2": 0.9995}
-  return _cbs("1.2b", averages | {"optim.ema": 0.999})
+  return _cbs("1b2", averages | {"optim.ema": 0.999})
 
 
 def _tiny(overrides: Mapping[str, Any], name: str | None = None) -> Run:

@@ -20,7 +20,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from . import corpora, layout
+from ..config.names import CORPORA
+from . import corpora
+from . import layout
 from .errors import DataError
 
 SPLITS = ("train", "validation")
@@ -37,7 +39,7 @@ class Text(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "First release."}
   BUILDER_CONFIGS = [
-    tfds.core.BuilderConfig(name=name) for name in corpora.NAMES if name != "c4"
+    tfds.core.BuilderConfig(name=name) for name in CORPORA if name != "c4"
   ]
 
   def __init__(self, *, corpus: corpora.Corpus | None = None, **kwargs):

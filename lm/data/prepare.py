@@ -21,9 +21,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from absl import flags
 
-from .. import program
-from ..text import format_table
-from . import builders, corpora, layout, ngram, packing
+from ..cli import program
+from ..cli.text import format_table
+from . import builders
+from . import corpora
+from . import layout
+from . import ngram
+from . import packing
 from . import tokenizer as tokenizers
 from .errors import DataError
 

@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
-from .. import program
+from ..config import errors
 from . import gcloud, remote
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ _DISTRIBUTED = "--distributed=auto"
 # one another, before `keep` gives up.
 _PATIENCE = 5
 # How the run of a worker looks to `keep`; see `remote.STATUS`.
-_DONE, _STOPPED = "ended 0", f"ended {program.PREEMPTED}"
+_DONE, _STOPPED = "ended 0", f"ended {errors.PREEMPTED}"
 _UNSTARTED = {"absent", "new"}
 _JOB = re.compile(r"^job \S+ (.+)$", re.MULTILINE)
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _FAILED
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
-    return program.BAD_INPUT
+    return errors.BAD_INPUT
   except KeyboardInterrupt:
     return _INTERRUPTED
 
@@ -103,7 +103,7 @@ def setup(cloud: gcloud.Gcloud, args: argparse.Namespace) -> int:
   """Sends the committed code to all workers and installs it there."""
   _check_setup(args)
   if not _is_there(cloud):
-    return program.PREEMPTED
+    return errors.PREEMPTED
   with tempfile.TemporaryDirectory() as folder:
     archive = remote.ARCHIVE
     if not cloud.dry_run:
@@ -118,7 +118,7 @@ def run(cloud: gcloud.Gcloud, args: argparse.Namespace) -> int:
   """Starts or resumes a run on all workers, unless it is going on."""
   arguments = run_arguments(args.program, args.rest)
   if not _is_there(cloud):
-    return program.PREEMPTED
+    return errors.PREEMPTED
   cloud.ssh(remote.run(args.program, arguments))
   return 0
 
@@ -167,7 +167,7 @@ def keep(
   while True:
     try:
       code = _look(cloud, args)
-      if code == program.PEER_LOST and losses < _PATIENCE:
+      if code == errors.PEER_LOST and losses < _PATIENCE:
         losses += 1  # All lost one another, as through the network.
         run(cloud, args)
         code = None
@@ -262,7 +262,7 @@ def _look(cloud: gcloud.Gcloud, args: argparse.Namespace) -> int | None:
   if ended and not jobs & {"killed", *_UNSTARTED}:
     codes = {int(job.split()[1]) for job in ended}
     # Those that lost another one tell less than that one.
-    worst = max(codes - {program.PEER_LOST}, default=program.PEER_LOST)
+    worst = max(codes - {errors.PEER_LOST}, default=errors.PEER_LOST)
     print(f"The run ended with exit code {worst}: see `logs`.", file=sys.stderr)
     return worst
   run(cloud, args)

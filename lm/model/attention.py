@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ..mesh import RULES, platform
 from . import layers
-from .product import product
+from .mesh import RULES, platform
+from .products import product
 
 if typing.TYPE_CHECKING:
-  from ..config import ModelConfig
+  from ..config.schema import ModelConfig
 
 
 class Places(typing.NamedTuple):

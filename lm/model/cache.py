@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 if typing.TYPE_CHECKING:
-  from ..config import ModelConfig
+  from ..config.schema import ModelConfig
 
 # Keys and values of one layer, [B, M, G, K] each; None outside decoding.
 LayerCache = tuple[jax.Array, jax.Array] | None

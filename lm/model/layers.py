@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from .product import product
+from .products import product
 
 # The type of `jax.lax.dot_general`; a quantised product has the same.
 DotGeneral = Callable[..., jax.Array]

@@ -5,11 +5,11 @@ heads, G key-value heads, K head size, R = H / G query heads of a group, F
 feed-forward width, V vocabulary (padded), N layers, T new tokens in decoding,
 1 as in BL1: one more than L.
 
-The modules only declare the parameters of `lm/spec.py`'s table and call the
+The modules only declare the parameters of `params.py`'s table and call the
 functions of `layers.py` and `attention.py`. Values come from
-`spec.init_params`, not from `Transformer.init`, which fills in NaN. Parameters
-are float32; products run in `cfg.compute_dtype`; norms, softmax and logits in
-float32.
+`params.init_params`, not from `Transformer.init`, which fills in NaN.
+Parameters are float32; products run in `cfg.compute_dtype`; norms, softmax and
+logits in float32.
 
 Documents need no array beside the tokens: `eos_id` stands before the first
 token of each, so it is where attention and positions begin anew.
@@ -23,14 +23,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from .. import spec
-from ..mesh import axis_size, constrain
 from . import attention, layers
+from . import params as param_table
 from .cache import Cache, LayerCache, append
-from .product import is_weight_product
+from .mesh import axis_size, constrain
+from .products import is_weight_product
 
 if typing.TYPE_CHECKING:
-  from ..config import ModelConfig
+  from ..config.schema import ModelConfig
 
 _RESIDUAL = ("batch", "seq", "act_embed")
 _HEADS = ("batch", "seq", "act_heads", "kv")
@@ -55,7 +55,7 @@ class Transformer(nn.Module):
     if cfg.positions == "learned":
       self.positions = PositionTable(cfg)
     self.blocks = _stack_of_blocks(cfg, self.dot_general)
-    self.final_norm = Norm(spec.norm_specs(cfg), cfg.norm, cfg.norm_eps)
+    self.final_norm = Norm(param_table.norm_specs(cfg), cfg.norm, cfg.norm_eps)
     if not cfg.tied:
       self.head = Head(cfg, self.dot_general)
 
@@ -139,7 +139,9 @@ class Block(nn.Module):
     cfg = self.cfg
 
     def norm(name):
-      return Norm(spec.norm_specs(cfg), cfg.norm, cfg.norm_eps, name=name)
+      return Norm(
+        param_table.norm_specs(cfg), cfg.norm, cfg.norm_eps, name=name
+      )
 
     attend = Attention(cfg, self.dot_general, name="attention")
     mlp = Mlp(cfg, self.dot_general, name="mlp")
@@ -186,7 +188,7 @@ class Attention(nn.Module):
   ) -> tuple[jax.Array, LayerCache]:
     """Returns what is added to the stream, and the layer's cache."""
     cfg = self.cfg
-    w = _declare(self, spec.attention_specs(cfg))
+    w = _declare(self, param_table.attention_specs(cfg))
     contract = functools.partial(layers.contract, dot_general=self.dot_general)
     q_BLHK = contract("bld,dhk->blhk", x_BLD, w["q"])
     k_BLGK = contract("bld,dgk->blgk", x_BLD, w["k"])
@@ -210,7 +212,7 @@ class Attention(nn.Module):
 
   def _qk_norm(self, name, heads, axis):
     cfg = self.cfg
-    specs = spec.qk_norm_specs(cfg, heads, axis)
+    specs = param_table.qk_norm_specs(cfg, heads, axis)
     return Norm(specs, cfg.qk_norm_type, cfg.norm_eps, name=name)
 
 
@@ -223,7 +225,7 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
     """Returns what is added to the stream."""
-    w = _declare(self, spec.mlp_specs(self.cfg))
+    w = _declare(self, param_table.mlp_specs(self.cfg))
     contract = functools.partial(layers.contract, dot_general=self.dot_general)
 
     def project(name):
@@ -239,7 +241,7 @@ class Mlp(nn.Module):
 class Norm(nn.Module):
   """LayerNorm or RMSNorm; `specs` are its gain and perhaps bias."""
 
-  specs: spec.Tree
+  specs: param_table.Tree
   kind: str
   eps: float
 
@@ -260,7 +262,7 @@ class Embedding(nn.Module):
 
   def setup(self):
     """Declares the table."""
-    self.table_VD = _declare(self, spec.embed_specs(self.cfg))["table"]
+    self.table_VD = _declare(self, param_table.embed_specs(self.cfg))["table"]
 
   def __call__(self, tokens_BL: jax.Array) -> jax.Array:
     """Rows of the table."""
@@ -296,7 +298,7 @@ class PositionTable(nn.Module):
   @nn.compact
   def __call__(self, positions_BL: jax.Array) -> jax.Array:
     """Rows of the table."""
-    table_LD = _declare(self, spec.position_specs(self.cfg))["table"]
+    table_LD = _declare(self, param_table.position_specs(self.cfg))["table"]
     rows_BLD = table_LD.at[positions_BL].get(mode="clip")
     return rows_BLD.astype(self.cfg.compute_dtype)
 
@@ -310,7 +312,7 @@ class Head(nn.Module):
   @nn.compact
   def __call__(self, hidden_BLD: jax.Array) -> jax.Array:
     """Product with the kernel, in float32."""
-    kernel_DV = _declare(self, spec.head_specs(self.cfg))["kernel"]
+    kernel_DV = _declare(self, param_table.head_specs(self.cfg))["kernel"]
     return layers.contract(
       "bld,dv->blv",
       hidden_BLD,
@@ -329,7 +331,7 @@ def _declare(module, specs):
   return {
     name: module.param(name, nan, s.shape)
     for name, s in specs.items()
-    if isinstance(s, spec.ParamSpec)
+    if isinstance(s, param_table.ParamSpec)
   }
 
 

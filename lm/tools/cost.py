@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .. import config as configs
-from .. import gauss_newton, spec
-from ..train import memory, setup
+from ..config.schema import Config
+from ..methods import newton
+from ..model import params as param_table
+from ..step import build, memory
 from . import hlo
 
 MOST_DEVICES = 2048  # Devices beyond are another process's to jax on a CPU.
@@ -98,7 +99,7 @@ class Seconds(NamedTuple):
 
 
 def measure(
-  config: configs.Config, devices: Sequence[jax.Device] | None = None
+  config: Config, devices: Sequence[jax.Device] | None = None
 ) -> Counts:
   """Compiles an update and counts.
 
@@ -106,10 +107,10 @@ def measure(
     config: Resolved.
     devices: Of the mesh; None for all.
   """
-  parts = setup.build(config, devices)
-  setup.check_rows(config, parts.mesh)
+  parts = build.build(config, devices)
+  build.check_rows(config, parts.mesh)
   with jax.set_mesh(parts.mesh):
-    step: Any = setup.compile_step(parts)
+    step: Any = build.compile_step(parts)
     text = step.as_text()
   mesh = dict(parts.mesh.shape)
   passes = parts.buffer_shape[0]
@@ -122,7 +123,7 @@ def measure(
   )
 
 
-def hbm_bytes(parts: setup.Parts) -> int:
+def hbm_bytes(parts: build.Parts) -> int:
   """Bytes of memory traffic: state and activations, once in and once out."""
   rows = memory.plan(parts)
   passes = parts.buffer_shape[0]
@@ -133,7 +134,7 @@ def hbm_bytes(parts: setup.Parts) -> int:
   return 2 * (once + passes * sums["backward"])
 
 
-def law(config: configs.Config, mesh: Mapping[str, int]) -> dict[Any, int]:
+def law(config: Config, mesh: Mapping[str, int]) -> dict[Any, int]:
   """Bytes that AdamW's update sends, in closed form, without its scalars.
 
   For stacked layers with an untied head, on a mesh without `tensor`. P are the
@@ -160,7 +161,7 @@ def law(config: configs.Config, mesh: Mapping[str, int]) -> dict[Any, int]:
   cfg = config.model
   if (
     mesh["tensor"] > 1 or cfg.tied or cfg.layers != "scan" or cfg.loss_chunk
-    or gauss_newton.chosen(config) or config.optim.name != "adamw"
+    or newton.chosen(config) or config.optim.name != "adamw"
     or config.microbatch_size != config.data.batch_size
   ):  # fmt: skip
     raise ValueError(
@@ -168,7 +169,7 @@ def law(config: configs.Config, mesh: Mapping[str, int]) -> dict[Any, int]:
       "no loss_chunk and a mesh without tensor; measure anything else."
     )
   data, fsdp = mesh["data"], mesh["fsdp"]
-  sizes = _sizes(spec.param_specs(cfg), fsdp)
+  sizes = _sizes(param_table.param_specs(cfg), fsdp)
   rows = config.data.batch_size // (data * fsdp)
   split = sizes["blocks"] + sizes["head"]
   scalars = sizes["gains"]  # Gains are replicated: reduced over all devices.
@@ -190,7 +191,7 @@ def _sizes(specs: Any, fsdp: int) -> dict[str, int]:
   """Bytes of the parameters by how they travel."""
   sizes = dict.fromkeys(("blocks", "head", "embed", "gains"), 0)
   flat = jax.tree_util.tree_leaves_with_path(
-    specs, is_leaf=lambda x: isinstance(x, spec.ParamSpec)
+    specs, is_leaf=lambda x: isinstance(x, param_table.ParamSpec)
   )
   for path, leaf in flat:
     top = path[0].key

@@ -5,7 +5,7 @@ r"""What a run would take: time, chip-hours and cost, from its configuration.
 
     hours = tokens * FLOPs per token / (chips * peak FLOP/s * MFU) / 3600
 
-FLOPs and peaks are those of `lm/train/flops.py`; the utilisation (MFU) is an
+FLOPs and peaks are those of `lm/step/flops.py`; the utilisation (MFU) is an
 assumption. Compilation, evaluation, checkpoints and waiting for data come on
 top, as does the optimiser's own work: for AdamW it is nothing, for matrix
 methods and Gauss-Newton it is not. Each combination of the lists is a row;
@@ -18,10 +18,14 @@ from typing import NamedTuple
 
 from absl import flags
 
-from .. import batches, optimizer, program, spec
-from .. import config as configs
-from ..text import format_table, human
-from ..train import flops
+from ..cli import program
+from ..cli.text import format_table, human
+from ..config import load, ramp
+from ..config.errors import ConfigError
+from ..config.schema import Config
+from ..methods import optimizer
+from ..model import params as param_table
+from ..step import flops
 
 # How jax calls the chips; not of a v3, whose chips are two devices.
 DEVICE_KINDS = {
@@ -46,7 +50,7 @@ class Work(NamedTuple):
     flops_per_token: Of a training step, without recomputation.
   """
 
-  parameters: spec.Counts
+  parameters: param_table.Counts
   updates: int
   tokens: int
   flops_per_token: float
@@ -70,7 +74,7 @@ class Estimate(NamedTuple):
   hours: float
 
 
-def resolve(config: configs.Config, platform: str) -> configs.Config:
+def resolve(config: Config, platform: str) -> Config:
   """`config.resolve` without the prepared data, if the vocabulary is known.
 
   Args:
@@ -85,16 +89,16 @@ def resolve(config: configs.Config, platform: str) -> configs.Config:
   trained = {"bpe": config.data.vocab_size, "bytes": _BYTES_VOCABULARY}
   vocab_size = config.model.V or trained.get(config.data.tokenizer)
   if not vocab_size:
-    raise configs.ConfigError(
+    raise ConfigError(
       f"config.model.V=0 takes the vocabulary of config.data.tokenizer="
       f"{config.data.tokenizer}; pass its size, e.g. --config.model.V=32100."
     )
-  return configs.resolve(
+  return load.resolve(
     config, vocab_size=vocab_size, eos_id=0, pad_id=0, platform=platform
   )
 
 
-def work(config: configs.Config) -> Work:
+def work(config: Config) -> Work:
   """Counts a run.
 
   Args:
@@ -104,11 +108,11 @@ def work(config: configs.Config) -> Work:
     ConfigError: If only the tokenizer's file knows the vocabulary.
   """
   model = resolve(config, "tpu").model
-  phases = batches.of_config(config)
+  phases = ramp.of_config(config)
   return Work(
-    spec.count_params(model),
-    config.num_steps,
-    batches.tokens_at(phases, config.data.seq_length, config.num_steps),
+    param_table.count_params(model),
+    ramp.num_steps(config),
+    ramp.tokens_at(phases, config.data.seq_length, ramp.num_steps(config)),
     flops.train_flops_per_token(model),
   )
 
@@ -174,7 +178,7 @@ def table(
 def _peak(chip: str) -> float:
   peak = flops.peak_flops(DEVICE_KINDS[chip])
   if peak is None:
-    raise ValueError(f"The peak of {chip} is not in lm/train/flops.py.")
+    raise ValueError(f"The peak of {chip} is not in lm/step/flops.py.")
   return peak
 
 
@@ -196,7 +200,7 @@ if __name__ == "__main__":
 
   def main() -> None:
     """Prints the table of the flags."""
-    todo = work(configs.from_config_dict(_CONFIG.value))
+    todo = work(load.from_config_dict(_CONFIG.value))
     chips = [int(n) for n in _numbers("chips", _CHIPS.value, int)]
     mfus = list(_numbers("mfu", _MFU.value, float))
     prices = list(_numbers("price", _PRICE.value, float))

@@ -20,12 +20,16 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from .. import config as configs
-from .. import gauss_newton, program, spec
-from .. import mesh as meshes
-from ..text import human
-from ..train import memory, setup
-from . import estimate, topologies
+from ..cli import program
+from ..cli.text import human
+from ..config import load
+from ..config.errors import ConfigError, InputError
+from ..config.schema import Config
+from ..methods import newton
+from ..model import mesh as meshes
+from ..model import params as param_table
+from ..step import build, memory
+from . import chips, estimate
 
 _MOST_CPU_DEVICES = 64
 Change = tuple[str, dict[str, Any]]  # Section of the configuration, its keys.
@@ -36,7 +40,7 @@ class Plan(NamedTuple):
   """What would lie on each device.
 
   Attributes:
-    rows: See `lm/train/memory.py`.
+    rows: See `lm/step/memory.py`.
     source: How the peak was found.
     exact: Whether by a compiler for these devices.
   """
@@ -51,7 +55,7 @@ class Plan(NamedTuple):
     return memory.peak(self.rows)
 
 
-def by_formula(config: configs.Config, devices: int) -> Plan:
+def by_formula(config: Config, devices: int) -> Plan:
   """The plan on so many devices, none of which need exist.
 
   Args:
@@ -63,12 +67,12 @@ def by_formula(config: configs.Config, devices: int) -> Plan:
   """
   m = config.mesh
   mesh: Any = meshes.abstract_mesh((m.data, m.fsdp, m.tensor), devices)
-  setup.check_rows(config, mesh)
-  rows = memory.plan(setup.build(config, mesh=mesh))
+  build.check_rows(config, mesh)
+  rows = memory.plan(build.build(config, mesh=mesh))
   return Plan(rows, "an estimate from the traced program", False)
 
 
-def by_compiler(config: configs.Config, devices: list[Any]) -> Plan:
+def by_compiler(config: Config, devices: list[Any]) -> Plan:
   """The plan with the peak of the compiled program.
 
   Args:
@@ -79,13 +83,13 @@ def by_compiler(config: configs.Config, devices: list[Any]) -> Plan:
     ValueError: If the mesh or the rows do not fit.
     MemoryError: If the compiler finds that the program does not.
   """
-  parts = setup.build(config, devices)
-  setup.check_rows(config, parts.mesh)
+  parts = build.build(config, devices)
+  build.check_rows(config, parts.mesh)
   kind = devices[0].device_kind
   source = f"the compiler's for {len(devices)} {kind}"
   try:
     with jax.set_mesh(parts.mesh):
-      step: Any = setup.compile_step(parts)
+      step: Any = build.compile_step(parts)
       used = step.memory_analysis()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
@@ -97,9 +101,7 @@ def by_compiler(config: configs.Config, devices: list[Any]) -> Plan:
   return Plan(rows, source, kind != "cpu")
 
 
-def make(
-  config: configs.Config, topology: topologies.Topology, by: str = "auto"
-) -> Plan:
+def make(config: Config, topology: chips.Topology, by: str = "auto") -> Plan:
   """The plan by the best means there is.
 
   Args:
@@ -118,7 +120,7 @@ def make(
     meshes.mesh_sizes(sizes, topology.devices), topology.slices
   )
   if by != "formula":
-    devices = topologies.described_devices(topology)
+    devices = chips.described_devices(topology)
     if devices is not None:
       try:
         return by_compiler(config, devices)
@@ -127,7 +129,7 @@ def make(
   if by != "compiler":
     return by_formula(config, topology.devices)
   if topology.devices > _MOST_CPU_DEVICES:
-    raise program.InputError(
+    raise InputError(
       f"--by=compiler: no compiler for {topology.name} is installed, and "
       f"{topology.devices} devices are too many to stand in for; take "
       "--by=formula, or `pip install libtpu` for TPU slices."
@@ -135,9 +137,7 @@ def make(
   return by_compiler(config, jax.devices("cpu")[: topology.devices])
 
 
-def text(
-  plan: Plan, config: configs.Config, topology: topologies.Topology
-) -> str:
+def text(plan: Plan, config: Config, topology: chips.Topology) -> str:
   """The table with its surroundings, for people.
 
   Args:
@@ -151,7 +151,7 @@ def text(
     f"{n} {axis}" for n, axis in zip(sizes, meshes.AXES, strict=True)
   )
   of = f" of {memory.size_text(kind.memory)}" if kind.memory else ""
-  counts = spec.count_params(config.model)
+  counts = param_table.count_params(config.model)
   share = ""
   if kind.memory:
     share = f", {100 * plan.peak / kind.memory:.0f} % of a device"
@@ -166,9 +166,7 @@ def text(
   )
 
 
-def check(
-  plan: Plan, config: configs.Config, topology: topologies.Topology
-) -> None:
+def check(plan: Plan, config: Config, topology: chips.Topology) -> None:
   """Refuses a plan that a device would not hold, with the ways out.
 
   Raises:
@@ -184,8 +182,8 @@ def check(
 
 
 def _refusal(
-  reason: str, config: configs.Config, topology: topologies.Topology
-) -> configs.ConfigError:
+  reason: str, config: Config, topology: chips.Topology
+) -> ConfigError:
   """That a device would not hold it, and why, and the ways out."""
   found = list(ways_out(config, topology))
   if found:
@@ -196,14 +194,10 @@ def _refusal(
       " nor the smallest config.train.microbatch_size, nor all of them, are "
       "estimated to help: take more or larger devices, or config.mesh.tensor."
     )
-  return configs.ConfigError(
-    f"{topology.name} would not hold it: {reason}{advice}"
-  )
+  return ConfigError(f"{topology.name} would not hold it: {reason}{advice}")
 
 
-def ways_out(
-  config: configs.Config, topology: topologies.Topology
-) -> Iterator[str]:
+def ways_out(config: Config, topology: chips.Topology) -> Iterator[str]:
   """Flags that would make it hold by the formula, as few as possible.
 
   Args:
@@ -226,7 +220,7 @@ def ways_out(
 
 
 def _first_that_holds(
-  config: configs.Config,
+  config: Config,
   knobs: Sequence[list[Change]],
   devices: int,
   limit: int,
@@ -241,7 +235,7 @@ def _first_that_holds(
 
 
 def _setting(
-  config: configs.Config, changes: Sequence[Change], devices: int, limit: int
+  config: Config, changes: Sequence[Change], devices: int, limit: int
 ) -> str | None:
   """The flags of these changes if they are enough."""
   for section, keys in changes:
@@ -261,9 +255,7 @@ def _setting(
   return f"  {' '.join(words)}  ({memory.size_text(peak)})"
 
 
-def _knobs(
-  config: configs.Config, topology: topologies.Topology
-) -> list[list[Change]]:
+def _knobs(config: Config, topology: chips.Topology) -> list[list[Change]]:
   """What saves memory and leaves the numbers alone, each from mild to most."""
   knobs: list[list[Change]] = []
   devices = topology.devices
@@ -278,7 +270,7 @@ def _knobs(
   batch = config.data.batch_size
   fits = [n for n in range(rest, batch, rest) if batch % n == 0]
   smaller = [n for n in reversed(fits) if n < config.microbatch_size]
-  if smaller and not gauss_newton.chosen(config):
+  if smaller and not newton.chosen(config):
     knobs.append([("train", {"microbatch_size": n}) for n in smaller])
   return knobs
 
@@ -297,7 +289,7 @@ if __name__ == "__main__":
 
   def main() -> None:
     """Prints the plan of the flags."""
-    topology = topologies.find(_TOPOLOGY.value or "")
+    topology = chips.find(_TOPOLOGY.value or "")
     # Whatever devices there are, and whoever uses them: it only describes some.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -305,7 +297,7 @@ if __name__ == "__main__":
     if topology.devices <= _MOST_CPU_DEVICES:
       jax.config.update("jax_num_cpu_devices", topology.devices)
     config = estimate.resolve(
-      configs.from_config_dict(_CONFIG.value), topology.kind.platform
+      load.from_config_dict(_CONFIG.value), topology.kind.platform
     )
     plan = make(config, topology, _BY.value)
     print(text(plan, config, topology), flush=True)

@@ -1,1 +1,1 @@
-"""State, step, loop, checkpoints, metrics and writers."""
+"""The training loop and what it does beside its updates."""

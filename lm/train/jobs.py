@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 
-from .. import batches, program
-from . import resume, rounding
+from ..config import errors, ramp
+from ..eval import rounded
+from ..runs import resume
+from ..step.state import TrainState
 from .session import Session
-from .state import TrainState
 
 
 def score(s: Session, max_batches: int, *, last: bool) -> None:
@@ -34,23 +35,23 @@ def score(s: Session, max_batches: int, *, last: bool) -> None:
         f"eval/{name}/ema_loss": result.loss
         for name, result in averaged.items()
       }
-    rounded = {}
+    roundings = {}
     if s.rounder is not None:
       draws = config.quant.draws if last else 0
       values |= s.rounder.measure(s.state.params)
-      rounded = rounding.score(
+      roundings = rounded.score(
         s.evaluator, s.rounder, s.state.params, max_batches, draws
       )
       values |= {
         f"eval/{name}/{key}": value
-        for name, result in rounded.items()
+        for name, result in roundings.items()
         for key, value in result.scalars().items()
       }
     s.reporter.write(s.clock, values)
     s.eval_loss = results[config.eval.sets[0]].loss
     for name, result in results.items():
       s.progress.log(f"step {s.clock.step}: {name} {result}")
-    for name, result in rounded.items():
+    for name, result in roundings.items():
       s.progress.log(f"step {s.clock.step}: {name} {result}")
 
 
@@ -75,21 +76,21 @@ def preempt(s: Session) -> int:
     f"Stopped by {s.signals.received or 'SIGTERM to a process'}; step "
     f"{s.clock.step} is saved. Run the same command again to go on."
   )
-  return program.PREEMPTED
+  return errors.PREEMPTED
 
 
 def crash(s: Session) -> int:
   """Saves the last good state and names the rows that broke it."""
   good = int(s.state.step)
-  found = batches.of_config(s.parts.config)
+  found = ramp.of_config(s.parts.config)
   length = s.parts.config.data.seq_length
-  tokens = batches.tokens_at(found, length, good)
+  tokens = ramp.tokens_at(found, length, good)
   clock = resume.Clock(good, tokens // length, tokens, s.stopwatch.seconds())
   sound = jax.device_put(np.zeros((), bool), s.parts.shardings.halted)
   _save(s, s.state._replace(halted=sound), clock)
   s.checkpointer.wait()
   first = clock.examples
-  end = first + batches.phase_at(found, good).rows
+  end = first + ramp.phase_at(found, good).rows
   s.run_file.write("crashed", step=good, examples=[first, end])
   s.progress.log(
     f"Update {good} met a loss or gradient that is not finite, on examples "
@@ -98,7 +99,7 @@ def crash(s: Session) -> int:
     "--config.optim.learning_rate or --config.optim.clip_norm needs another "
     "--workdir, with --config.train.init_from to keep the weights."
   )
-  return program.NOT_FINITE
+  return errors.NOT_FINITE
 
 
 def _save(s: Session, train_state: TrainState, clock: resume.Clock) -> None:

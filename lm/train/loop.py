@@ -16,15 +16,17 @@ from concurrent import futures
 import jax
 import numpy as np
 
-from .. import batches
-from .. import config as configs
-from .. import mesh as meshes
+from ..config import ramp
+from ..config.schema import Config
 from ..data.stream import Prefetcher, prefetch
-from . import compiles, jobs, memory, resume, samples, setup, weights, workdir
+from ..model import mesh as meshes
+from ..runs import resume, weights, workdir
+from ..step import build, memory
+from . import compiles, jobs, samples
 from .session import Session, open_session
 
 
-def train(config: configs.Config, folder: str | os.PathLike) -> int:
+def train(config: Config, folder: str | os.PathLike) -> int:
   """Trains to the end of the configuration, resuming if it was begun.
 
   Args:
@@ -32,7 +34,7 @@ def train(config: configs.Config, folder: str | os.PathLike) -> int:
     folder: The run's folder; made if missing.
 
   Returns:
-    An exit code of `lm/program.py`.
+    An exit code of `lm/cli/program.py`.
 
   Raises:
     ValueError: If data, devices or the folder do not fit the configuration.
@@ -40,9 +42,9 @@ def train(config: configs.Config, folder: str | os.PathLike) -> int:
   """
   weights.check_source(config.train.init_from)
   path = workdir.prepare(folder)
-  data = setup.find_data(config)
-  parts = setup.build(setup.resolve(config, data))
-  setup.check_rows(parts.config, parts.mesh)
+  data = build.find_data(config)
+  parts = build.build(build.resolve(config, data))
+  build.check_rows(parts.config, parts.mesh)
   memory.check(parts)
   with jax.set_mesh(parts.mesh), contextlib.ExitStack() as stack:
     session = open_session(parts, data, path, stack)
@@ -59,10 +61,10 @@ def _steps(s: Session) -> int:
   every = config.log.details_every
   with futures.ThreadPoolExecutor(1) as other_core:
     scoring = other_core.submit(_compile_scoring, s)
-    step = setup.compile_step(s.parts)
-    detailed_step = setup.compile_step(s.parts, details=True) if every else step
+    step = build.compile_step(s.parts)
+    detailed_step = build.compile_step(s.parts, details=True) if every else step
     scoring.result()
-  ramps, pass_rows = batches.ramps(config), s.parts.buffer_shape[1]
+  ramps, pass_rows = ramp.ramps(config), s.parts.buffer_shape[1]
   with (
     compiles.counting() as compiled,
     _buffers(s) as buffers,
@@ -94,7 +96,7 @@ def _compile_scoring(s: Session) -> None:
 def _jobs(s: Session) -> int | None:
   """What is due after an update; an exit code ends the run."""
   config, step = s.parts.config, s.clock.step
-  last = step >= config.num_steps
+  last = step >= ramp.num_steps(config)
   if last or _due(step, config.eval.every):
     batches = config.eval.final_batches if last else config.eval.batches
     jobs.score(s, batches, last=last)
@@ -135,11 +137,11 @@ def _buffers(s: Session) -> Prefetcher:
     local = np.zeros((shape[0], end - first, shape[2]), np.int32)
     for i in range(size // shape[1]):
       local[i] = s.stream.rows(start + i * shape[1] + first, end - first)
-    return setup.put_buffer(s.parts, local), size
+    return build.put_buffer(s.parts, local), size
 
   def schedule(done: resume.Clock) -> Iterator[tuple[int, int]]:
     start = done.examples
-    for phase in batches.of_config(config):
+    for phase in ramp.of_config(config):
       for _ in range(max(phase.step, done.step), phase.step + phase.updates):
         yield start, phase.rows
         start += phase.rows

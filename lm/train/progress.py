@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TextIO
 
 import jax
 
-from .. import text
+from ..cli import text
 
 KINDS = ("auto", "bar", "plain", "none")
 _WINDOW = 60.0  # Seconds.

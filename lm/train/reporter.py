@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from . import flops
+from ..runs.metrics import Writer
+from ..runs.resume import Clock, Stopwatch
+from ..step import flops
+from ..step.build import Parts
 from .progress import Progress
-from .resume import Clock, Stopwatch
-from .setup import Parts
-from .writers import Writer
 
 
 class Reporter:

@@ -2,7 +2,7 @@
 
 import jax
 
-from ..generate import sample_texts
+from ..eval.sampler import sample_texts
 from .session import Session
 
 

@@ -4,24 +4,17 @@ import contextlib
 import dataclasses
 import pathlib
 
-from .. import batches
-from .. import config as configs
+from ..config import load, ramp
 from ..data import layout
 from ..data.stream import Stream, open_stream
-from . import (
-  evaluation,
-  memory,
-  resume,
-  rounding,
-  setup,
-  state,
-  workdir,
-  writers,
-)
-from .checkpoint import Checkpointer
+from ..eval.evaluator import Evaluator
+from ..eval.rounded import Rounder
+from ..processes.stopping import StopSignals
+from ..runs import metrics, resume, workdir
+from ..runs.checkpoint import Checkpointer
+from ..step import build, memory, state
 from .progress import Progress, make_progress
 from .reporter import Reporter
-from .stopping import StopSignals
 
 
 @dataclasses.dataclass
@@ -38,11 +31,11 @@ class Session:
   clock: resume.Clock
   eval_loss: float | None
 
-  parts: setup.Parts
+  parts: build.Parts
   path: pathlib.Path
   stream: Stream
-  evaluator: evaluation.Evaluator
-  rounder: rounding.Rounder | None
+  evaluator: Evaluator
+  rounder: Rounder | None
   checkpointer: Checkpointer
   reporter: Reporter
   progress: Progress
@@ -52,7 +45,7 @@ class Session:
 
 
 def open_session(
-  parts: setup.Parts,
+  parts: build.Parts,
   data: dict[str, layout.Prepared],
   path: pathlib.Path,
   stack: contextlib.ExitStack,
@@ -71,7 +64,7 @@ def open_session(
   config, options = parts.config, parts.config.checkpoint
   signals = stack.enter_context(StopSignals())
   stream = open_stream(config.data, config.seed)
-  evaluator = evaluation.Evaluator(parts, data)
+  evaluator = Evaluator(parts, data)
   checkpointer = Checkpointer(
     path,
     keep=options.keep,
@@ -81,23 +74,23 @@ def open_session(
   )
   stack.enter_context(checkpointer)
   train_state, clock = resume.start(parts, checkpointer, stream.fingerprint)
-  workdir.write_json(path / "config.json", configs.to_dict(config))
+  workdir.write_json(path / "config.json", load.to_dict(config))
   run_file = workdir.RunFile(path, workdir.facts(parts, data))
   run_file.write("running")
-  writer = writers.open_writers(
+  writer = metrics.open_writers(
     path,
     tensorboard=config.log.tensorboard,
     wandb=config.log.wandb,
-    config=configs.to_dict(config),
+    config=load.to_dict(config),
   )
   stack.callback(writer.close)
   progress = make_progress(
-    config.log.progress, config.num_steps, start_step=clock.step
+    config.log.progress, ramp.num_steps(config), start_step=clock.step
   )
   stack.callback(progress.close)
   progress.log(workdir.headline(parts, clock.step))
-  if ramp := batches.describe(config):
-    progress.log(ramp)
+  if growth := ramp.describe(config):
+    progress.log(growth)
   progress.log(memory.table(memory.kept(parts)))
   stopwatch = resume.Stopwatch(clock.seconds)
   return Session(
@@ -108,7 +101,7 @@ def open_session(
     path=path,
     stream=stream,
     evaluator=evaluator,
-    rounder=None if parts.quantizers is None else rounding.Rounder(parts),
+    rounder=None if parts.quantizers is None else Rounder(parts),
     checkpointer=checkpointer,
     reporter=Reporter(parts, writer, progress, stopwatch, clock),
     progress=progress,

@@ -113,7 +113,7 @@ def config(name: str, devices: int):
   """The validated configuration of a run."""
   import importlib
 
-  from lm import config as configs
+  from lm.config import load
 
   file, changes = RUNS[name]
   module = importlib.import_module(f"ml_collections_configs.{file}")
@@ -124,7 +124,7 @@ def config(name: str, devices: int):
         built.optim.kwargs = value
       else:
         built.update_from_flattened_dict({key: value})
-  return configs.from_config_dict(built)
+  return load.from_config_dict(built)
 
 
 def enter(folder: pathlib.Path):
@@ -148,13 +148,14 @@ def train(name: str, devices: int, workdir: str = "") -> list[float]:
     devices: All of this process's.
     workdir: Of the run, below the current folder; "" for a new one.
   """
-  from lm.train import loop, writers
+  from lm.runs import metrics
+  from lm.train import loop
 
   workdir = workdir or f"new-{name}-{devices}"
   code = loop.train(config(name, devices), workdir)
   if code:
     raise RuntimeError(f"The run {name} ended with exit code {code}.")
-  column = writers.read(workdir)["train/loss"]
+  column = metrics.read(workdir)["train/loss"]
   if column.steps.tolist() != list(range(1, STEPS + 1)):
     raise RuntimeError(f"The run {name} has losses at {column.steps}.")
   return column.values.tolist()

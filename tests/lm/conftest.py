@@ -9,7 +9,8 @@ import sys
 import ml_collections
 import pytest
 
-from lm import config as configs
+from lm.config import load
+from lm.config.schema import Config
 from lm.data import prepare
 from ml_collections_configs import base
 
@@ -60,9 +61,9 @@ class Tiny:
         config.update_from_flattened_dict({key: value})
     return config
 
-  def config(self, **changes) -> configs.Config:
+  def config(self, **changes) -> Config:
     """The same, validated."""
-    return configs.from_config_dict(self.config_dict(**changes))
+    return load.from_config_dict(self.config_dict(**changes))
 
   def flags(self, workdir: pathlib.Path, **changes) -> list[str]:
     """Arguments of `python -m lm.main` for the same."""

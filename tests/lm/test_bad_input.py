@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
-from lm import config as configs
-from lm import program
+from lm.config import errors
+from lm.config.errors import ConfigError
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -166,7 +166,7 @@ def _run(flags, cwd, platforms):
 def _fails(flags, words, cwd=_ROOT, platforms="nowhere"):
   """Runs the program; checks code and message."""
   done = _run(flags, cwd, platforms)
-  assert done.returncode == program.BAD_INPUT, done.stdout + done.stderr
+  assert done.returncode == errors.BAD_INPUT, done.stdout + done.stderr
   assert "Traceback" not in done.stderr
   assert "error: " in done.stderr
   for word in words:
@@ -184,7 +184,7 @@ def test_a_wrong_configuration_never_starts_a_run(tiny, tmp_path, overrides):
 
 def test_an_empty_mixture(tiny):
   """Not among the flags: ml_collections reads () there as no override."""
-  with pytest.raises(configs.ConfigError, match="mixture is empty"):
+  with pytest.raises(ConfigError, match="mixture is empty"):
     tiny.config(data__mixture=())
 
 
@@ -268,6 +268,6 @@ def test_prepare_needs_text_in_utf8(tmp_path):
     capture_output=True,
     text=True,
   )
-  assert done.returncode == program.BAD_INPUT
+  assert done.returncode == errors.BAD_INPUT
   assert "bad.txt" in done.stderr
   assert "Traceback" not in done.stderr

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm import batches, schedule
-from lm import config as configs
-from lm.train import checkpoint, resume, setup, writers
+from lm.config import ramp as batches
+from lm.config.errors import ConfigError
+from lm.methods import schedule
+from lm.runs import checkpoint, metrics, resume
+from lm.step import build
 
 _L = 1024
 # 20 tokens a parameter, as the authors count them; their (rows, steps).
@@ -92,8 +94,8 @@ _ROWS = [4, 4, 4, 8, 8, 8] + 12 * [2]
 
 def _parts(tiny, **changes):
   config = tiny.config(**changes)
-  config = setup.resolve(config, setup.find_data(config))
-  return setup.build(config, jax.devices()[:1])
+  config = build.resolve(config, build.find_data(config))
+  return build.build(config, jax.devices()[:1])
 
 
 def test_rates_follow_tokens(tiny):
@@ -137,7 +139,7 @@ def test_lengths_in_tokens_are_of_the_whole_ramp(tiny):
   rate = _parts(tiny, **run, schedule__decay=32.0 * 300).learning_rate
   peak = rate(3 + 11)  # 12 + 88 rows.
   assert rate(3 + 10) < peak > rate(3 + 13)
-  with pytest.raises(configs.ConfigError, match="exceeds the run, 12800 tok"):
+  with pytest.raises(ConfigError, match="exceeds the run, 12800 tok"):
     _parts(tiny, **run, schedule__decay=32.0 * 301)
 
 
@@ -156,7 +158,7 @@ def test_a_ramp_that_would_have_been_another_is_not_resumed(tiny, changes):
   saved = resume.to_json(resume.Clock(step, tokens // 32, tokens), config, "x")
   assert resume.check(saved, config, "x").tokens == tokens
   other = _parts(tiny, **(run | changes)).config
-  with pytest.raises(configs.ConfigError, match=f"num_tokens={32 * 400} and"):
+  with pytest.raises(ConfigError, match=f"num_tokens={32 * 400} and"):
     resume.check(saved, other, "x")
 
 
@@ -187,7 +189,7 @@ def test_the_ramp_is_described(tiny):
 def test_batches_of_all_sizes_are_one_compiled_update(tiny, tmp_path):
   code, output = tiny.run(tmp_path / "run", **_RAMP)
   assert code == 0, output
-  columns = writers.read(tmp_path / "run")
+  columns = metrics.read(tmp_path / "run")
   sizes = columns["train/batch_size"].values.astype(int).tolist()
   assert sizes == _ROWS
   assert columns["tokens"].values[-1] == 32 * sum(_ROWS)
@@ -207,10 +209,10 @@ def test_a_growing_batch_is_the_sum_of_its_microbatches(tiny):
     )  # fmt: skip
     tokens = np.random.default_rng(0).integers(2, 256, (8, 33))
     with jax.set_mesh(parts.mesh):
-      now = setup.init_state(parts)
-      update = setup.compile_step(parts)
+      now = build.init_state(parts)
+      update = build.compile_step(parts)
       buffer = tokens.reshape(parts.buffer_shape).astype(np.int32)
-      buffer = setup.put_buffer(parts, buffer)
+      buffer = build.put_buffer(parts, buffer)
       for _ in range(3):
         now, metrics = update(now, buffer, np.int32(8 // rows))
     losses.append(float(metrics["train/loss"]))
@@ -228,6 +230,6 @@ def test_a_run_killed_on_the_ramp_goes_on_to_the_same_bits(tiny, tmp_path):
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert tiny.run(stopped, **_RAMP)[0] == 0
-  a, b = writers.read(tmp_path / "whole"), writers.read(stopped)
+  a, b = metrics.read(tmp_path / "whole"), metrics.read(stopped)
   for key in ("train/loss", "train/batch_size", "tokens", "train/grad_norm"):
     assert a[key].values.tolist() == b[key].values.tolist()

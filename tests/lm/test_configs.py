@@ -8,8 +8,10 @@ import pathlib
 import ml_collections
 import pytest
 
-from lm import config as configs
-from lm import optimizer, spec
+from lm.config import load
+from lm.config.schema import Config
+from lm.methods import optimizer
+from lm.model import params as param_table
 from ml_collections_configs import base
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[2] / "ml_collections_configs"
@@ -29,10 +31,10 @@ def _load(path):
 
 @pytest.mark.parametrize("path", _FILES, ids=lambda path: path.stem)
 def test_file_is_valid_and_survives_json(path):
-  config = configs.from_config_dict(_load(path))
+  config = load.from_config_dict(_load(path))
   assert optimizer.problems(config) == []
-  plain = json.loads(json.dumps(configs.to_dict(config)))
-  assert configs.from_dict(plain) == config
+  plain = json.loads(json.dumps(load.to_dict(config)))
+  assert load.from_dict(plain) == config
 
 
 # Body and embedding-and-head parameters, millions, of the authors' tables.
@@ -43,7 +45,7 @@ _PRESETS = {
   "cbs151m": (151.1, 103.0),
   "cbs302m": (302.1, 103.0),
   "cbs604m": (604.2, 206.0),
-  "cbs1.2b": (1208.3, 206.0),
+  "cbs1b2": (1208.3, 206.0),
   "gn45m": (12.6, 32.9),
   "gn150m": (85.0, 49.3),
   "nanodo": (18.9, 16.4),
@@ -52,11 +54,11 @@ _PRESETS = {
 
 @pytest.mark.parametrize("name", _PRESETS)
 def test_preset_has_the_published_size(name):
-  config = configs.from_config_dict(_load(_FOLDER / f"{name}.py"))
-  config = configs.resolve(
+  config = load.from_config_dict(_load(_FOLDER / f"{name}.py"))
+  config = load.resolve(
     config, vocab_size=config.model.V, eos_id=1, pad_id=0, platform="cpu"
   )
-  counts = spec.count_params(config.model)
+  counts = param_table.count_params(config.model)
   body, rest = _PRESETS[name]
   assert counts.body / 1e6 == pytest.approx(body, rel=2e-3)
   positions = config.model.L * config.model.D
@@ -68,7 +70,7 @@ def test_preset_has_the_published_size(name):
 def test_dataclasses_have_the_keys_of_base():
   config = base.get_config()
   resolved = {"real_V", "L", "eos_id", "pad_id"}
-  for field in dataclasses.fields(configs.Config):
+  for field in dataclasses.fields(Config):
     section = config[field.name]
     if isinstance(section, ml_collections.ConfigDict):
       names = {f.name for f in dataclasses.fields(field.type)} - resolved
@@ -82,10 +84,10 @@ def test_base_is_locked():
 
 
 def test_auto_values_depend_on_the_platform():
-  config = configs.from_config_dict(_load(_FOLDER / "olmo150m.py"))
+  config = load.from_config_dict(_load(_FOLDER / "olmo150m.py"))
   known = {"vocab_size": 32_100, "eos_id": 1, "pad_id": 0}
-  cpu = configs.resolve(config, platform="cpu", **known).model
-  tpu = configs.resolve(config, platform="tpu", **known).model
+  cpu = load.resolve(config, platform="cpu", **known).model
+  tpu = load.resolve(config, platform="tpu", **known).model
   assert (cpu.compute_dtype, tpu.compute_dtype) == ("float32", "bfloat16")
   assert (cpu.layers, tpu.layers) == ("scan", "scan")  # 12 layers.
   assert (cpu.V, cpu.real_V) == (32_128, 32_100)
@@ -95,6 +97,6 @@ def test_length_in_steps_or_tokens():
   config = base.get_config()
   config.train.num_tokens = 1025 * 1000
   config.data.batch_size, config.data.seq_length = 10, 100
-  assert configs.from_config_dict(config).num_steps == 1025
+  assert load.from_config_dict(config).num_steps == 1025
   config.train.num_tokens += 1
-  assert configs.from_config_dict(config).num_steps == 1026
+  assert load.from_config_dict(config).num_steps == 1026

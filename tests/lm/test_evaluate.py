@@ -11,12 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from lm import config as config_lib
 from lm import evaluate as lib
 from lm import generate
+from lm.config import load
+from lm.config.schema import MeshConfig
 from lm.data import prepare
 from lm.data.rows import Rows
-from lm.train import checkpoint, evaluation, setup, workdir
+from lm.eval import evaluator as evaluators
+from lm.eval import score
+from lm.runs import checkpoint, workdir
+from lm.step import build
 from ml_collections_configs import base
 
 
@@ -36,7 +40,7 @@ _ROWS = types.SimpleNamespace(
 def test_equal_rows_give_the_textbook_mean_and_error():
   rng = np.random.default_rng(0)
   mean_R = rng.normal(5, 1, size=50)
-  result = lib.summarize(16 * mean_R, np.full(50, 16), _ROWS)
+  result = score.summarize(16 * mean_R, np.full(50, 16), _ROWS)
   np.testing.assert_allclose(result.loss, mean_R.mean())
   np.testing.assert_allclose(
     result.stderr, np.std(mean_R, ddof=1) / np.sqrt(50)
@@ -49,7 +53,7 @@ def test_equal_rows_give_the_textbook_mean_and_error():
 
 
 def test_unequal_rows_count_by_their_targets():
-  result = lib.summarize(np.array([6.0, 4.0]), np.array([3, 1]), _ROWS)
+  result = score.summarize(np.array([6.0, 4.0]), np.array([3, 1]), _ROWS)
   assert result.loss == 2.5  # The mean of the rows' own 2 and 4 would be 3.
 
 
@@ -59,7 +63,7 @@ def test_the_error_is_the_spread_over_samples_of_rows():
   for _ in range(2000):
     weight_R = rng.integers(1, 20, size=100)
     loss_R = weight_R * rng.normal(4, 1, size=100) + weight_R**2 / 20
-    result = lib.summarize(loss_R, weight_R, _ROWS)
+    result = score.summarize(loss_R, weight_R, _ROWS)
     losses.append(result.loss)
     errors.append(result.stderr)
   # The spread of 2000 draws is known to 1 / sqrt(4000) = 1.6 %.
@@ -68,8 +72,8 @@ def test_the_error_is_the_spread_over_samples_of_rows():
 
 def test_rows_of_padding_change_nothing():
   loss_R, weight_R = np.array([6.0, 9.0, 4.0]), np.array([3.0, 4.0, 2.0])
-  expected = lib.summarize(loss_R, weight_R, _ROWS)
-  padded = lib.summarize(
+  expected = score.summarize(loss_R, weight_R, _ROWS)
+  padded = score.summarize(
     np.append(loss_R, [0.0, 0.0]), np.append(weight_R, [0.0, 0.0]), _ROWS
   )
   assert padded == expected
@@ -77,16 +81,16 @@ def test_rows_of_padding_change_nothing():
 
 
 def test_too_few_rows_give_no_error_and_nothing_gives_nothing():
-  one = lib.summarize(np.array([6.0]), np.array([3.0]), _ROWS)
+  one = score.summarize(np.array([6.0]), np.array([3.0]), _ROWS)
   assert one.loss == 2.0
   assert math.isnan(one.stderr)
-  none = lib.summarize(np.zeros(2), np.zeros(2), _ROWS)
+  none = score.summarize(np.zeros(2), np.zeros(2), _ROWS)
   assert math.isnan(none.loss)
   assert none.tokens == 0
 
 
 def test_what_is_logged():
-  result = lib.summarize(np.array([6.0, 2.0]), np.array([3, 1]), _ROWS)
+  result = score.summarize(np.array([6.0, 2.0]), np.array([3, 1]), _ROWS)
   assert set(result.scalars()) == {
     "loss", "stderr", "perplexity", "bits_per_byte",
   }  # fmt: skip
@@ -110,14 +114,14 @@ def run(tmp_path_factory):
   )  # fmt: skip
   c.data.seq_length, c.data.batch_size, c.eval.batch_size = 32, 8, 8
   c.eval.sets = (spec,)
-  config = config_lib.from_config_dict(c)
+  config = load.from_config_dict(c)
   prepare.prepare(config.data, config.eval.sets, log=lambda _: None)
-  data = setup.find_data(config)
-  parts = setup.build(setup.resolve(config, data))
+  data = build.find_data(config)
+  parts = build.build(build.resolve(config, data))
   path = workdir.prepare(root / "run")
-  workdir.write_json(path / "config.json", config_lib.to_dict(parts.config))
+  workdir.write_json(path / "config.json", load.to_dict(parts.config))
   with jax.set_mesh(parts.mesh):
-    state = setup.init_state(parts)
+    state = build.init_state(parts)
   with checkpoint.Checkpointer(path, async_save=False) as checkpointer:
     checkpointer.save(0, state, {}, None)
   rows = Rows(data[spec], "validation")
@@ -149,12 +153,12 @@ def _score(run, *, batch_size=8, max_batches=0, mesh=(8, 1, 1)):
   config = dataclasses.replace(
     config,
     eval=dataclasses.replace(config.eval, batch_size=batch_size),
-    mesh=config_lib.MeshConfig(*mesh, rules="logical"),
+    mesh=MeshConfig(*mesh, rules="logical"),
   )
-  parts = setup.build(config)
+  parts = build.build(config)
   params = jax.device_put(run.params, parts.shardings.params)
   with jax.set_mesh(parts.mesh):
-    evaluator = evaluation.Evaluator(parts, run.data)
+    evaluator = evaluators.Evaluator(parts, run.data)
     return evaluator.run(params, max_batches)[run.spec]
 
 
@@ -170,7 +174,7 @@ def test_a_whole_split_with_a_partial_batch_is_what_numpy_says(run):
   loss_R, weight_R = _by_numpy(run, rows_BL1)
   assert weight_R.min() < 32  # Some row holds padding.
   result = _score(run)
-  _close(result, lib.summarize(loss_R, weight_R, run.rows))
+  _close(result, score.summarize(loss_R, weight_R, run.rows))
   split = run.data[run.spec].meta.splits["validation"]
   assert result.tokens == split.tokens
   total_bits = loss_R.sum() / math.log(2)
@@ -182,14 +186,14 @@ def test_a_whole_split_with_a_partial_batch_is_what_numpy_says(run):
 def test_exactly_the_asked_batches_are_scored(run):
   loss_R, weight_R = _by_numpy(run, run.rows.read(range(16)))
   result = _score(run, max_batches=2)
-  _close(result, lib.summarize(loss_R, weight_R, run.rows))
+  _close(result, score.summarize(loss_R, weight_R, run.rows))
   assert result.rows == 16
 
 
 def test_rows_that_do_not_divide_are_filled_up_with_padding(run):
   loss_R, weight_R = _by_numpy(run, run.rows.read(range(26)))
   result = _score(run, batch_size=13, max_batches=2)
-  _close(result, lib.summarize(loss_R, weight_R, run.rows))
+  _close(result, score.summarize(loss_R, weight_R, run.rows))
   assert result.rows == 26
 
 

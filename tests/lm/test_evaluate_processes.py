@@ -11,9 +11,11 @@ import sys
 import jax
 import pytest
 
-from lm import config as configs
-from lm import evaluate, program
-from lm.train import checkpoint, distributed, peers, setup, workdir
+from lm import evaluate
+from lm.config import errors, load
+from lm.processes import distributed, peers
+from lm.runs import checkpoint, workdir
+from lm.step import build
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The evaluation, of whose processes one may be killed when it begins to score.
@@ -31,13 +33,13 @@ sys.exit(evaluate.main(sys.argv[1:]))
 def run(tiny, tmp_path_factory):
   """The folder of an untrained run."""
   config = tiny.config(mesh__data=1)
-  parts = setup.build(
-    setup.resolve(config, setup.find_data(config)), jax.devices()[:1]
+  parts = build.build(
+    build.resolve(config, build.find_data(config)), jax.devices()[:1]
   )
   path = workdir.prepare(tmp_path_factory.mktemp("scored") / "run")
-  workdir.write_json(path / "config.json", configs.to_dict(parts.config))
+  workdir.write_json(path / "config.json", load.to_dict(parts.config))
   with jax.set_mesh(parts.mesh):
-    state = setup.init_state(parts)
+    state = build.init_state(parts)
   with checkpoint.Checkpointer(path, async_save=False) as saver:
     saver.save(0, state, {}, None)
   return path
@@ -96,7 +98,7 @@ def test_two_processes_score_what_one_scores(run, capsys):
 def test_the_other_of_a_killed_process_ends_and_says_so(run, victim):
   codes, outputs = _evaluate(run, victim)
   assert codes[victim] == -9, outputs[victim]
-  assert codes[1 - victim] == program.PEER_LOST, outputs[1 - victim]
+  assert codes[1 - victim] == errors.PEER_LOST, outputs[1 - victim]
   assert "another process of this run has ended" in outputs[1 - victim]
   assert "same command again on all of them.\n" in outputs[1 - victim]
 
@@ -114,8 +116,9 @@ def test_it_watches_from_before_the_others_are_there(
   said = []
 
   @contextlib.contextmanager
-  def watch(folder=None):
-    said.append(f"watch {folder}")
+  def watch(tell, goes_on_from):
+    assert tell is program.tell
+    said.append(f"watch {goes_on_from}")
     try:
       yield
     finally:
@@ -128,4 +131,4 @@ def test_it_watches_from_before_the_others_are_there(
     lambda mode, *_: said.append(f"initialize {mode}"),
   )
   code = evaluate.main(["--workdir=gone", f"--distributed={mode}"])
-  assert (code, said) == (program.BAD_INPUT, expected)
+  assert (code, said) == (errors.BAD_INPUT, expected)

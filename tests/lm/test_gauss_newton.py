@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from lm import config as configs
-from lm import gauss_newton, optimizer
-from lm.train import checkpoint, setup, state, writers
+from lm.config import load
+from lm.config.errors import ConfigError
+from lm.methods import newton, optimizer
+from lm.runs import checkpoint, metrics
+from lm.step import build, state
 from ml_collections_configs import base
 
 # N = 4 microbatches of 8 rows, and one more for the line search.
@@ -46,8 +48,8 @@ _VARIANTS = {
 def _parts(tiny, changes, devices=1, **mesh):
   sizes = {"mesh__data": devices, "mesh__fsdp": 1, "mesh__tensor": 1} | mesh
   config = tiny.config(**(changes | sizes))
-  config = setup.resolve(config, setup.find_data(config))
-  return setup.build(config, jax.devices()[:devices])
+  config = build.resolve(config, build.find_data(config))
+  return build.build(config, jax.devices()[:devices])
 
 
 def _rows(parts, first, count):
@@ -62,13 +64,13 @@ def _rows(parts, first, count):
 
 def _train(parts, steps):
   with jax.set_mesh(parts.mesh):
-    now = setup.init_state(parts)
-    train_step = setup.compile_step(parts)
+    now = build.init_state(parts)
+    train_step = build.compile_step(parts)
     count = parts.buffer_shape[0] * parts.buffer_shape[1]
     lines = []
     for step in range(steps):
       rows = _rows(parts, step * count, count).reshape(parts.buffer_shape)
-      buffer = setup.put_buffer(parts, rows)
+      buffer = build.put_buffer(parts, rows)
       now, metrics = train_step(now, buffer, np.int32(1))
       lines.append({key: float(value) for key, value in metrics.items()})
     return now, lines
@@ -114,7 +116,7 @@ def test_microsteps_are_the_outer_step_in_parts(tiny, name):
   assert lines[-2]["gn/outer_steps"] == 2
   assert lines[-1]["gn/solve_tokens"] == 4 * 256
   averaged = state.averaged_params(
-    micro, 0.9, gauss_newton.updates_per_average(parts.config)
+    micro, 0.9, newton.updates_per_average(parts.config)
   )
   again = state.averaged_params(outer, 0.9)
   for a, b in zip(
@@ -134,12 +136,12 @@ def test_the_displacement_lies_as_the_weights_do(tiny):
 def test_a_loss_that_is_not_finite_halts_with_sound_weights(tiny):
   parts = _parts(tiny, _OUTER)
   with jax.set_mesh(parts.mesh):
-    now = setup.init_state(parts)
+    now = build.init_state(parts)
     poisoned = jax.tree.map(lambda x: x * np.nan, now.params)
     bad = jax.device_put(poisoned, parts.shardings.params)
-    train_step = setup.compile_step(parts)
+    train_step = build.compile_step(parts)
     rows = _rows(parts, 0, 40).reshape(parts.buffer_shape)
-    buffer = setup.put_buffer(parts, rows)
+    buffer = build.put_buffer(parts, rows)
     now, metrics = train_step(now._replace(params=bad), buffer, np.int32(1))
     assert bool(metrics["halted"])
     assert int(now.step) == 0
@@ -174,7 +176,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, changes):
   process.communicate()
   code, output = tiny.run(stopped, **changes)
   assert code == 0, output
-  a, b = writers.read(tmp_path / "whole"), writers.read(stopped)
+  a, b = metrics.read(tmp_path / "whole"), metrics.read(stopped)
   for key in ("train/loss", "gn/alpha", "gn/grad_norm"):
     assert a[key].values.tolist() == b[key].values.tolist()
   ema = next(key for key in a if key.endswith("ema_loss"))
@@ -207,5 +209,5 @@ def test_a_wrong_configuration_is_refused(tiny, case):
 def test_negative_damping_is_refused():
   c = base.get_config()
   c.gauss_newton.damping = -1.0
-  with pytest.raises(configs.ConfigError, match=r"gauss_newton.damping=-1"):
-    configs.from_config_dict(c)
+  with pytest.raises(ConfigError, match=r"gauss_newton.damping=-1"):
+    load.from_config_dict(c)

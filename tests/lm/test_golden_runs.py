@@ -15,7 +15,7 @@ import pytest
 from golden import make_runs
 
 from lm import export
-from lm.train import weights
+from lm.runs import weights
 
 # Between machines. Levels of optimisation and instruction sets of one machine
 # make a difference of 8e-7 at most.

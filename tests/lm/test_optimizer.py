@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import config as configs
-from lm import optimizer, spec
-from lm.train import setup
+from lm.config import load
+from lm.methods import optimizer
+from lm.model import params as param_table
+from lm.step import build
 from ml_collections_configs import base
 
 _PARAMS = {"kernel": jnp.ones((4, 4)), "gain": jnp.ones(4)}
 _SPECS = {
-  "kernel": spec.ParamSpec((4, 4), ("embed", "mlp"), "hidden", (0,)),
-  "gain": spec.ParamSpec((4,), ("gain",), "gain"),
+  "kernel": param_table.ParamSpec((4, 4), ("embed", "mlp"), "hidden", (0,)),
+  "gain": param_table.ParamSpec((4,), ("gain",), "gain"),
 }
 
 
@@ -21,7 +22,7 @@ def _config(name, decay="matrices", **kwargs):
   c = base.get_config()
   c.optim.name, c.optim.decay = name, decay
   c.optim.kwargs = kwargs
-  return configs.from_config_dict(c)
+  return load.from_config_dict(c)
 
 
 # Factories that need more than a learning rate, or refuse a schedule.
@@ -74,8 +75,8 @@ def test_only_matrices_decay_unless_told(decay, expected):
 def test_matrix_methods_are_told_the_axes(tiny, name, layers):
   """Their leaves [layers, embed, heads, channels] would be refused else."""
   config = tiny.config(optim__name=name, optim__kwargs={}, model__layers=layers)
-  parts = setup.build(
-    setup.resolve(config, setup.find_data(config)), jax.devices()[:1]
+  parts = build.build(
+    build.resolve(config, build.find_data(config)), jax.devices()[:1]
   )
   table = optimizer._dimension_numbers(
     parts.specs, optimizer._ours, "elementwise"
@@ -95,8 +96,8 @@ def test_embedding_and_head_can_have_a_factor_on_the_width(tiny):
     optim__name="soap", optim__kwargs={}, optim__embeddings="one_sided",
     model__tied=False,
   )  # fmt: skip
-  parts = setup.build(
-    setup.resolve(config, setup.find_data(config)), jax.devices()[:1]
+  parts = build.build(
+    build.resolve(config, build.find_data(config)), jax.devices()[:1]
   )
   table = optimizer._dimension_numbers(
     parts.specs, optimizer._ours, "one_sided"
@@ -119,7 +120,7 @@ def test_only_methods_with_factors_have_one_sided_embeddings(name):
   c = base.get_config()
   c.optim.name, c.optim.kwargs = name, {}
   c.optim.embeddings = "one_sided"
-  config = configs.from_config_dict(c)
+  config = load.from_config_dict(c)
   (problem,) = optimizer.problems(config)
   assert "config.optim.embeddings" in problem
   assert "elementwise" in problem
@@ -127,10 +128,10 @@ def test_only_methods_with_factors_have_one_sided_embeddings(name):
 
 def test_the_health_of_the_factors_is_logged(tiny):
   config = tiny.config(optim__name="soap", optim__kwargs={})
-  config = setup.resolve(config, setup.find_data(config))
-  parts = setup.build(config, jax.devices()[:1])
+  config = build.resolve(config, build.find_data(config))
+  parts = build.build(config, jax.devices()[:1])
   with jax.set_mesh(parts.mesh):
-    now = setup.init_state(parts)
+    now = build.init_state(parts)
     counts = optimizer.metrics(now.opt_state)
   assert counts == {"optim/refresh_failures": 0, "optim/rejected_gradients": 0}
   adam = optimizer.make(_config("adamw"), lambda count: 0.1, _SPECS)

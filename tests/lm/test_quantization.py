@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 import optim
-from lm import config as configs
-from lm import quantization
-from lm.model.loss import loss_sums
-from lm.train import evaluation, packed, rounding, setup, weights, writers
+from lm.config.errors import ConfigError
+from lm.eval import rounded as rounded_scores
+from lm.eval.evaluator import Evaluator
+from lm.objectives.next_token import loss_sums
+from lm.runs import metrics, npz, weights
+from lm.step import build
+from lm.weights import rounded
 
 _METHODS = {
   "qat": {},
@@ -35,19 +38,19 @@ def _parts(tiny, method, devices=1, **changes):
     **changes,
   }
   config = tiny.config(**changes)
-  config = setup.resolve(config, setup.find_data(config))
-  return setup.build(config, jax.devices()[:devices])
+  config = build.resolve(config, build.find_data(config))
+  return build.build(config, jax.devices()[:devices])
 
 
 def _rows(parts, step=0):
   rows = np.random.default_rng(step).integers(2, 256, parts.buffer_shape)
-  return setup.put_buffer(parts, rows.astype(np.int32))
+  return build.put_buffer(parts, rows.astype(np.int32))
 
 
 def _train(parts, steps=2):
   with jax.set_mesh(parts.mesh):
-    now = setup.init_state(parts)
-    train_step = setup.compile_step(parts)
+    now = build.init_state(parts)
+    train_step = build.compile_step(parts)
     losses = []
     for step in range(steps):
       now, metrics = train_step(now, _rows(parts, step), np.int32(1))
@@ -89,16 +92,16 @@ def test_the_loss_is_that_of_the_rounded_weights(tiny, method):
   parts = _parts(tiny, method)
   _, (loss, _) = _train(parts)
   with jax.set_mesh(parts.mesh):
-    params = setup.init_state(parts).params
-    seen = quantization.rounded_weights(parts.config, parts.quantizers)
-    rounded = seen(params, jnp.int32(0))
-    sums = loss_sums(parts.model, rounded, _rows(parts)[0])
+    params = build.init_state(parts).params
+    seen = rounded.rounded_weights(parts.config, parts.quantizers)
+    got = seen(params, jnp.int32(0))
+    sums = loss_sums(parts.model, got, _rows(parts)[0])
     plain = loss_sums(parts.model, params, _rows(parts)[0])
   assert loss == pytest.approx(float(sums.loss / sums.weight), rel=1e-6)
   assert loss != pytest.approx(float(plain.loss / plain.weight), rel=1e-6)
   leaf = params["blocks"]["0"]["mlp"]["in"]
   quantizer = parts.quantizers["blocks"]["0"]["mlp"]["in"]
-  got = rounded["blocks"]["0"]["mlp"]["in"]
+  got = got["blocks"]["0"]["mlp"]["in"]
   lower, upper = optim.neighbours(leaf, quantizer)
   assert np.all((got == lower) | (got == upper))
 
@@ -106,8 +109,8 @@ def test_the_loss_is_that_of_the_rounded_weights(tiny, method):
 def test_each_update_draws_afresh_and_a_repeated_one_alike(tiny):
   parts = _parts(tiny, "rat")
   with jax.set_mesh(parts.mesh):
-    params = setup.init_state(parts).params
-    seen = quantization.rounded_weights(parts.config, parts.quantizers)
+    params = build.init_state(parts).params
+    seen = rounded.rounded_weights(parts.config, parts.quantizers)
     leaves = [
       np.asarray(seen(params, jnp.int32(step))["blocks"]["0"]["mlp"]["in"])
       for step in (0, 0, 1)
@@ -163,29 +166,29 @@ def test_the_state_keeps_its_curvature_where_the_weights_are(tiny):
 
 
 def test_blocks_that_cross_devices_are_refused(tiny):
-  with pytest.raises(configs.ConfigError, match=r"quant.block_size=16.*cross"):
+  with pytest.raises(ConfigError, match=r"quant.block_size=16.*cross"):
     _parts(
       tiny, "ptq", 4, mesh__data=1, mesh__fsdp=4, quant__block_size=16,
     )  # fmt: skip
-  with pytest.raises(configs.ConfigError, match=r"block_size=24.*divide"):
+  with pytest.raises(ConfigError, match=r"block_size=24.*divide"):
     _parts(tiny, "ptq", quant__block_size=24)
 
 
 def test_paths_that_match_nothing_are_refused(tiny):
-  with pytest.raises(configs.ConfigError, match=r"quant.paths.*mlp/in"):
+  with pytest.raises(ConfigError, match=r"quant.paths.*mlp/in"):
     _parts(tiny, "ptq", quant__paths="layers/.*")
 
 
 def test_the_scores_are_those_of_rounded_weights(tiny):
   parts = _parts(tiny, "ptq", quant__grid="fp4")
-  data = setup.find_data(parts.config)
+  data = build.find_data(parts.config)
   (name,) = parts.config.eval.sets
   with jax.set_mesh(parts.mesh):
-    params = setup.init_state(parts).params
-    evaluator = evaluation.Evaluator(parts, data)
-    rounder = rounding.Rounder(parts)
+    params = build.init_state(parts).params
+    evaluator = Evaluator(parts, data)
+    rounder = rounded_scores.Rounder(parts)
     rounder.compile()
-    score = rounding.score(evaluator, rounder, params, 2, draws=8)[name]
+    score = rounded_scores.score(evaluator, rounder, params, 2, draws=8)[name]
     plain = evaluator.run(params, 2)[name].loss
     by_hand = optim.quantize_params(params, parts.quantizers)
     assert score.nearest == evaluator.run(by_hand, 2)[name].loss
@@ -198,21 +201,21 @@ def test_the_scores_are_those_of_rounded_weights(tiny):
 def test_no_biased_draws_are_scored(tiny):
   parts = _parts(tiny, "ptq", quant__grid="fp4", quant__scale="pow2_floor")
   with jax.set_mesh(parts.mesh):
-    evaluator = evaluation.Evaluator(parts, setup.find_data(parts.config))
-    rounder = rounding.Rounder(parts)
+    evaluator = Evaluator(parts, build.find_data(parts.config))
+    rounder = rounded_scores.Rounder(parts)
     rounder.compile()
-    params = setup.init_state(parts).params
-    (score,) = rounding.score(evaluator, rounder, params, 1, 8).values()
+    params = build.init_state(parts).params
+    (score,) = rounded_scores.score(evaluator, rounder, params, 1, 8).values()
   assert set(score.scalars()) == {"loss_nearest"}
 
 
 @pytest.mark.parametrize("block_size", [0, 16])
-@pytest.mark.parametrize("grid", quantization.GRIDS)
+@pytest.mark.parametrize("grid", rounded.GRIDS)
 def test_packed_weights_come_back_on_their_grid(tiny, grid, block_size):
   parts = _parts(tiny, "ptq", quant__grid=grid, quant__block_size=block_size)
-  params = jax.tree.map(np.asarray, setup.init_state(parts).params)
-  flat = packed.pack(params, parts.quantizers)
-  back = packed.unpack(flat, parts.quantizers)
+  params = jax.tree.map(np.asarray, build.init_state(parts).params)
+  flat = npz.pack(params, parts.quantizers)
+  back = npz.unpack(flat, parts.quantizers)
   expected = optim.quantize_params(params, parts.quantizers)
   for a, b in zip(
     jax.tree.leaves(back), jax.tree.leaves(expected), strict=True
@@ -227,14 +230,14 @@ def test_a_run_reports_exports_and_loads_rounded_weights(tiny, tmp_path):
   run, out = tmp_path / "run", tmp_path / "rounded.npz"
   code, output = tiny.run(run, quant__method="lotion", quant__strength=1.0)
   assert code == 0, output
-  columns = writers.read(run)
+  columns = metrics.read(run)
   (scored,) = {key.rsplit("/", 1)[0] for key in columns if "nearest" in key}
   for key in ("loss", "loss_nearest", "loss_random", "loss_random_stderr"):
     assert columns[f"{scored}/{key}"].steps.tolist() == [6]
   assert columns["quant/mean_step_size"].values[-1] > 0
   weights.export(run, out, quantize=True)
   config, params = weights.read_export(out)
-  chosen = quantization.of_unrolled(config)
+  chosen = rounded.of_unrolled(config)
   again = optim.quantize_params(params, chosen)
   leaf = ("blocks", "1", "attention", "out")
   a, b = params, again
@@ -247,12 +250,12 @@ def test_a_run_reports_exports_and_loads_rounded_weights(tiny, tmp_path):
 
 def test_a_grid_can_be_chosen_after_training(tiny):
   config = tiny.config()
-  assert quantization.override(config, None, None) is config
-  chosen = quantization.override(config, "int8", 16).quant
+  assert rounded.override(config, None, None) is config
+  chosen = rounded.override(config, "int8", 16).quant
   assert (chosen.method, chosen.grid, chosen.block_size) == ("ptq", "int8", 16)
-  with pytest.raises(configs.ConfigError, match="--block_size"):
-    quantization.override(config, None, 16)
+  with pytest.raises(ConfigError, match="--block_size"):
+    rounded.override(config, None, 16)
   trained = dataclasses.replace(
     config, quant=dataclasses.replace(config.quant, method="qat")
   )
-  assert quantization.override(trained, "fp4", None).quant.method == "qat"
+  assert rounded.override(trained, "fp4", None).quant.method == "qat"

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from lm import plots, report
-from lm.train import writers
+from lm import report
+from lm.runs import metrics, plots, read
 
 
 def _make_run(folder, *, steps=100, offset=0.0, info=True, sets=("sotu",)):
   """Loss 8 - step / 25 + offset, 1000 tokens and 2 seconds a step."""
-  writer = writers.JsonlWriter(folder / "metrics.jsonl")
+  writer = metrics.JsonlWriter(folder / "metrics.jsonl")
   for step in range(1, steps + 1):
     loss = 8 - step / 25 + offset
     line = {"tokens": 1000 * step, "seconds": 2.0 * step, "train/loss": loss}
@@ -68,13 +68,13 @@ def test_default_folders_of_the_pictures(tmp_path, capsys, monkeypatch):
 
 def test_steps_to_loss_interpolates_between_evaluations(tmp_path):
   # Evaluated loss is 8.5 - step / 25: 6.1 at step 60, a multiple of 20 or not.
-  run = report.load_run(_make_run(tmp_path / "a"))
+  run = read.load_run(_make_run(tmp_path / "a"))
   for loss, step in ((6.1, 60), (5.9, 65), (7.9, 20)):
-    reached = report.steps_to_loss(run, "sotu", loss)
+    reached = read.steps_to_loss(run, "sotu", loss)
     np.testing.assert_allclose(reached, (step, 1000 * step, 2 * step))
   # Already below it at the first evaluation: no later than that.
-  assert report.steps_to_loss(run, "sotu", 8.2).steps == 20
-  assert report.steps_to_loss(run, "sotu", 4.4) is None
+  assert read.steps_to_loss(run, "sotu", 8.2).steps == 20
+  assert read.steps_to_loss(run, "sotu", 4.4) is None
 
 
 def test_reaching_a_loss_from_the_command_line(tmp_path, capsys):
@@ -109,7 +109,7 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch, capsys, args, message):
 
 def test_equal_folder_names_are_told_apart(tmp_path):
   folders = [_make_run(tmp_path / p / "run") for p in ("a", "b")]
-  assert [r.name for r in report.load_runs(folders)] == ["a/run", "b/run"]
+  assert [r.name for r in read.load_runs(folders)] == ["a/run", "b/run"]
 
 
 def test_smoothing_is_a_mean_that_skips_what_is_not_finite():
@@ -122,7 +122,7 @@ def test_smoothing_is_a_mean_that_skips_what_is_not_finite():
 
 def test_the_loss_figure_holds_curves_evaluations_and_labelled_floors(tmp_path):
   sets = ("sotu", "stdlib")
-  run = report.load_run(_make_run(tmp_path / "a", sets=sets))
+  run = read.load_run(_make_run(tmp_path / "a", sets=sets))
   figure = plots.loss_figure([run])
   grid = np.reshape(figure.axes, (2, 3))
   assert [axes.get_ylabel() for axes in grid[:, 0]] == [
@@ -139,8 +139,8 @@ def test_the_loss_figure_holds_curves_evaluations_and_labelled_floors(tmp_path):
 
 
 def test_figures_survive_a_diverged_run(tmp_path):
-  writer = writers.JsonlWriter(tmp_path / "metrics.jsonl")
+  writer = metrics.JsonlWriter(tmp_path / "metrics.jsonl")
   line = {"tokens": 1, "seconds": 1.0, "train/loss": math.nan}
   writer.write(1, line | {"eval/sotu/loss": math.inf, "train/grad_norm": 0.0})
   writer.close()
-  plots.draw([report.load_run(tmp_path)], tmp_path / "out", log_x=True)
+  plots.draw([read.load_run(tmp_path)], tmp_path / "out", log_x=True)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from lm import config as configs
-from lm import schedule
+from lm.config import load
+from lm.methods import schedule
 from ml_collections_configs import base
 
 _PEAK, _STEPS = 0.3, 200
@@ -19,7 +19,7 @@ def _config(name, unit="steps", warmup=20.0, decay=40.0, start=0.1, end=0.2):
   c.schedule.name, c.schedule.unit = name, unit
   c.schedule.warmup, c.schedule.decay = warmup, decay
   c.schedule.start_factor, c.schedule.end_factor = start, end
-  return configs.from_config_dict(c)
+  return load.from_config_dict(c)
 
 
 def _expected(name, t, w=20.0, d=40.0, a=0.1, z=0.2, total=_STEPS):

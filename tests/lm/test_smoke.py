@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lm.train import writers
+from lm.runs import metrics
 
 _VOCABULARY = 258  # Bytes, the end of a document, and padding.
 
@@ -24,7 +24,7 @@ def _run(module, *flags):
 def test_a_run_learns_and_is_scored_and_sampled(tiny, tmp_path):
   code, output = tiny.run(tmp_path, train__num_steps=30, log__progress="plain")
   assert code == 0, output
-  losses = writers.read(tmp_path)["train/loss"].values
+  losses = metrics.read(tmp_path)["train/loss"].values
   assert len(losses) == 30
   # A guess that knows nothing costs log V; text of ASCII soon costs less.
   assert losses[0] == pytest.approx(math.log(_VOCABULARY), abs=0.5)

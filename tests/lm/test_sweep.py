@@ -13,8 +13,10 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from lm import children, program, sweep
-from lm import config as configs
+from lm import sweep
+from lm.cli import children
+from lm.config import errors, load
+from lm.config.errors import InputError
 from ml_collections_configs import (
   gauss_newton_study,
   lotion_study,
@@ -64,7 +66,7 @@ def test_shipped_sweeps_are_valid_and_their_flags_say_the_same(
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", None, "", flag_values=values)
   values(sys.argv)
-  expected = configs.from_config_dict(values.config)
+  expected = load.from_config_dict(values.config)
   assert sweep.resolve(jobs[-1].config, jobs[-1].overrides) == expected
 
 
@@ -129,7 +131,7 @@ def test_bad_runs_are_refused_before_any_starts(runs, message):
 
 
 def test_all_problems_are_told_at_once():
-  with pytest.raises(program.InputError, match="(?s)run 0: .*run 1: "):
+  with pytest.raises(InputError, match="(?s)run 0: .*run 1: "):
     sweep.expand([_tiny(a=1), _tiny(b=1)])
 
 
@@ -139,10 +141,10 @@ def test_sweeps_from_files(tmp_path):
   assert sweep.load_sweep(f"{tmp_path}/s.json") == runs
   (tmp_path / "s.py").write_text(f"def mine():\n  return {runs}\n")
   assert sweep.load_sweep(f"{tmp_path}/s.py:mine") == runs
-  with pytest.raises(program.InputError, match=r"\['mine'\]"):
+  with pytest.raises(InputError, match=r"\['mine'\]"):
     sweep.load_sweep(f"{tmp_path}/s.py:yours")
   (tmp_path / "bad.json").write_text('[{"overides": {}}]')
-  with pytest.raises(program.InputError, match="run 0 has the keys"):
+  with pytest.raises(InputError, match="run 0 has the keys"):
     sweep.load_sweep(f"{tmp_path}/bad.json")
 
 
@@ -246,7 +248,7 @@ def test_one_index_runs_one_and_gives_its_exit_code(
   assert start([0, 1]) == 0
   assert _starts(tmp_path) == {"0": 1, "1": 1}
   monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-  assert start([0, 1]) == program.BAD_INPUT
+  assert start([0, 1]) == errors.BAD_INPUT
   assert "--array=0-1" in capsys.readouterr().err
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lm import text
+from lm.cli import text
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ import copy
 
 import pytest
 
-from lm import config as configs
-from lm import optimizer, translations
+from lm.config import load, translations
+from lm.methods import optimizer
 from ml_collections_configs import base
 
 
 def _stored(name, kwargs, **gauss_newton):
   """A configuration as JSON has it, with the keywords of an optimiser."""
-  plain = configs.to_dict(configs.from_config_dict(base.get_config()))
+  plain = load.to_dict(load.from_config_dict(base.get_config()))
   plain["optim"]["name"], plain["optim"]["kwargs"] = name, kwargs
   plain["gauss_newton"].update(gauss_newton)
   return plain
@@ -43,7 +43,7 @@ def test_keywords_take_todays_names(plain, wanted):
   before = copy.deepcopy(plain)
   assert translations.config(plain)["optim"]["kwargs"] == wanted
   assert plain == before  # The stored dictionary is not changed.
-  assert dict(configs.from_dict(plain).optim.kwargs) == wanted
+  assert dict(load.from_dict(plain).optim.kwargs) == wanted
 
 
 def test_a_command_line_has_no_older_names():
@@ -51,7 +51,7 @@ def test_a_command_line_has_no_older_names():
   config.optim.name = "muon"
   with config.unlocked():
     config.optim.kwargs = dict(decay=0.9)
-  built = configs.from_config_dict(config)
+  built = load.from_config_dict(config)
   assert dict(built.optim.kwargs) == dict(decay=0.9)  # Refused by its name:
   (problem,) = optimizer.problems(built)
   assert "config.optim.kwargs.decay is not an argument of muon" in problem

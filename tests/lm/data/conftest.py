@@ -6,7 +6,8 @@ import types
 
 import pytest
 
-from lm.data import layout, prepare
+from lm.data import layout
+from lm.data import prepare
 
 _WORDS = (
   "the of and to in that a is was he for it with as his on be at by had not "

@@ -5,7 +5,9 @@ import pathlib
 import pytest
 import tensorflow_datasets as tfds
 
-from lm.data import builders, corpora
+from lm.data import builders
+from lm.config.names import CORPORA
+from lm.data import corpora
 from lm.data.errors import DataError
 
 
@@ -95,7 +97,7 @@ def test_named_corpus_is_a_tfds_config(tmp_path):
   builder = tfds.builder(
     "text/sotu", data_dir=tmp_path, file_format="array_record"
   )
-  assert set(builder.builder_configs) == set(corpora.NAMES) - {"c4"}
+  assert set(builder.builder_configs) == set(CORPORA) - {"c4"}
   builder.download_and_prepare(download_dir=tmp_path / "downloads")
   assert len(builder.as_data_source(split="validation")) == 17
 

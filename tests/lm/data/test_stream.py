@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from lm.data import layout, packing, prepare, rows, stream
+from lm.data import layout
+from lm.data import packing
+from lm.data import prepare
+from lm.data import rows
+from lm.data import stream
 from lm.data.errors import DataError
 
 _L = 4

@@ -10,8 +10,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from lm import config as configs
-from lm import program, sweep
+from lm import sweep
+from lm.config import errors, load
 from lm.launch import tpu
 
 _ROOT = pathlib.Path(__file__).parents[3]
@@ -65,7 +65,7 @@ def _config(words, monkeypatch):
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", None, "", flag_values=values)
   values(sys.argv)
-  return configs.from_config_dict(values.config)
+  return load.from_config_dict(values.config)
 
 
 def test_configurations_of_the_page_are_valid(commands, monkeypatch):
@@ -88,7 +88,7 @@ def test_sweeps_and_files_of_the_page_exist(commands):
 
 def test_the_cluster_starts_again_what_was_stopped_or_lost(commands):
   (create,) = [c for c in commands if c[:3] == ["xpk", "workload", "create"]]
-  codes = f"{program.PREEMPTED},{program.PEER_LOST}"
+  codes = f"{errors.PREEMPTED},{errors.PEER_LOST}"
   assert f"--restart-on-exit-codes={codes}" in create
 
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from lm import program
+from lm.config import errors
 
 _ROOT = pathlib.Path(__file__).parents[3]
 _TASK = yaml.safe_load((_ROOT / "lm" / "launch" / "skypilot.yaml").read_text())
@@ -27,7 +27,7 @@ def test_it_is_a_recovering_spot_job_with_a_shared_folder():
   resources = _TASK["resources"]
   assert resources["use_spot"] is True
   assert resources["job_recovery"]["recover_on_exit_codes"] == [
-    program.PREEMPTED, program.PEER_LOST,
+    errors.PREEMPTED, errors.PEER_LOST,
   ]  # fmt: skip
   mount = {"source": "gs://${BUCKET}", "mode": "MOUNT"}
   assert _TASK["file_mounts"] == {"/bucket": mount}

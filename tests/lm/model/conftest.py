@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm import spec
-from lm.config import ModelConfig
+from lm.config.schema import ModelConfig
+from lm.model import params as param_table
 from ml_collections_configs import base
 
 TINY = dict(
@@ -29,7 +29,7 @@ def make_params():
 
   def make(cfg):
     unrolled = dataclasses.replace(cfg, layers="unroll")
-    params = spec.init_params(unrolled, jax.random.key(3))
+    params = param_table.init_params(unrolled, jax.random.key(3))
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(4), len(leaves))
     leaves = [
@@ -37,7 +37,7 @@ def make_params():
       for x, k in zip(leaves, keys, strict=True)
     ]
     params = jax.tree.unflatten(treedef, leaves)
-    return spec.to_layout(params, cfg.layers)
+    return param_table.to_layout(params, cfg.layers)
 
   return make
 

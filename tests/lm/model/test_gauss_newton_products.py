@@ -8,7 +8,8 @@ import pytest
 from oracles.flops import matmul_flops
 
 import optim
-from lm.model import Transformer, loss_sums
+from lm.model.transformer import Transformer
+from lm.objectives.next_token import loss_sums
 
 Z_LOSS = 0.01
 # Scanned and rematerialised layers, tied and untied heads, caps and masks.

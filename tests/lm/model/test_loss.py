@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from oracles import transformer as oracle
 
-from lm.model import Transformer, loss_sums, row_losses
+from lm.model.transformer import Transformer
+from lm.objectives.next_token import loss_sums, row_losses
 
 OPTIONS = [
   dict(),

@@ -10,9 +10,11 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 
-from lm import mesh as meshes
-from lm import spec
-from lm.model import Transformer, attention, loss_sums
+from lm.model import attention
+from lm.model import mesh as meshes
+from lm.model import params as param_table
+from lm.model.transformer import Transformer
+from lm.objectives.next_token import loss_sums
 
 ROWS = np.random.default_rng(0).integers(1, 29, size=(4, 13)).astype(np.int32)
 
@@ -25,7 +27,7 @@ def test_loss_gradients_and_init_are_those_of_one_device(
   model = Transformer(cfg)
 
   def init(key):
-    return spec.init_params(cfg, key)
+    return param_table.init_params(cfg, key)
 
   def loss(p, rows):
     sums = loss_sums(model, p, rows)
@@ -39,7 +41,7 @@ def test_loss_gradients_and_init_are_those_of_one_device(
     lambda s: NamedSharding(
       mesh, meshes.partition_spec(s.axes, s.shape, mesh.shape)
     ),
-    spec.param_specs(cfg),
+    param_table.param_specs(cfg),
   )
   with jax.set_mesh(mesh):
     split = jax.jit(init, out_shardings=shardings)(jax.random.key(0))

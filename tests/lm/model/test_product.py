@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.model import product as module
-from lm.model.product import product
+from lm.model import products
+from lm.model.products import product
 
 EQUATIONS = [
   "bld,df->blf",  # Wide weight gradient.
@@ -117,7 +117,7 @@ def test_other_platforms_get_a_plain_einsum(monkeypatch):
 
 
 def test_policy_saves_the_products_with_parameters():
-  saves = module.is_weight_product
-  assert saves(module.product_p, equation="bld,df->blf")
-  assert not saves(module.product_p, equation="bgqk,bgmk->bgqm")
+  saves = products.is_weight_product
+  assert saves(products.product_p, equation="bld,df->blf")
+  assert not saves(products.product_p, equation="bgqk,bgmk->bgqm")
   assert not saves(jax.lax.dot_general_p)

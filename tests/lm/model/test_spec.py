@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import spec
-from lm.model import Transformer
+from lm.model import params as param_table
+from lm.model.transformer import Transformer
 
 OLMO = dict(qk_norm="full", tied=False, V=32128)
 CBS = OLMO | dict(V=50304)
@@ -25,7 +25,7 @@ PRESETS = {
   "cbs151m": ((1024, 12, 16, 4096), CBS, 151_045_120, 103_022_592),
   "cbs302m": ((1024, 24, 16, 4096), CBS, 302_089_216, 103_022_592),
   "cbs604m": ((2048, 12, 16, 8192), CBS, 604_080_128, 206_045_184),
-  "cbs1.2b": ((2048, 24, 32, 8192), CBS, 1_208_158_208, 206_045_184),
+  "cbs1b2": ((2048, 24, 32, 8192), CBS, 1_208_158_208, 206_045_184),
   "gn45m": ((512, 4, 8, 2048), GN, 12_595_712, 32_899_072),
   "gn150m": ((768, 12, 16, 3072), GN, 84_990_720, 49_348_608),
   "nanodo": (
@@ -47,7 +47,7 @@ def _options(name):
 def test_counts_of_the_presets(make_config, name, layers):
   (d, n, _, f), options, body, outside = PRESETS[name]
   cfg = make_config(**_options(name), layers=layers)
-  counts = spec.count_params(cfg)
+  counts = param_table.count_params(cfg)
   assert counts.body == body
   assert counts.embedding + counts.head == outside
   assert counts.total == body + outside
@@ -61,9 +61,9 @@ def test_counts_of_grouped_and_gated(make_config):
   cfg = make_config(G=2, mlp="swiglu", qk_norm="head", norm_bias=True)
   d, n, g, f, k = cfg.D, cfg.N, cfg.G, cfg.F, cfg.K
   layer = 2 * d * d + 2 * d * g * k + 3 * d * f + 4 * d + 2 * k
-  assert spec.count_params(cfg).body == n * layer + 2 * d
-  sizes = [x.size for x in jax.tree.leaves(spec.init_params(cfg, _KEY))]
-  assert sum(sizes) == spec.count_params(cfg).total
+  assert param_table.count_params(cfg).body == n * layer + 2 * d
+  sizes = [x.size for x in jax.tree.leaves(param_table.init_params(cfg, _KEY))]
+  assert sum(sizes) == param_table.count_params(cfg).total
 
 
 _KEY = jax.random.key(0)
@@ -77,7 +77,7 @@ def test_table_is_what_the_modules_declare(make_config, layers, tied):
   )
   tokens = jnp.zeros((1, cfg.L), jnp.int32)
   declared = jax.eval_shape(Transformer(cfg).init, _KEY, tokens)["params"]
-  table = jax.tree.map(lambda s: s.shape, spec.param_specs(cfg))
+  table = jax.tree.map(lambda s: s.shape, param_table.param_specs(cfg))
   assert jax.tree.map(lambda x: x.shape, declared) == table
 
 
@@ -89,12 +89,14 @@ def test_values_of_init_itself_are_unusable(make_config):
 
 def test_both_layouts_start_from_the_same_bits(make_config):
   cfg = make_config(N=3, qk_norm="full", tied=False)
-  unrolled = spec.init_params(cfg, _KEY)
-  stacked = spec.init_params(dataclasses.replace(cfg, layers="scan"), _KEY)
-  _assert_equal(spec.stack_layers(unrolled), stacked)
-  _assert_equal(spec.unstack_layers(stacked), unrolled)
-  _assert_equal(spec.to_layout(unrolled, "unroll"), unrolled)
-  _assert_equal(spec.to_layout(unrolled, "scan"), stacked)
+  unrolled = param_table.init_params(cfg, _KEY)
+  stacked = param_table.init_params(
+    dataclasses.replace(cfg, layers="scan"), _KEY
+  )
+  _assert_equal(param_table.stack_layers(unrolled), stacked)
+  _assert_equal(param_table.unstack_layers(stacked), unrolled)
+  _assert_equal(param_table.to_layout(unrolled, "unroll"), unrolled)
+  _assert_equal(param_table.to_layout(unrolled, "scan"), stacked)
   blocks = unrolled["blocks"]
   assert not np.array_equal(
     blocks["0"]["attention"]["q"], blocks["1"]["attention"]["q"]
@@ -110,8 +112,8 @@ def _assert_equal(a, b):
 
 
 def test_init_depends_on_key_and_leaf(make_config):
-  params = spec.init_params(make_config(), _KEY)
-  other = spec.init_params(make_config(), jax.random.key(1))
+  params = param_table.init_params(make_config(), _KEY)
+  other = param_table.init_params(make_config(), jax.random.key(1))
   q, k = (params["blocks"]["0"]["attention"][n] for n in "qk")
   assert not np.array_equal(q, k)
   assert not np.array_equal(q, other["blocks"]["0"]["attention"]["q"])
@@ -120,7 +122,7 @@ def test_init_depends_on_key_and_leaf(make_config):
 def test_stacked_init_is_as_long_for_any_depth(make_config):
   def length(n):
     cfg = make_config(N=n, layers="scan")
-    init = jax.make_jaxpr(lambda key: spec.init_params(cfg, key))
+    init = jax.make_jaxpr(lambda key: param_table.init_params(cfg, key))
     return len(str(init(_KEY)).splitlines())
 
   assert length(2) == length(40)
@@ -135,7 +137,7 @@ def test_deviations(make_config, scheme, cut, layers):
     D=d, F=f, N=n, H=4, G=4, V=512, real_V=512, tied=False, mlp="swiglu",
     init=scheme, init_cut=cut, init_std=0.05, layers=layers, norm_bias=True,
   )  # fmt: skip
-  params = spec.unstack_layers(spec.init_params(cfg, _KEY))
+  params = param_table.unstack_layers(param_table.init_params(cfg, _KEY))
   into, out = {
     "mitchell": (d**-0.5, lambda fan, i: (2 * fan * (i + 1)) ** -0.5),
     "fan_in": (d**-0.5, lambda fan, i: fan**-0.5),
@@ -158,32 +160,32 @@ def test_deviations(make_config, scheme, cut, layers):
   for x, std in expected:
     # 4.5 standard errors of a deviation estimated from x.size values.
     tolerance = 4.5 / math.sqrt(2 * x.size)
-    measured = float(jnp.std(x)) / (std * spec.truncation_factor(cut))
+    measured = float(jnp.std(x)) / (std * param_table.truncation_factor(cut))
     assert measured == pytest.approx(1, abs=tolerance)
     if cut:
       assert float(jnp.max(jnp.abs(x))) <= cut * std * (1 + 1e-6)
 
 
 def test_truncation_factor_is_known():
-  assert spec.truncation_factor(2) == pytest.approx(0.8796, abs=1e-4)
-  assert spec.truncation_factor(3) == pytest.approx(0.9866, abs=1e-4)
-  assert spec.truncation_factor(0) == 1
+  assert param_table.truncation_factor(2) == pytest.approx(0.8796, abs=1e-4)
+  assert param_table.truncation_factor(3) == pytest.approx(0.9866, abs=1e-4)
+  assert param_table.truncation_factor(0) == 1
 
 
 def test_embedding_deviation_can_be_set(make_config):
   cfg = make_config(V=2048, embed_init_std=1.0, init_cut=0.0)
-  table = spec.init_params(cfg, _KEY)["embed"]["table"]
+  table = param_table.init_params(cfg, _KEY)["embed"]["table"]
   assert float(jnp.std(table)) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_matrices_decay_and_vectors_do_not(make_config, layers):
   cfg = make_config(layers=layers, qk_norm="full", norm_bias=True, tied=False)
-  specs = spec.param_specs(cfg)
+  specs = param_table.param_specs(cfg)
   names = {
     path[-1].key: decays
     for path, decays in jax.tree_util.tree_leaves_with_path(
-      spec.decay_mask(specs)
+      param_table.decay_mask(specs)
     )
   }
   assert names.pop("gain") is False
@@ -195,13 +197,13 @@ def test_matrices_decay_and_vectors_do_not(make_config, layers):
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_every_axis_has_one_place_in_the_matrix_layout(make_config, layers):
   cfg = make_config(layers=layers, qk_norm="full", positions="learned")
-  specs = spec.param_specs(cfg)
-  layouts = spec.matrix_layouts(specs)
+  specs = param_table.param_specs(cfg)
+  layouts = param_table.matrix_layouts(specs)
   shift = 1 if layers == "scan" else 0
   for s, layout in zip(
     jax.tree.leaves(specs),
     jax.tree.leaves(
-      layouts, is_leaf=lambda x: isinstance(x, spec.MatrixLayout)
+      layouts, is_leaf=lambda x: isinstance(x, param_table.MatrixLayout)
     ),
     strict=True,
   ):
@@ -215,4 +217,4 @@ def test_every_axis_has_one_place_in_the_matrix_layout(make_config, layers):
 
 def test_unknown_scheme_is_named(make_config):
   with pytest.raises(ValueError, match="config.model.init='xavier'.*mitchell"):
-    spec.param_specs(make_config(init="xavier"))
+    param_table.param_specs(make_config(init="xavier"))

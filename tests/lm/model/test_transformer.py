@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from oracles import transformer as oracle
 
-from lm import spec
-from lm.model import Transformer, init_cache, loss_sums
+from lm.model import params as param_table
+from lm.model.cache import init_cache
+from lm.model.transformer import Transformer
+from lm.objectives.next_token import loss_sums
 
 # Together they name every option of positions, norms, groups, caps and so on.
 OPTIONS = {
@@ -117,10 +119,10 @@ def test_scan_is_unroll(make_config, make_params, rows, name):
   scanned = dataclasses.replace(unrolled, layers="scan")
   params = make_params(unrolled)
   loss, grads = _loss_and_grads(unrolled, params, rows)
-  stacked = spec.stack_layers(params)
+  stacked = param_table.stack_layers(params)
   other_loss, other_grads = _loss_and_grads(scanned, stacked, rows)
   assert float(loss) == pytest.approx(float(other_loss), abs=1e-6)
-  _assert_close(grads, spec.unstack_layers(other_grads), 1e-5)
+  _assert_close(grads, param_table.unstack_layers(other_grads), 1e-5)
 
 
 def _assert_close(a, b, tolerance):

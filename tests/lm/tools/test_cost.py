@@ -9,9 +9,9 @@ import sys
 import jax
 import pytest
 
-from lm import config as configs
+from lm.config import load
+from lm.step import flops
 from lm.tools import cost
-from lm.train import flops
 from ml_collections_configs import base
 
 _ROOT = pathlib.Path(__file__).parents[3]
@@ -51,8 +51,8 @@ def _config(data, fsdp, method="adamw", rows=2, **more):
   c.optim.kwargs = changes.pop("optim.kwargs", c.optim.kwargs)
   with c.unlocked():
     c.update_from_flattened_dict(changes)
-  return configs.resolve(
-    configs.from_config_dict(c),
+  return load.resolve(
+    load.from_config_dict(c),
     vocab_size=258, eos_id=1, pad_id=0, platform="cpu",
   )  # fmt: skip
 

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from lm import config as configs
+from lm.config import load
+from lm.config.errors import ConfigError
+from lm.step import flops
 from lm.tools import estimate
-from lm.train import flops
 from ml_collections_configs import base, olmo150m
 
 _ROOT = pathlib.Path(__file__).parents[3]
@@ -19,11 +20,11 @@ def _config(**changes):
   config = base.get_config()
   for key, value in changes.items():
     config.update_from_flattened_dict({key.replace("__", "."): value})
-  return configs.from_config_dict(config)
+  return load.from_config_dict(config)
 
 
 def test_the_150m_run_by_hand():
-  todo = estimate.work(configs.from_config_dict(olmo150m.get_config()))
+  todo = estimate.work(load.from_config_dict(olmo150m.get_config()))
   d, layers, length, pieces = 1024, 12, 1024, 32_128  # Padded up from 32,100.
   block = 2 * (4 * d * d + 2 * d * 4 * d) + 2 * length * d
   assert todo.flops_per_token == 3 * (layers * block + 2 * d * pieces)
@@ -68,7 +69,7 @@ def test_the_vocabulary_is_the_tokenizers_if_it_is_known(tokenizer, pieces):
 
 
 def test_the_vocabulary_of_a_file_has_to_be_given():
-  with pytest.raises(configs.ConfigError, match=r"--config\.model\.V=32100"):
+  with pytest.raises(ConfigError, match=r"--config\.model\.V=32100"):
     estimate.work(_config(data__tokenizer="sp:t5.model"))
 
 

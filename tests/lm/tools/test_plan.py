@@ -12,9 +12,10 @@ import jax
 import pytest
 import versions
 
-from lm import config as configs
-from lm.tools import estimate, plan, topologies
-from lm.train import memory, setup
+from lm.config import load
+from lm.config.errors import ConfigError
+from lm.step import build, memory
+from lm.tools import chips, estimate, plan
 from ml_collections_configs import base, olmo150m
 
 _ROOT = pathlib.Path(__file__).parents[3]
@@ -25,7 +26,7 @@ def _config(make=base.get_config, platform="tpu", **changes):
   for key, value in changes.items():
     with config.unlocked():
       config.update_from_flattened_dict({key.replace("__", "."): value})
-  return estimate.resolve(configs.from_config_dict(config), platform)
+  return estimate.resolve(load.from_config_dict(config), platform)
 
 
 def _small(**changes):
@@ -52,7 +53,7 @@ def _rows(config, devices):
   ],
 )
 def test_names_of_topologies(name, devices, memory_gb):
-  found = topologies.find(name)
+  found = chips.find(name)
   assert found.devices == devices
   assert found.kind.memory / 1e9 == pytest.approx(memory_gb, rel=2e-3)
 
@@ -63,35 +64,35 @@ def test_names_of_topologies(name, devices, memory_gb):
 )
 def test_names_that_are_none(name, message):
   with pytest.raises(ValueError, match=message):
-    topologies.find(name)
+    chips.find(name)
 
 
 def test_shapes_of_slices_multiply_to_their_chips():
-  for kind in topologies.KINDS.values():
-    for chips, shape in kind.shapes.items():
+  for kind in chips.KINDS.values():
+    for number, shape in kind.shapes.items():
       sides = [int(n) for n in shape.split("x")]
-      assert chips == math.prod(sides)
-  assert topologies.find("v5p-32").compiler_name == "v5p:2x2x4"
-  assert topologies.find("v5e-16").compiler_name == "v5e:4x4"
-  assert topologies.find("h100-8").compiler_name is None
+      assert number == math.prod(sides)
+  assert chips.find("v5p-32").compiler_name == "v5p:2x2x4"
+  assert chips.find("v5e-16").compiler_name == "v5e:4x4"
+  assert chips.find("h100-8").compiler_name is None
 
 
 def test_slices_keep_parameters_to_themselves():
-  topology = topologies.find("2xv5p-32")
+  topology = chips.find("2xv5p-32")
   assert (topology.devices, topology.slices) == (32, 2)
   assert topology.compiler_name == "v5p:2x2x4"
   config = _small(mesh__data=1, mesh__fsdp=32, data__batch_size=32)
   with pytest.raises(ValueError, match="data=1 must be a multiple of the 2"):
     plan.make(config, topology, "formula")
   with pytest.raises(ValueError, match="e.g. h100-16"):
-    topologies.find("2xh100-8")
+    chips.find("2xh100-8")
   with pytest.raises(ValueError, match="none of"):
-    topologies.find("0xv5p-32")
+    chips.find("0xv5p-32")
 
 
 def test_ways_out_of_two_slices_split_within_one():
   config = _config(olmo150m.get_config)
-  lines = list(plan.ways_out(config, topologies.find("2xv5e-16")))
+  lines = list(plan.ways_out(config, chips.find("2xv5e-16")))
   assert lines
   assert not any("fsdp=32" in line for line in lines)
 
@@ -167,9 +168,9 @@ def test_kept_bytes_are_the_arguments_of_the_compiled_program():
   """And the estimate of the peak is neither far off nor too low."""
   config = _small(platform="cpu", mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
   devices = jax.devices()[:8]
-  parts = setup.build(config, devices)
+  parts = build.build(config, devices)
   with jax.set_mesh(parts.mesh):
-    used = setup.compile_step(parts).memory_analysis()
+    used = build.compile_step(parts).memory_analysis()
   kept = memory.peak(memory.kept(parts))
   ahead = config.data.prefetch * 16 // 4 * 33 * 4
   flags_and_count = used.argument_size_in_bytes - (kept - ahead)
@@ -180,8 +181,8 @@ def test_kept_bytes_are_the_arguments_of_the_compiled_program():
 
 def test_a_plan_that_does_not_hold_says_what_would():
   config = _config(olmo150m.get_config)
-  topology = topologies.find("v5e-4")
-  with pytest.raises(configs.ConfigError) as caught:
+  topology = chips.find("v5e-4")
+  with pytest.raises(ConfigError) as caught:
     plan.check(plan.by_formula(config, 4), config, topology)
   message = str(caught.value)
   held = versions.OLMO150M_ON_4_CHIPS
@@ -197,9 +198,9 @@ def test_a_plan_that_does_not_hold_says_what_would():
 
 def test_a_model_too_large_for_anything_says_so():
   config = _config(olmo150m.get_config, model__D=16_384, model__F=65_536)
-  topology = topologies.find("v5e-1")
+  topology = chips.find("v5e-1")
   made = plan.by_formula(config, 1)
-  with pytest.raises(configs.ConfigError, match="take more or larger devices"):
+  with pytest.raises(ConfigError, match="take more or larger devices"):
     plan.check(made, config, topology)
 
 
@@ -219,11 +220,11 @@ def test_a_compiler_that_refuses_says_what_would_hold(monkeypatch):
   def out_of_memory(parts):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 37G of 16G\nmore")
 
-  monkeypatch.setattr(topologies, "described_devices", lambda _: jax.devices())
-  monkeypatch.setattr(setup, "compile_step", out_of_memory)
+  monkeypatch.setattr(chips, "described_devices", lambda _: jax.devices())
+  monkeypatch.setattr(build, "compile_step", out_of_memory)
   config = _small(train__microbatch_size=0)
-  with pytest.raises(configs.ConfigError) as error:
-    plan.make(config, topologies.find("v5e-8"))
+  with pytest.raises(ConfigError) as error:
+    plan.make(config, chips.find("v5e-8"))
   message = str(error.value)
   assert "v5e-8 would not hold it: RESOURCE_EXHAUSTED: 37G of 16G" in message
   assert "\nmore" not in message
@@ -232,7 +233,7 @@ def test_a_compiler_that_refuses_says_what_would_hold(monkeypatch):
 
 def test_a_device_that_states_its_memory_refuses_the_state(monkeypatch):
   config = _small(platform="cpu")
-  parts: Any = setup.build(config, jax.devices()[:1])
+  parts: Any = build.build(config, jax.devices()[:1])
   memory.check(parts)
 
   class Device:
@@ -242,7 +243,7 @@ def test_a_device_that_states_its_memory_refuses_the_state(monkeypatch):
   class Mesh:
     local_devices = (Device(),)
 
-  with pytest.raises(configs.ConfigError, match=r"config\.mesh\.fsdp=-1"):
+  with pytest.raises(ConfigError, match=r"config\.mesh\.fsdp=-1"):
     memory.check(parts._replace(mesh=Mesh()))
 
 
@@ -284,7 +285,7 @@ def test_a_run_begins_with_what_it_keeps(tiny, tmp_path):
   )
   assert code == 0
   found = re.search(r"^parameters +(\S+ \S+) +1 +kept$", output, re.MULTILINE)
-  parts = setup.build(
+  parts = build.build(
     estimate.resolve(tiny.config(mesh__data=1), "cpu"), jax.devices()[:1]
   )
   assert found, output

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lm.train import checkpoint, writers
+from lm.runs import checkpoint, metrics
 
 
 class Group:
@@ -81,7 +81,7 @@ def _free_port():
 
 def losses(folder):
   """Every loss of a run, by key."""
-  columns = writers.read(folder)
+  columns = metrics.read(folder)
   return {k: columns[k].values.tolist() for k in columns if "loss" in k}
 
 

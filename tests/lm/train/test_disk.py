@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from lm import program
-from lm.train import checkpoint, writers
+from lm.config import errors
+from lm.runs import checkpoint, metrics
 
 _RUN = {"train__num_steps": 60, "checkpoint__every": 5, "checkpoint__keep": 50}
 
@@ -27,7 +27,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_loses_nothing(tiny, small_disk, tmp_path):
   folder = small_disk / "run"
   code, output = tiny.run(folder, **_RUN)
-  assert code == program.DISK, output
+  assert code == errors.DISK, output
   assert "No space left" in output
   assert "Traceback" not in output
   good = checkpoint.list_steps(folder)
@@ -38,6 +38,6 @@ def test_a_full_disk_loses_nothing(tiny, small_disk, tmp_path):
   assert code == 0, output
   whole = tmp_path / "whole"
   assert tiny.run(whole, **_RUN)[0] == 0
-  a, b = writers.read(roomy), writers.read(whole)
+  a, b = metrics.read(roomy), metrics.read(whole)
   for key in ("train/loss", "train/grad_norm"):
     assert a[key].values.tolist() == b[key].values.tolist()

@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lm import config as config_lib
-from lm import spec
-from lm.model import Transformer
-from lm.model.loss import loss_sums
-from lm.train import flops
+from lm.config.schema import ModelConfig
+from lm.model import params as param_table
+from lm.model.transformer import Transformer
+from lm.objectives.next_token import loss_sums
+from lm.step import flops
 from ml_collections_configs import base
 
 
 def _model(**changes):
   model = base.get_config().model.to_dict() | {"V": 512, "L": 128} | changes
-  return config_lib.ModelConfig(**model)
+  return ModelConfig(**model)
 
 
 def test_forward_by_hand():
@@ -62,12 +62,12 @@ def test_peak_by_device_kind(kind, tflops):
 
 def _by_xla(cfg):
   """FLOPs per token of the loss and its gradient, as XLA counts them."""
-  model, specs = Transformer(cfg), spec.param_specs(cfg)
+  model, specs = Transformer(cfg), param_table.param_specs(cfg)
   tokens = jax.ShapeDtypeStruct((4, cfg.L + 1), jnp.int32)
   params = jax.tree.map(
     lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32),
     specs,
-    is_leaf=lambda s: isinstance(s, spec.ParamSpec),
+    is_leaf=lambda s: isinstance(s, param_table.ParamSpec),
   )
 
   def loss(params, tokens):

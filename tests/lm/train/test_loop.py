@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lm.train import checkpoint, loop, workdir, writers
+from lm.runs import checkpoint, metrics, workdir
+from lm.train import loop
 
 
 def _train(tiny, folder, **changes):
@@ -21,7 +22,7 @@ def test_the_files_of_a_run(tiny, tmp_path):
   assert set(run["floors"]) == {tiny.corpus}
   assert run["floors"][tiny.corpus]["trigram"] > 0
   assert workdir.read_config(tmp_path).model.real_V == 258
-  columns = writers.read(tmp_path)
+  columns = metrics.read(tmp_path)
   name = f"eval/{tiny.corpus}"
   assert columns["train/loss"].steps.tolist() == [1, 2, 3, 4, 5, 6]
   assert columns[f"{name}/loss"].steps.tolist() == [2, 4, 6]
@@ -43,7 +44,7 @@ def test_a_finished_run_has_nothing_left_to_do(tiny, tmp_path, capfd):
 
 def test_details_appear_at_their_steps(tiny, tmp_path):
   assert _train(tiny, tmp_path, log__details_every=3) == 0
-  columns = writers.read(tmp_path)
+  columns = metrics.read(tmp_path)
   key = "leaf/updates/blocks/0/mlp/in/rms"
   assert columns[key].steps.tolist() == [3, 6]
   assert columns["train/update_norm"].steps.tolist() == [3, 6]
@@ -90,7 +91,7 @@ def test_the_best_checkpoint_is_kept(tiny, tmp_path):
     "optim__clip_norm": 0.0,
   }
   assert _train(tiny, tmp_path, **changes) == 0
-  losses = writers.read(tmp_path)[f"eval/{tiny.corpus}/loss"]
+  losses = metrics.read(tmp_path)[f"eval/{tiny.corpus}/loss"]
   best = int(losses.steps[losses.values.argmin()])
   assert checkpoint.list_steps(tmp_path) == sorted({best, 6})
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lm.train import checkpoint, writers
+from lm.runs import checkpoint, metrics
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def _numbers(folder):
   """All metrics but times, by key."""
   return {
     key: column.values
-    for key, column in writers.read(folder).items()
+    for key, column in metrics.read(folder).items()
     if not key.startswith("perf/") and key != "seconds"
   }
 

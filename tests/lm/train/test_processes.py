@@ -7,8 +7,9 @@ import signal
 import numpy as np
 import pytest
 
-from lm import program
-from lm.train import checkpoint, peers, workdir, writers
+from lm.config import errors
+from lm.processes import peers
+from lm.runs import checkpoint, metrics, workdir
 
 _STEPS = {
   "train__num_steps": 12,
@@ -24,7 +25,7 @@ _ENDLESS = {
 
 
 def _losses(folder):
-  columns = writers.read(folder)
+  columns = metrics.read(folder)
   return {k: columns[k].values.tolist() for k in columns if "loss" in k}
 
 
@@ -65,7 +66,7 @@ def test_one_of_two_is_told_to_stop_and_one_process_goes_on(
   group.wait_for_a_checkpoint(tmp_path, running)
   running[1].send_signal(number)
   codes, outputs = group.join(running)
-  assert codes == [program.PREEMPTED] * 2, "\n".join(outputs)
+  assert codes == [errors.PREEMPTED] * 2, "\n".join(outputs)
   stopped = checkpoint.list_steps(tmp_path)[-1]
   assert f"Stopped by SIGTERM to a process; step {stopped} is s" in outputs[0]
   group.run(tmp_path, 1, 4, **long | {"train__num_steps": stopped + 3})
@@ -78,7 +79,7 @@ def test_one_of_four_is_told_to_stop_and_all_do(group, tmp_path):
   group.wait_for_a_checkpoint(tmp_path, running)
   running[2].send_signal(signal.SIGTERM)
   codes, outputs = group.join(running)
-  assert codes == [program.PREEMPTED] * 4, "\n".join(outputs)
+  assert codes == [errors.PREEMPTED] * 4, "\n".join(outputs)
   status = json.loads((tmp_path / "run.json").read_text())
   assert status["step"] == checkpoint.list_steps(tmp_path)[-1]
 
@@ -91,7 +92,7 @@ def _kill_one(group, folder, processes, devices, victim):
   codes, outputs = group.join(running)
   newest = checkpoint.list_steps(folder)[-1]
   for code, output in zip(codes, outputs, strict=True):
-    assert code == program.PEER_LOST, output
+    assert code == errors.PEER_LOST, output
     assert "another process of this run has ended or cannot be" in output
     assert "Run the same command again on all of them" in output
     assert f"goes on from step {newest}." in output
@@ -124,9 +125,9 @@ def test_an_error_of_one_process_ends_both(group, tmp_path, index):
   """One does not find the data: its own error, and an end for the other."""
   odd = (index, {"data__root": "gone"})
   codes, outputs = group.join(group.start(tmp_path, 2, 1, odd, **_ENDLESS), 100)
-  assert codes[index] == program.BAD_INPUT, outputs[index]
+  assert codes[index] == errors.BAD_INPUT, outputs[index]
   assert "lm.data.prepare" in outputs[index]
-  assert codes[1 - index] == program.PEER_LOST, outputs[1 - index]
+  assert codes[1 - index] == errors.PEER_LOST, outputs[1 - index]
   assert "goes on from the start." in outputs[1 - index]
 
 
@@ -134,7 +135,7 @@ def test_an_error_of_one_process_ends_both(group, tmp_path, index):
 def test_an_error_of_all_processes_is_told_by_all(group, tmp_path):
   running = group.start(tmp_path, 2, 1, **_ENDLESS, data__root="gone")
   codes, outputs = group.join(running, timeout=60)
-  assert codes == [program.BAD_INPUT] * 2, "\n".join(outputs)
+  assert codes == [errors.BAD_INPUT] * 2, "\n".join(outputs)
   assert all("lm.data.prepare" in output for output in outputs)
 
 

@@ -8,8 +8,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lm import mesh as meshes
-from lm.train import setup
+from lm.model import mesh as meshes
+from lm.step import build
 
 # What XLA writes, to the descriptor of stderr, where it knows no other way.
 _SIGN = "Involuntary full rematerialization"
@@ -61,10 +61,10 @@ def test_an_update_replicates_nothing_to_move_it(
   changes = {f"mesh__{axis}": size for axis, size in sizes.items()}
   changes |= {"model__D": 64, "model__F": 128, "model__N": 4}
   config = tiny.config(**changes | _METHODS[method])
-  config = setup.resolve(config, setup.find_data(config))
-  parts = setup.build(config, jax.devices())
+  config = build.resolve(config, build.find_data(config))
+  parts = build.build(config, jax.devices())
   with jax.set_mesh(parts.mesh):
-    setup.compile_step(parts)
+    build.compile_step(parts)
   assert _SIGN not in capfd.readouterr().err
 
 

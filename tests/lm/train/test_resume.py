@@ -11,14 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from lm import config as configs
-from lm import program
-from lm.train import checkpoint, setup, state, workdir, writers
+from lm.config import errors, load
+from lm.config.errors import ConfigError
+from lm.runs import checkpoint, metrics, workdir
+from lm.step import build, state
 
 
 def _state(tiny, folder, step=None, devices=1):
   """The state of a run's checkpoint, restored onto a few devices."""
-  parts = setup.build(workdir.read_config(folder), jax.devices()[:devices])
+  parts = build.build(workdir.read_config(folder), jax.devices()[:devices])
   whole = checkpoint.abstract(parts.abstract_state, parts.shardings)
   with checkpoint.Checkpointer(folder, log=lambda _: None) as saved:
     return saved.restore(step or saved.steps()[-1], whole)
@@ -28,7 +29,7 @@ def _losses(folder):
   """Everything that must be equal: all metrics but the times."""
   return {
     key: (column.steps.tolist(), column.values.tolist())
-    for key, column in writers.read(folder).items()
+    for key, column in metrics.read(folder).items()
     if not key.startswith("perf/") and key != "seconds"
   }
 
@@ -97,7 +98,7 @@ def test_told_to_stop_it_saves_and_says_how_to_go_on(
   _wait_for_checkpoints(tmp_path, 1, process)
   process.send_signal(number)
   output = process.communicate(timeout=60)[0]
-  assert process.returncode == program.PREEMPTED, output
+  assert process.returncode == errors.PREEMPTED, output
   assert "Run the same command again" in output
   status = json.loads((tmp_path / "run.json").read_text())
   assert status["status"] == "preempted"
@@ -142,7 +143,7 @@ def test_a_deleted_cache_says_what_to_run_and_the_run_goes_on(
   folder = tmp_path / "run"
   shutil.copytree(undisturbed, folder)
   code, output = tiny.run(folder, **_LONG, data__root=str(tmp_path / "gone"))
-  assert code == program.BAD_INPUT
+  assert code == errors.BAD_INPUT
   assert "lm.data.prepare" in output
   code, output = tiny.run(folder, **_LONG)
   assert code == 0, output
@@ -181,7 +182,7 @@ def test_a_number_that_is_not_finite_stops_with_the_last_good_state(
   tiny, tmp_path
 ):
   code, output = tiny.run(tmp_path, **_NAN, log__progress="plain")
-  assert code == program.NOT_FINITE, output
+  assert code == errors.NOT_FINITE, output
   status = json.loads((tmp_path / "run.json").read_text())
   good = status["step"]
   assert status["status"] == "crashed"
@@ -192,7 +193,7 @@ def test_a_number_that_is_not_finite_stops_with_the_last_good_state(
   assert not bool(saved.halted)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
   again, _ = tiny.run(tmp_path, **_NAN)
-  assert again == program.NOT_FINITE
+  assert again == errors.NOT_FINITE
 
 
 @pytest.mark.parametrize(
@@ -209,21 +210,21 @@ def test_another_configuration_in_the_same_folder_is_refused(
   tiny, undisturbed, changes, words
 ):
   code, output = tiny.run(undisturbed, **(_LONG | changes))
-  assert code == program.BAD_INPUT
+  assert code == errors.BAD_INPUT
   assert "Traceback" not in output
   for word in words:
     assert word in output
 
 
 def test_changed_data_under_a_checkpoint_is_refused(tiny):
-  config = configs.resolve(
+  config = load.resolve(
     tiny.config(), vocab_size=258, eos_id=1, pad_id=0, platform="cpu"
   )
-  from lm.train import resume
+  from lm.runs import resume
 
   saved = resume.to_json(resume.Clock(3, 24, 768), config, "abc")
   assert resume.check(saved, config, "abc") == resume.Clock(3, 24, 768)
-  with pytest.raises(configs.ConfigError, match="fingerprint"):
+  with pytest.raises(ConfigError, match="fingerprint"):
     resume.check(saved, config, "abd")
 
 
@@ -238,18 +239,18 @@ def test_init_from_keeps_the_weights_and_nothing_else(
     model__layers="scan",
   )
   assert code == 0, output
-  from lm import spec
+  from lm.model import params as param_table
 
   old, new = _state(tiny, undisturbed), _state(tiny, tmp_path)
   assert int(new.step) == 1
-  unrolled = spec.to_layout(new.params, "unroll")
+  unrolled = param_table.to_layout(new.params, "unroll")
   assert state.digest(unrolled) == state.digest(old.params)
   moments = jax.tree.leaves(new.opt_state)
   assert not any(np.isnan(m).any() for m in moments)
 
 
 def test_export_is_read_back_by_init_from(tiny, undisturbed, tmp_path):
-  from lm.train import weights
+  from lm.runs import weights
 
   out = tmp_path / "weights.npz"
   step = weights.export(undisturbed, out)

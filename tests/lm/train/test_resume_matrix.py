@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lm.train import checkpoint, writers
+from lm.runs import checkpoint, metrics
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +69,7 @@ def test_a_run_goes_on_in_another_layout(
   assert _clock(folder, 8) == _clock(expected, 8)
   lines = (folder / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [5, 6, 7, 8, 8]
-  found, before = writers.read(folder), writers.read(expected)
+  found, before = metrics.read(folder), metrics.read(expected)
   assert found.keys() == before.keys()
   for key in found:
     if "loss" in key or key == "tokens":

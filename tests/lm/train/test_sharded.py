@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import versions
 
-from lm import config as configs
-from lm import mesh as meshes
-from lm.train import checkpoint, setup, sharding, state
+from lm.config import load
+from lm.model import mesh as meshes
+from lm.runs import checkpoint
+from lm.step import build, sharding, state
 from ml_collections_configs import olmo150m
 
 _MESHES = {
@@ -132,22 +133,22 @@ def _parts(tiny, method, devices=1, mesh=None, **changes):
   # Large enough that the mesh axes of 8 divide every axis they split.
   sizes = {"model__D": 64, "model__F": 128, "optim__learning_rate": 1e-3}
   config = tiny.config(**sizes | changes)
-  config = setup.resolve(config, setup.find_data(config))
-  return setup.build(config, jax.devices()[:devices])
+  config = build.resolve(config, build.find_data(config))
+  return build.build(config, jax.devices()[:devices])
 
 
 def _rows_of(parts, step):
   rows = np.random.default_rng(step).integers(2, 256, parts.buffer_shape)
-  return setup.put_buffer(parts, rows.astype(np.int32))
+  return build.put_buffer(parts, rows.astype(np.int32))
 
 
 def _train(parts, steps):
   """The first weights' digest, the losses, the last state, and the step."""
   losses = []
   with jax.set_mesh(parts.mesh):
-    now = setup.init_state(parts)
+    now = build.init_state(parts)
     first = state.digest(now.params)
-    train_step = setup.compile_step(parts)
+    train_step = build.compile_step(parts)
     for i in range(steps):
       count = np.int32(parts.buffer_shape[0])
       now, metrics = train_step(now, _rows_of(parts, i), count)
@@ -275,8 +276,8 @@ def test_a_run_goes_on_with_another_number_of_devices(tiny, tmp_path, method):
           wanted = checkpoint.abstract(parts.abstract_state, parts.shardings)
           now = saved.restore(2 * step, wanted)
         else:
-          now = setup.init_state(parts)
-        update = setup.compile_step(parts)
+          now = build.init_state(parts)
+        update = build.compile_step(parts)
         for i in (2 * step, 2 * step + 1):
           now, metrics = update(now, _rows_of(parts, i), np.int32(1))
           losses.append(float(metrics["train/loss"]))
@@ -292,11 +293,11 @@ def test_each_of_eight_devices_holds_an_eighth_of_the_state(method):
   c = olmo150m.get_config()
   c.optim.name, c.optim.kwargs = method, {}
   c.mesh.data, c.mesh.fsdp = 1, 8
-  config = configs.resolve(
-    configs.from_config_dict(c),
+  config = load.resolve(
+    load.from_config_dict(c),
     vocab_size=32_100, eos_id=1, pad_id=0, platform="tpu",
   )  # fmt: skip
-  parts = setup.build(config, jax.devices())
+  parts = build.build(config, jax.devices())
   now, lies = parts.abstract_state.opt_state, parts.shardings.opt_state
   whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(now))
   assert sharding.bytes_per_device(now, lies) <= 1.15 * whole / 8
@@ -331,14 +332,14 @@ def test_more_devices_than_matrices_keep_no_more(mesh):
   c = olmo150m.get_config()
   c.optim.name, c.optim.kwargs = "soap", {}
   c.data.batch_size = 4096
-  config = configs.resolve(
-    configs.from_config_dict(c),
+  config = load.resolve(
+    load.from_config_dict(c),
     vocab_size=32_100, eos_id=1, pad_id=0, platform="tpu",
   )  # fmt: skip
   kept = []
   for data, fsdp in ((1, 12), mesh):
     abstract = meshes.abstract_mesh((data, fsdp, 1), data * fsdp)
-    parts = setup.build(config, mesh=abstract)
+    parts = build.build(config, mesh=abstract)
     kept.append(
       sharding.bytes_per_device(
         parts.abstract_state.opt_state, parts.shardings.opt_state

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm.train import setup, state, step
+from lm.step import build, state, update
 
 _PAD = 0
 
@@ -44,8 +44,8 @@ def _rows(shape, pads=0, seed=0):
 def _make(tx=None, **changes):
   options = {"clip_norm": 0.0, "ema": 0.0, "z_loss": 0.0, "pad_id": _PAD}
   tx = optax.with_extra_args_support(tx or optax.sgd(0.01))
-  config = step.StepConfig(**options | changes)
-  train_step = step.make_train_step(_loss, tx, lambda count: 0.01, config)
+  config = update.StepConfig(**options | changes)
+  train_step = update.make_train_step(_loss, tx, lambda count: 0.01, config)
   return jax.jit(train_step), state.init_state(_PARAMS, tx, config.ema)
 
 
@@ -122,10 +122,10 @@ def test_a_bad_number_changes_nothing_and_stops_all_later_updates(tx):
     nan = jnp.where(tokens[0, 0] == 77, jnp.nan, 0.0)
     return sums._replace(loss=sums.loss + nan * params["w"])
 
-  config = step.StepConfig(clip_norm=1.0, ema=0.9, z_loss=0.0, pad_id=_PAD)
+  config = update.StepConfig(clip_norm=1.0, ema=0.9, z_loss=0.0, pad_id=_PAD)
   tx = optax.with_extra_args_support(tx)
   train_step = jax.jit(
-    step.make_train_step(bad_loss, tx, lambda c: 0.0, config)
+    update.make_train_step(bad_loss, tx, lambda c: 0.0, config)
   )
   state_2, metrics = train_step(state_1, good.at[0, 0, 0].set(77), np.int32(1))
   assert bool(metrics["halted"])
@@ -139,7 +139,7 @@ def test_a_bad_number_changes_nothing_and_stops_all_later_updates(tx):
 
 def test_leaf_statistics():
   values = np.array([[1.0, -2.0], [3.0, 4.0]], np.float32)
-  found = step.leaf_statistics(params={"a": {"b": jnp.asarray(values)}})
+  found = update.leaf_statistics(params={"a": {"b": jnp.asarray(values)}})
   np.testing.assert_allclose(found["leaf/params/a/b/mean"], values.mean())
   np.testing.assert_allclose(found["leaf/params/a/b/std"], values.std())
   rms = np.sqrt(np.mean(values**2))
@@ -147,15 +147,15 @@ def test_leaf_statistics():
 
 
 def test_the_model_learns_and_the_state_is_donated(tiny):
-  config = setup.resolve(
-    tiny.config(mesh__data=1), setup.find_data(tiny.config())
+  config = build.resolve(
+    tiny.config(mesh__data=1), build.find_data(tiny.config())
   )
-  parts = setup.build(config, jax.devices()[:1])
+  parts = build.build(config, jax.devices()[:1])
   with jax.set_mesh(parts.mesh):
-    now = setup.init_state(parts)
-    train_step = setup.compile_step(parts)
+    now = build.init_state(parts)
+    train_step = build.compile_step(parts)
     rows = np.random.default_rng(0).integers(3, 90, parts.buffer_shape)
-    buffer = setup.put_buffer(parts, rows.astype(np.int32))
+    buffer = build.put_buffer(parts, rows.astype(np.int32))
     losses = []
     for _ in range(6):
       before = now

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.train import checkpoint, loop, writers
+from lm.runs import checkpoint, metrics
+from lm.train import loop
 
 
 def _write(path, *lines):
-  writer = writers.JsonlWriter(path)
+  writer = metrics.JsonlWriter(path)
   for step, scalars in lines:
     writer.write(step, scalars)
   writer.close()
@@ -27,7 +28,7 @@ def test_columns_come_back(tmp_path):
     (1, {"train/loss": 3.5, "tokens": 10}),
     (2, {"train/loss": jnp.float32(2.5), "tokens": np.int64(20), "eval": 7.0}),
   )
-  columns = writers.read(tmp_path)
+  columns = metrics.read(tmp_path)
   assert set(columns) == {"train/loss", "tokens", "eval"}
   np.testing.assert_array_equal(columns["train/loss"].steps, [1, 2])
   np.testing.assert_array_equal(columns["train/loss"].values, [3.5, 2.5])
@@ -37,7 +38,7 @@ def test_columns_come_back(tmp_path):
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
   path = tmp_path / "metrics.jsonl"
-  writer = writers.JsonlWriter(path)
+  writer = metrics.JsonlWriter(path)
   writer.write(7, {"train/loss": 1.0, "tokens": 3})
   assert json.loads(path.read_text()) == {
     "step": 7, "train/loss": 1.0, "tokens": 3,
@@ -53,7 +54,7 @@ def test_non_finite_numbers_survive_as_valid_json(tmp_path):
     raise AssertionError(f"{name} is not JSON")
 
   json.loads(path.read_text(), parse_constant=reject)
-  columns = writers.read(path)
+  columns = metrics.read(path)
   assert math.isnan(columns["a"].values[0])
   assert columns["b"].values[0] == -math.inf
   assert columns["c"].values[0] == math.inf
@@ -75,9 +76,9 @@ def test_reopening_repairs_the_last_line(tmp_path, tail, steps):
   with path.open("ab") as file:
     file.write(tail if isinstance(tail, bytes) else tail.encode())
   before = [step for step in steps if step != 3]
-  np.testing.assert_array_equal(writers.read(path)["loss"].steps, before)
+  np.testing.assert_array_equal(metrics.read(path)["loss"].steps, before)
   _write(path, (3, {"loss": 3.0}))
-  column = writers.read(path)["loss"]
+  column = metrics.read(path)["loss"]
   np.testing.assert_array_equal(column.steps, steps)
   np.testing.assert_array_equal(column.values, steps)
   assert all(json.loads(line) for line in path.read_text().splitlines())
@@ -88,14 +89,14 @@ def test_a_file_cut_anywhere_is_as_if_the_writer_had_stopped_a_line_before(
 ):
   """Killed after any byte, and repeating the steps from there."""
   whole = tmp_path / "whole.jsonl"
-  with contextlib.closing(writers.JsonlWriter(whole)) as writer:
+  with contextlib.closing(metrics.JsonlWriter(whole)) as writer:
     for step in range(3):
       writer.write(step, {"a": step / 3, "b": float("nan")})
   data = whole.read_bytes()
   for cut in range(len(data) + 1):
     path = tmp_path / f"{cut}.jsonl"
     path.write_bytes(data[:cut])
-    with contextlib.closing(writers.JsonlWriter(path)) as writer:
+    with contextlib.closing(metrics.JsonlWriter(path)) as writer:
       for step in range(path.read_text().count("\n"), 3):
         writer.write(step, {"a": step / 3, "b": float("nan")})
     assert path.read_bytes() == data
@@ -108,13 +109,13 @@ def test_lines_are_on_the_disk_before_the_checkpoint_that_follows_them(
 
   def note(name, method):
     def noting(self, *args):
-      order.append((name, writers.read(tmp_path)["train/loss"].steps[-1]))
+      order.append((name, metrics.read(tmp_path)["train/loss"].steps[-1]))
       return method(self, *args)
 
     return noting
 
   for owner, name in [
-    (writers.JsonlWriter, "sync"), (checkpoint.Checkpointer, "save"),
+    (metrics.JsonlWriter, "sync"), (checkpoint.Checkpointer, "save"),
   ]:  # fmt: skip
     monkeypatch.setattr(owner, name, note(name, getattr(owner, name)))
   changes = {"train__num_steps": 4, "checkpoint__every": 2, "eval__every": 2}
@@ -126,7 +127,7 @@ def test_a_resume_replaces_repeated_steps_key_by_key(tmp_path):
   path = tmp_path / "metrics.jsonl"
   _write(path, (10, {"loss": 1.0, "eval": 5.0}), (20, {"loss": 2.0}))
   _write(path, (10, {"loss": -1.0}), (15, {"loss": -1.5}))
-  columns = writers.read(path)
+  columns = metrics.read(path)
   np.testing.assert_array_equal(columns["loss"].steps, [10, 15, 20])
   np.testing.assert_array_equal(columns["loss"].values, [-1.0, -1.5, 2.0])
   np.testing.assert_array_equal(columns["eval"].values, [5.0])
@@ -136,11 +137,11 @@ def test_a_bad_line_in_the_middle_is_an_error_with_its_number(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
   with pytest.raises(ValueError, match="line 2.*rubbish"):
-    writers.read(path)
+    metrics.read(path)
 
 
 def test_arrays_are_refused_by_name(tmp_path):
-  writer = writers.JsonlWriter(tmp_path / "m.jsonl")
+  writer = metrics.JsonlWriter(tmp_path / "m.jsonl")
   with pytest.raises(ValueError, match=r"'grads' has shape \(2,\)"):
     writer.write(1, {"grads": np.ones(2)})
   writer.close()
@@ -148,7 +149,7 @@ def test_arrays_are_refused_by_name(tmp_path):
 
 def test_only_process_zero_writes(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
-  writer = writers.open_writers(tmp_path, tensorboard=True, wandb=True)
+  writer = metrics.open_writers(tmp_path, tensorboard=True, wandb=True)
   writer.write(1, {"loss": 1.0})
   writer.close()
   assert list(tmp_path.iterdir()) == []
@@ -162,7 +163,7 @@ def test_a_missing_package_names_its_extra(
 ):
   monkeypatch.setitem(sys.modules, module, None)  # Makes its import fail.
   with pytest.raises(ValueError, match=rf"goldenpath\[{extra}\]"):
-    writers.open_writers(tmp_path, **{extra: True})
+    metrics.open_writers(tmp_path, **{extra: True})
 
 
 def test_tensorboard_gets_every_scalar_and_purges_from_the_first_step(
@@ -185,14 +186,14 @@ def test_tensorboard_gets_every_scalar_and_purges_from_the_first_step(
 
   module = types.SimpleNamespace(SummaryWriter=SummaryWriter)
   monkeypatch.setitem(sys.modules, "tensorboardX", module)
-  writer = writers.open_writers(tmp_path, tensorboard=True)
+  writer = metrics.open_writers(tmp_path, tensorboard=True)
   writer.write(5, {"a": jnp.float32(1.5)})
   writer.sync()
   writer.write(6, {"a": 2.0})
   writer.close()
   opened = (str(tmp_path / "tensorboard"), 5)
   assert calls == [opened, ("a", 1.5, 5), "flushed", ("a", 2.0, 6), "closed"]
-  np.testing.assert_array_equal(writers.read(tmp_path)["a"].values, [1.5, 2.0])
+  np.testing.assert_array_equal(metrics.read(tmp_path)["a"].values, [1.5, 2.0])
 
 
 def test_wandb_keeps_its_run_over_a_resume(tmp_path, monkeypatch):
@@ -208,7 +209,7 @@ def test_wandb_keeps_its_run_over_a_resume(tmp_path, monkeypatch):
 
   monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
   for step in (1, 2):
-    writer = writers.open_writers(tmp_path, wandb=True, config={"seed": 3})
+    writer = metrics.open_writers(tmp_path, wandb=True, config={"seed": 3})
     writer.write(step, {"a": 1.0})
     writer.close()
   assert opened[0]["id"] == opened[1]["id"]

@@ -1,0 +1,1 @@
+"""Flags, messages, exit codes and child processes of the programs."""

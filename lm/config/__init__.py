@@ -1,0 +1,1 @@
+"""The configuration: its keys, their bounds, and where it comes from."""

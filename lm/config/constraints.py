@@ -1,0 +1,257 @@
+"""What a configuration must satisfy: each rule says key, value, rule, way out.
+
+Everything that can be known without a device, a file or the optimiser's
+signature is checked here. `lm/methods`, `lm/model/mesh.py` and `lm/data` check
+the rest, each before the run starts.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from . import ramp
+from .names import CORPORA, CORPUS_PREFIXES, nearest
+from .schema import Config
+
+_REMAT = ("none", "full", "dots")
+
+
+def problems(config: Config) -> list[str]:
+  """Every rule that `config` breaks, one message each; empty if none."""
+  found = list(_bounds(config, "config"))
+  if not found:  # The rules below count with what was just checked.
+    found += ramp.problems(config)
+  if found:
+    return found
+  for rule in (_model, _data, _train, _optim, _mesh, _quant, _eval):
+    found += rule(config)
+  return found
+
+
+def _bounds(section: Any, path: str) -> Iterator[str]:
+  """What the fields of the dataclasses say of their values."""
+  for field in dataclasses.fields(section):
+    name, value = f"{path}.{field.name}", getattr(section, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from _bounds(value, name)
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+      hint = nearest(value, choices)
+      yield f"{name}={value!r} is not one of {', '.join(choices)}.{hint}"
+    least = field.metadata.get("least")
+    if least is not None and not value >= least:  # Also catches NaN.
+      unit = field.metadata["unit"]
+      yield f"{name}={value} must be >= {least}{unit and f' ({unit})'}."
+    above = field.metadata.get("above")
+    if above is not None and not value > above:
+      yield f"{name}={value} must be > {above}."
+
+
+def _multiples(size: int, of: int) -> str:
+  """The multiples of `of` around `size`, as a hint."""
+  below = size // of * of
+  return " or ".join(str(n) for n in (below, below + of) if n > 0)
+
+
+def _model(config: Config) -> Iterator[str]:
+  m = config.model
+  if m.D % m.H:
+    yield (
+      f"config.model.D={m.D} does not divide over config.model.H={m.H} heads; "
+      f"e.g. --config.model.D={_multiples(m.D, m.H)}."
+    )
+  elif m.positions.startswith("rope") and m.D // m.H % 2:
+    yield (
+      f"config.model.D={m.D} / config.model.H={m.H} gives heads of "
+      f"{m.D // m.H} channels, but rotary positions turn pairs: make it even, "
+      "or take another config.model.positions."
+    )
+  if m.H % m.G:
+    fits = [g for g in range(1, m.H + 1) if m.H % g == 0]
+    yield (
+      f"config.model.G={m.G} must divide config.model.H={m.H}; one of {fits}."
+    )
+  if m.remat not in _REMAT and not m.remat.startswith("names:"):
+    yield (
+      f"config.model.remat={m.remat!r} is not one of {', '.join(_REMAT)} or "
+      f"names:NAME,NAME.{nearest(m.remat, _REMAT)}"
+    )
+  if m.norm == "rmsnorm" and m.norm_bias:
+    yield (
+      "config.model.norm_bias=True goes with norm='layernorm' only; an RMS "
+      "norm has no bias."
+    )
+  if m.qk_norm_type == "rmsnorm" and m.qk_norm_bias:
+    yield (
+      "config.model.qk_norm_bias=True goes with qk_norm_type='layernorm' only."
+    )
+
+
+def _data(config: Config) -> Iterator[str]:
+  d = config.data
+  if "://" in d.root:
+    yield (
+      f"config.data.root={d.root} is not a folder of this machine; mount the "
+      "bucket and give the folder (docs/pods.md)."
+    )
+  if not d.mixture:
+    yield "config.data.mixture is empty; name a corpus, e.g. (('sotu', 1.0),)."
+  names = []
+  for entry in d.mixture:
+    if not isinstance(entry, tuple) or len(entry) != 2:
+      yield (
+        f"config.data.mixture has {entry!r}, expected pairs (corpus, weight)."
+      )
+      continue
+    name, weight = entry
+    names.append(name)
+    yield from _corpus("data.mixture", name)
+    if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+      yield (
+        f"config.data.mixture gives {name!r} the weight {weight!r}; weights "
+        "are finite numbers > 0. Leave the corpus out instead."
+      )
+  for name in sorted({n for n in names if names.count(n) > 1}, key=str):
+    yield f"config.data.mixture names {name!r} twice; add the weights up."
+  if d.tokenizer not in ("bpe", "bytes") and not d.tokenizer.startswith("sp:"):
+    hint = nearest(d.tokenizer, ("bpe", "bytes"))
+    yield (
+      f"config.data.tokenizer={d.tokenizer!r} is not bpe, bytes or sp:FILE."
+      f"{hint}"
+    )
+  if d.tokenizer == "bpe" and d.vocab_size < 512:
+    yield (
+      f"config.data.vocab_size={d.vocab_size} is too small for BPE: 256 byte "
+      "pieces and the control pieces come first. Take >= 512, or "
+      "--config.data.tokenizer=bytes."
+    )
+
+
+def _corpus(key: str, name: Any) -> Iterator[str]:
+  if not isinstance(name, str):
+    yield f"config.{key} names {name!r}; corpora are strings."
+  elif name not in CORPORA and not name.startswith(CORPUS_PREFIXES):
+    hint = nearest(name, CORPORA)
+    yield (
+      f"config.{key} names the unknown corpus {name!r}; known: "
+      f"{', '.join(CORPORA)}, dir:PATH, tfds:PATH.{hint}"
+    )
+
+
+def _optim(config: Config) -> Iterator[str]:
+  o, s = config.optim, config.schedule
+  if not math.isfinite(o.learning_rate):
+    yield f"config.optim.learning_rate={o.learning_rate} must be finite."
+  if not 0 <= o.ema < 1:
+    yield f"config.optim.ema={o.ema} is a decay in [0, 1); 0 turns it off."
+  for key in ("start_factor", "end_factor"):
+    if getattr(s, key) > 1:
+      yield (
+        f"config.schedule.{key}={getattr(s, key)} is a share of the peak rate, "
+        "in [0, 1]."
+      )
+  length = {
+    "fraction": 1.0,
+    "steps": ramp.num_steps(config),
+    "tokens": config.train.num_tokens
+    or ramp.num_steps(config) * config.tokens_per_step,
+  }[s.unit]
+  if s.warmup + (s.decay if s.name == "wsd" else 0) > length > 0:
+    both = "warmup + decay" if s.name == "wsd" else "warmup"
+    yield (
+      f"config.schedule.{both}={s.warmup + (s.decay if s.name == 'wsd' else 0)}"
+      f" exceeds the run, {length} {s.unit}: shorten it, lengthen the run, or "
+      "check config.schedule.unit."
+    )
+  if s.name == "inverse_sqrt" and s.warmup == 0:
+    yield (
+      "config.schedule.name='inverse_sqrt' decays from the end of the warm-up: "
+      "config.schedule.warmup must be > 0."
+    )
+
+
+def _train(config: Config) -> Iterator[str]:
+  t, batch = config.train, config.data.batch_size
+  if bool(t.num_steps) == bool(t.num_tokens):
+    yield (
+      f"config.train.num_steps={t.num_steps} and config.train.num_tokens="
+      f"{t.num_tokens}: exactly one must be > 0. Set the other to 0."
+    )
+  if t.microbatch_size and batch % t.microbatch_size:
+    fits = [n for n in range(1, batch + 1) if batch % n == 0]
+    close = min(fits, key=lambda n: abs(n - t.microbatch_size))
+    yield (
+      f"config.train.microbatch_size={t.microbatch_size} does not divide "
+      f"config.data.batch_size={batch}; e.g. "
+      f"--config.train.microbatch_size={close}."
+    )
+  if config.train.stop_at_loss and not config.eval.every:
+    yield (
+      f"config.train.stop_at_loss={t.stop_at_loss} is checked at evaluations, "
+      "but config.eval.every=0 makes none."
+    )
+
+
+def _mesh(config: Config) -> Iterator[str]:
+  sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  if any(s < 1 and s != -1 for s in sizes) or sizes.count(-1) > 1:
+    yield (
+      f"config.mesh (data, fsdp, tensor)={sizes}: sizes are >= 1, and at most "
+      "one is -1 (the rest of the devices)."
+    )
+  if config.mesh.rules == "fsdp_shape" and config.mesh.tensor != 1:
+    yield (
+      f"config.mesh.tensor={config.mesh.tensor}: config.mesh.rules="
+      "'fsdp_shape' splits arrays over fsdp alone; set tensor to 1, or rules "
+      "to 'logical'."
+    )
+  rows, known = config.microbatch_size, math.prod(s for s in sizes[:2] if s > 0)
+  if known > 0 and rows % known:
+    yield (
+      f"{rows} rows a pass (config.train.microbatch_size or "
+      f"config.data.batch_size) do not divide over config.mesh.data * "
+      f"config.mesh.fsdp = {known}; e.g. {_multiples(rows, known)} rows."
+    )
+
+
+def _quant(config: Config) -> Iterator[str]:
+  q = config.quant
+  if q.method in ("rat", "lotion") and q.scale in ("pow2_floor", "nvfp4"):
+    yield (
+      f"config.quant.scale={q.scale!r} saturates the largest weights, so that "
+      f"rounding at random, of method {q.method!r}, is biased; take 'absmax' "
+      "or 'pow2_ceil'."
+    )
+  if q.scale == "nvfp4" and q.grid != "fp4":
+    yield f"config.quant.scale='nvfp4' is for grid 'fp4', not {q.grid!r}."
+  if not 0 <= q.curvature_decay < 1:
+    yield f"config.quant.curvature_decay={q.curvature_decay} must be in [0, 1)."
+  if not 0 <= q.warmup <= 1:
+    yield f"config.quant.warmup={q.warmup} is a fraction of the run, in [0, 1]."
+  if not 1 <= q.fisher_rows <= config.microbatch_size:
+    yield (
+      f"config.quant.fisher_rows={q.fisher_rows} must be in "
+      f"[1, {config.microbatch_size}], the rows of one pass."
+    )
+  try:
+    re.compile(q.paths)
+  except re.error as error:
+    yield f"config.quant.paths={q.paths!r} is no regular expression: {error}."
+
+
+def _eval(config: Config) -> Iterator[str]:
+  for name in config.eval.sets:
+    yield from _corpus("eval.sets", name)
+  if len(set(config.eval.sets)) < len(config.eval.sets):
+    yield f"config.eval.sets={config.eval.sets} names a corpus twice."
+  if config.train.stop_at_loss and not config.eval.sets:
+    yield "config.train.stop_at_loss needs a set in config.eval.sets."
+  if config.checkpoint.keep_best and not (
+    config.eval.sets and config.eval.every
+  ):
+    yield (
+      "config.checkpoint.keep_best=True needs evaluations: config.eval.sets "
+      "and config.eval.every > 0."
+    )

@@ -1,0 +1,19 @@
+"""Errors of the user's making, and the exit codes of all programs.
+
+A program prints the message of such an error alone. After the last two codes,
+run the same command again.
+"""
+
+BAD_INPUT = 2
+NOT_FINITE = 3  # Stopped on a non-finite loss.
+DISK = 74  # The disk failed.
+PREEMPTED = 75  # Told to stop, and saved.
+PEER_LOST = 76  # Another process of the run was lost.
+
+
+class InputError(ValueError):
+  """Something the user gave is wrong; the message is all there is to say."""
+
+
+class ConfigError(InputError):
+  """Problems of a configuration, one a line."""

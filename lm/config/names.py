@@ -1,0 +1,14 @@
+"""Names that a configuration may use, and the nearest one to a typo."""
+
+import difflib
+from collections.abc import Iterable
+
+# Corpora that have a name of their own (`lm/data/corpora.py`).
+CORPORA = ("sotu", "wiki", "awsdocs", "legal", "gcide", "stdlib", "c4")
+CORPUS_PREFIXES = ("dir:", "tfds:")  # Before a path.
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+  """A hint at the allowed name closest to `name`; empty without one."""
+  close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+  return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,259 @@
+"""The configuration as frozen dataclasses: types, bounds and units.
+
+`ml_collections_configs/base.py` declares each key with its default and a
+comment; the classes here declare the same keys once more, with what their
+values must satisfy alone. Rules between keys are in `constraints.py`. This file
+imports nothing of `lm`.
+
+A key that is added gets a default here too, so that what older runs and
+exports have stored can still be read.
+"""
+
+import dataclasses
+from typing import Any
+
+
+def _one_of(*choices: str) -> Any:
+  """A field that takes one of some names."""
+  return dataclasses.field(metadata={"choices": choices})
+
+
+def _at_least(least: float, unit: str = "") -> Any:
+  """A field that takes numbers >= `least`."""
+  return dataclasses.field(metadata={"least": least, "unit": unit})
+
+
+def _above(bound: float) -> Any:
+  """A field that takes numbers > `bound`."""
+  return dataclasses.field(metadata={"above": bound})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+  """Section `model`; the last five fields are filled in by `resolve`."""
+
+  D: int = _at_least(1, "channels")
+  N: int = _at_least(1, "layers")
+  H: int = _at_least(1, "heads")
+  G: int = _at_least(1, "heads")
+  F: int = _at_least(1, "channels")
+  V: int = _at_least(0, "pieces")
+  norm: str = _one_of("layernorm", "rmsnorm")
+  norm_eps: float = _above(0)
+  norm_bias: bool
+  norm_position: str = _one_of("pre", "after")
+  positions: str = _one_of(
+    "rope_half", "rope_interleaved", "alibi", "learned", "none"
+  )
+  rope_base: float = _above(0)
+  qk_norm: str = _one_of("none", "full", "head")
+  qk_norm_type: str = _one_of("layernorm", "rmsnorm")
+  qk_norm_bias: bool
+  mlp: str = _one_of("gelu", "swiglu", "relu2")
+  tied: bool
+  attention_soft_cap: float = _at_least(0)
+  logit_soft_cap: float = _at_least(0)
+  isolate_documents: bool
+  restart_positions: bool
+  attention: str = _one_of("xla", "cudnn", "splash")
+  init: str = _one_of("mitchell", "fan_in", "megatron")
+  init_std: float = _above(0)
+  init_cut: float = _at_least(0, "deviations")
+  embed_init_std: float = _at_least(0)
+  layers: str = _one_of("auto", "scan", "unroll")
+  remat: str
+  compute_dtype: str = _one_of("auto", "float32", "bfloat16")
+  z_loss: float = _at_least(0)
+  loss_chunk: int = _at_least(0, "tokens")
+  real_V: int = 0  # Pieces of the tokenizer; V is padded above it.
+  L: int = 0  # Row length, data.seq_length.
+  eos_id: int = 0  # Opens each document.
+  pad_id: int = 0  # Fills the last row; as a target it weighs nothing.
+
+  @property
+  def K(self) -> int:
+    """Channels of a head."""
+    return self.D // self.H
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+  """Section `data`."""
+
+  root: str
+  mixture: tuple[tuple[str, float], ...]
+  tokenizer: str
+  vocab_size: int = _at_least(1, "pieces")
+  seq_length: int = _at_least(1, "tokens")
+  batch_size: int = _at_least(1, "rows")
+  batch_schedule: tuple[tuple[int, int], ...]
+  prefetch: int = _at_least(0, "batches")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+  """Section `optim`; `kwargs` are sorted (name, value) pairs."""
+
+  name: str
+  learning_rate: float = _at_least(0)
+  kwargs: tuple[tuple[str, Any], ...]
+  decay: str = _one_of("matrices", "all")
+  embeddings: str = _one_of("elementwise", "one_sided")
+  clip_norm: float = _at_least(0)
+  ema: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+  """Section `schedule`."""
+
+  name: str = _one_of(
+    "cosine", "wsd", "constant", "linear", "inverse_sqrt", "seesaw"
+  )
+  unit: str = _one_of("fraction", "steps", "tokens")
+  warmup: float = _at_least(0)
+  decay: float = _at_least(0)
+  start_factor: float = _at_least(0)
+  end_factor: float = _at_least(0)
+  alpha: float
+  max_batch_size: int = _at_least(0, "rows")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+  """Section `train`."""
+
+  num_steps: int = _at_least(0, "updates")
+  num_tokens: int = _at_least(0, "tokens")
+  microbatch_size: int = _at_least(0, "rows")
+  stop_at_loss: float = _at_least(0, "nats")
+  init_from: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """Section `mesh`."""
+
+  data: int
+  fsdp: int
+  tensor: int
+  rules: str = _one_of("logical", "fsdp_shape")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussNewtonConfig:
+  """Section `gauss_newton`."""
+
+  optimizer: str
+  inner_steps: int = _at_least(1, "microbatches")
+  search_batches: int = _at_least(0, "microbatches")
+  mode: str = _one_of("quadratic", "prox_linear", "nonlinear")
+  scope: str = _one_of("full", "layerwise")
+  inner_schedule: str = _one_of(
+    "constant",
+    "global_cosine",
+    "constant_with_inner_cosine",
+    "cosine_with_global_schedule",
+  )
+  inner_warmup: float = _at_least(0)
+  line_search: str = _one_of("grid", "quadratic", "none")
+  num_alphas: int = _at_least(0, "candidates")
+  include_zero: bool
+  damping: float = _at_least(0)
+  adapt_damping: bool
+  warm_start: float = _at_least(0)
+  reset_inner_state: bool
+  steps_per_batch: int = _at_least(1, "updates")
+  cg_iters: int = _at_least(0, "iterations")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantConfig:
+  """Section `quant`."""
+
+  method: str = _one_of("none", "ptq", "qat", "rat", "lotion")
+  grid: str = _one_of(
+    "int4",
+    "int8",
+    "mxint8",
+    "fp4",
+    "fp6_e2m3",
+    "fp6_e3m2",
+    "fp8_e4m3",
+    "fp8_e5m2",
+  )
+  scale: str = _one_of("absmax", "pow2_floor", "pow2_ceil", "nvfp4")
+  block_size: int = _at_least(0, "entries")
+  paths: str
+  scale_gradient: bool
+  strength: float = _at_least(0)
+  warmup: float
+  curvature: str = _one_of("empirical", "sampled", "factors")
+  curvature_decay: float
+  fisher_rows: int
+  draws: int = _at_least(2, "roundings")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+  """Section `eval`."""
+
+  sets: tuple[str, ...]
+  every: int = _at_least(0, "updates")
+  batch_size: int = _at_least(1, "rows")
+  batches: int = _at_least(0, "batches")
+  final_batches: int = _at_least(0, "batches")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+  """Section `checkpoint`."""
+
+  every: int = _at_least(0, "updates")
+  keep: int = _at_least(1, "checkpoints")
+  keep_period: int = _at_least(0, "updates")
+  keep_best: bool
+  async_save: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+  """Section `log`."""
+
+  every: int = _at_least(1, "updates")
+  details_every: int = _at_least(0, "updates")
+  progress: str = _one_of("auto", "bar", "plain", "none")
+  tensorboard: bool
+  wandb: bool
+  profile_start: int = _at_least(0, "updates")
+  profile_steps: int = _at_least(0, "updates")
+  samples: int = _at_least(0, "texts")
+  sample_tokens: int = _at_least(1, "tokens")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """A whole configuration."""
+
+  seed: int = _at_least(0)
+  model: ModelConfig
+  data: DataConfig
+  optim: OptimConfig
+  gauss_newton: GaussNewtonConfig
+  schedule: ScheduleConfig
+  train: TrainConfig
+  mesh: MeshConfig
+  quant: QuantConfig
+  eval: EvalConfig
+  checkpoint: CheckpointConfig
+  log: LogConfig
+
+  @property
+  def tokens_per_step(self) -> int:
+    """Targets in one update, the first if batches grow."""
+    return self.data.batch_size * self.data.seq_length
+
+  @property
+  def microbatch_size(self) -> int:
+    """Rows of one pass."""
+    return self.train.microbatch_size or self.data.batch_size

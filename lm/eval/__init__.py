@@ -1,0 +1,1 @@
+"""Scores of given weights, and texts drawn from them."""

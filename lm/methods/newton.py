@@ -1,0 +1,236 @@
+"""From `config.gauss_newton` to the transform, its model and its loss.
+
+With `config.optim.name` "gauss_newton", a batch is N + M microbatches: N to
+solve on, M for the line search; an update is an outer step. With
+"gauss_newton_microsteps" a batch is one of them and an update is one inner
+step, or one batch of the line search: for N too large to hold, and to save in
+the middle. `config.optim.kwargs` are those of the inner optimiser.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import optax
+
+import optim
+
+from ..config import ramp
+from ..config.schema import Config
+from ..model import params as param_table
+from ..model.mesh import constrain
+from ..model.transformer import Transformer
+from . import schedule
+
+OUTER, MICRO = "gauss_newton", "gauss_newton_microsteps"
+
+
+def chosen(config: Config) -> bool:
+  """Whether the optimiser is one of the two."""
+  return config.optim.name in (OUTER, MICRO)
+
+
+def num_search_batches(config: Config) -> int:
+  """M."""
+  g = config.gauss_newton
+  if g.line_search == "none":
+    return 0
+  return g.search_batches or max(1, g.inner_steps // 4)
+
+
+def problems(config: Config) -> Iterator[str]:
+  """What is wrong with the configuration of Gauss-Newton."""
+  g, t, batch = config.gauss_newton, config.train, config.data.batch_size
+  count = g.inner_steps + num_search_batches(config)
+  if config.optim.name == OUTER and batch != count * t.microbatch_size:
+    rows = t.microbatch_size or max(1, batch // count)
+    yield (
+      f"config.data.batch_size={batch} must be {count} microbatches, "
+      f"config.gauss_newton.inner_steps={g.inner_steps} and "
+      f"{count - g.inner_steps} for the line search, of config.train."
+      f"microbatch_size={t.microbatch_size} rows; e.g. "
+      f"--config.train.microbatch_size={rows} "
+      f"--config.data.batch_size={count * rows}."
+    )
+  if config.optim.name == MICRO and t.microbatch_size not in (0, batch):
+    yield (
+      f"config.train.microbatch_size={t.microbatch_size}: an update of {MICRO} "
+      "is one microbatch; set it to 0."
+    )
+  if config.optim.name == MICRO and (
+    g.line_search == "quadratic" or g.adapt_damping or g.cg_iters
+  ):
+    yield (
+      f"{MICRO} has line_search 'grid' or 'none', and neither adapt_damping "
+      f"nor cg_iters in config.gauss_newton; or take {OUTER}."
+    )
+  if g.scope == "layerwise" and config.model.layers != "unroll":
+    yield (
+      f"config.model.layers={config.model.layers!r} stacks the layers, but "
+      "config.gauss_newton.scope='layerwise' needs each by itself: "
+      "--config.model.layers=unroll."
+    )
+  if config.schedule.name != "constant":
+    yield (
+      f"config.schedule.name={config.schedule.name!r}: Gauss-Newton's rates "
+      "follow config.gauss_newton.inner_schedule and config.schedule.warmup; "
+      "set 'constant'."
+    )
+  if config.data.batch_schedule:
+    yield (
+      f"config.data.batch_schedule is not for {config.optim.name}: leave it ()."
+    )
+  if config.quant.method not in ("none", "ptq"):
+    yield (
+      f"config.quant.method={config.quant.method!r} is not for {OUTER}; take "
+      "'ptq', or another optimiser."
+    )
+
+
+def make(
+  config: Config, model: Transformer, inner: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+  """The transform.
+
+  Args:
+    config: Without `problems`.
+    model: Of the run.
+    inner: The inner optimiser, with learning rate 1.
+  """
+  g: Any = config.gauss_newton
+  shared: dict[str, Any] = dict(
+    inner_steps=g.inner_steps,
+    scope=scope(config),
+    line_search=_line_search(config),
+    damping=(
+      optim.LevenbergMarquardt(g.damping) if g.adapt_damping else g.damping
+    ),
+    warm_start=g.warm_start,
+    reset_inner_state=g.reset_inner_state,
+    learning_rate=learning_rate(config),
+    clip_norm=config.optim.clip_norm or None,
+  )
+  if config.optim.name == MICRO:
+    return optim.gauss_newton_microsteps(inner, **shared)
+  return optim.gauss_newton(
+    model_fn(model, config),
+    loss_fn(config),
+    inner,
+    mode=g.mode,
+    steps_per_batch=g.steps_per_batch,
+    solver=optim.CG(g.cg_iters) if g.cg_iters else "first_order",
+    **shared,
+  )
+
+
+def learning_rate(config: Config) -> Callable[[Any, Any], jax.Array]:
+  """Rate of inner step i of outer step t."""
+  g: Any = config.gauss_newton
+  peak = config.optim.learning_rate
+  return optim.inner_schedule(
+    g.inner_schedule,
+    peak,
+    num_outer_steps(config),
+    g.inner_steps * g.steps_per_batch,
+    schedule.warmup_steps(config) / ramp.num_steps(config),  # A fraction of T.
+    g.inner_warmup,
+    peak * config.schedule.end_factor,
+  )
+
+
+def updates_per_outer_step(config: Config) -> int:
+  """Of the trainer: 1, or N + M."""
+  if config.optim.name == OUTER:
+    return 1
+  return config.gauss_newton.inner_steps + num_search_batches(config)
+
+
+def updates_per_average(config: Config) -> int:
+  """Trainer's updates from one average of the weights to the next."""
+  return updates_per_outer_step(config) if chosen(config) else 1
+
+
+def num_outer_steps(config: Config) -> int:
+  """T of the run, rounded up."""
+  return -(-ramp.num_steps(config) // updates_per_outer_step(config))
+
+
+def model_fn(model: Transformer, config: Config) -> Callable[[Any, Any], Any]:
+  """(params, tokens [B, L + 1]) -> logits, the head in chunks if told."""
+
+  specs = param_table.param_specs(model.cfg)
+
+  def body(params: Any, tokens_BL1: jax.Array) -> Any:
+    inputs_BL = tokens_BL1[:, :-1]
+    if config.mesh.rules == "logical":
+      # For the gradients: where each is split, replicas only reduce its shards.
+      wait = lambda s, p: constrain(p, s.axes)  # noqa: E731
+      params = {k: jax.tree.map(wait, specs[k], p) for k, p in params.items()}
+    return model.apply({"params": params}, inputs_BL, method="hidden")
+
+  name = "embed" if model.cfg.tied else "head"
+
+  def head(part: Any, hidden_BLD: jax.Array) -> Any:
+    return model.apply({"params": {name: part}}, hidden_BLD, method="logits")
+
+  rows = config.train.microbatch_size or config.data.batch_size
+  chunk = model.cfg.loss_chunk
+  length = max(1, chunk // rows) if chunk else config.data.seq_length
+  chunks = -(-config.data.seq_length // length)
+  return optim.chunked_lm_head(body, name, chunks, head_fn=head)
+
+
+def loss_fn(config: Config) -> optim.MeanLoss:
+  """Cross-entropy over the targets that are not padding."""
+
+  def targets(tokens_BL1):
+    targets_BL = tokens_BL1[:, 1:]
+    return targets_BL, targets_BL != config.model.pad_id
+
+  return optim.softmax_cross_entropy(targets, z_loss=config.model.z_loss)
+
+
+def groups(params: Any) -> Any:
+  """Labels of the layerwise scope: each block, what is before, what after."""
+  before = [name for name in ("embed", "positions") if name in params]
+  after = [name for name in ("final_norm", "head") if name in params]
+  rules = {"embed": before, "block {}": "blocks/*", "head": after}
+  return optim.path_groups(params, rules)
+
+
+def scope(config: Config) -> Any:
+  """As configured, for `optim`: "full", or what labels the parameters."""
+  return groups if config.gauss_newton.scope == "layerwise" else "full"
+
+
+def grid(config: Config) -> optim.LineSearch:
+  """The line search over candidates, as configured."""
+  g = config.gauss_newton
+  return optim.LineSearch(
+    num=g.num_alphas or None,
+    include_zero=g.include_zero,
+    num_batches=num_search_batches(config),
+  )
+
+
+def metrics(opt_state: Any) -> dict[str, jax.Array]:
+  """What the state tells of its last outer step; {} without one."""
+  is_state = lambda x: isinstance(x, optim.GNState)  # noqa: E731
+  nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
+  state = next(filter(is_state, nodes), None)
+  if state is None:
+    return {}
+  info = state.info._asdict()
+  losses = info.pop("losses")
+  found = {f"gn/{key}": value for key, value in info.items()}
+  found |= {f"gn/loss_{i}": loss for i, loss in enumerate(losses)}
+  return found | {"gn/alpha": state.alpha, "gn/outer_steps": state.count}
+
+
+def _line_search(config: Config) -> Any:
+  kind = config.gauss_newton.line_search
+  if kind == "none":
+    return None
+  if kind == "quadratic":
+    return optim.QuadraticLineSearch(num_batches=num_search_batches(config))
+  return grid(config)

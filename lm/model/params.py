@@ -1,0 +1,392 @@
+"""One table of facts about every parameter, and what follows from it.
+
+`param_specs(cfg)` is a tree like the parameters whose leaves say what each
+axis is, which axes are summed over, what the leaf is for and how widely it is
+initialised. Initial values, parameter counts, the weight-decay mask, the
+sharding (`mesh.py`) and the matrix layout for optimisers are functions of that
+table; nothing is ever looked up by the spelling of a path.
+
+Letters: D model width, H query heads, G key-value heads, K = D / H channels of
+a head, F feed-forward width, N layers, V vocabulary, L positions.
+"""
+
+import dataclasses
+import math
+import typing
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+if typing.TYPE_CHECKING:
+  from ..config.schema import ModelConfig
+
+BLOCKS = "blocks"  # The subtree that exists once a layer.
+
+# A nested dict, with ParamSpec leaves or with arrays.
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+  """Facts about one parameter.
+
+  Attributes:
+    shape: Of the array, with the leading N when the layers are stacked.
+    axes: Logical name of each axis, a key of `lm/model/mesh.py`'s `RULES`.
+    role: input (looked up) | hidden | output (makes logits) | gain | bias.
+    fan_in: Axes that the product with this parameter sums over.
+    init_std: Standard deviation of the normal before truncation; one number,
+      or N of them when the layers are stacked. Gains start at one and biases
+      at zero, so theirs is 0.
+  """
+
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  role: str
+  fan_in: tuple[int, ...] = ()
+  init_std: float | tuple[float, ...] = 0.0
+
+  @property
+  def size(self) -> int:
+    """Number of entries."""
+    return math.prod(self.shape)
+
+
+class Counts(typing.NamedTuple):
+  """Numbers of parameters; `body` is the "non-embedding" count."""
+
+  body: int
+  embedding: int  # Tokens and, where they are learned, positions.
+  head: int  # 0 when it is the transposed embedding.
+  total: int
+
+
+class MatrixLayout(typing.NamedTuple):
+  """Axes of a parameter read as a stack of matrices [stack, inputs, outputs].
+
+  A gain or bias has no inputs: it is a stack of vectors.
+  """
+
+  stack: tuple[int, ...]
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+
+
+# --- The table ---------------------------------------------------------------
+
+
+def param_specs(cfg: "ModelConfig") -> Tree:
+  """The table for `cfg`, in the layout that `cfg.layers` asks for.
+
+  Args:
+    cfg: Model section of the configuration.
+
+  Returns:
+    A tree of `ParamSpec` with the structure of the parameters. With
+    `cfg.layers == "scan"` the leaves under "blocks" have a leading axis of
+    size N; otherwise "blocks" has the children "0", ..., "N-1".
+  """
+  specs = {
+    "embed": embed_specs(cfg),
+    BLOCKS: _blocks(cfg),
+    "final_norm": norm_specs(cfg),
+  }
+  if cfg.positions == "learned":
+    specs["positions"] = position_specs(cfg)
+  if not cfg.tied:
+    specs["head"] = head_specs(cfg)
+  return specs
+
+
+def embed_specs(cfg: "ModelConfig") -> Tree:
+  """The token embedding; also the head when `cfg.tied`."""
+  std = cfg.embed_init_std or _std(cfg, cfg.D)
+  return {
+    "table": ParamSpec((cfg.V, cfg.D), ("vocab", "embed"), "input", (0,), std)
+  }
+
+
+def position_specs(cfg: "ModelConfig") -> Tree:
+  """The learned positions."""
+  shape, axes = (cfg.L, cfg.D), ("positions", "embed")
+  return {"table": ParamSpec(shape, axes, "input", (0,), _std(cfg, cfg.D))}
+
+
+def head_specs(cfg: "ModelConfig") -> Tree:
+  """The output matrix of an untied model."""
+  shape, axes = (cfg.D, cfg.V), ("embed", "vocab")
+  return {"kernel": ParamSpec(shape, axes, "output", (0,), _std(cfg, cfg.D))}
+
+
+def norm_specs(cfg: "ModelConfig") -> Tree:
+  """A norm over the model width."""
+  bias = cfg.norm_bias and cfg.norm == "layernorm"
+  return _gain_and_bias((cfg.D,), ("gain",), bias)
+
+
+def qk_norm_specs(cfg: "ModelConfig", heads: int, axis: str) -> Tree:
+  """The norm of queries or keys with `heads` heads; {} when there is none.
+
+  `full` normalises all heads of a token together, so its gain has an entry for
+  each channel of each head; the heads of `head` share one gain.
+  """
+  if cfg.qk_norm == "none":
+    return {}
+  if cfg.qk_norm == "full":
+    shape, axes = (heads, cfg.K), (axis, "kv")
+  else:
+    shape, axes = (cfg.K,), ("gain",)
+  bias = cfg.qk_norm_bias and cfg.qk_norm_type == "layernorm"
+  return _gain_and_bias(shape, axes, bias)
+
+
+def attention_specs(cfg: "ModelConfig", layer: int = 0) -> Tree:
+  """The four projections of layer `layer`."""
+  d, k = cfg.D, cfg.K
+  std, std_out = _std(cfg, d), _std(cfg, d, layer)
+
+  def into(heads, axis):
+    axes = ("embed", axis, "kv")
+    return ParamSpec((d, heads, k), axes, "hidden", (0,), std)
+
+  axes = ("heads", "kv", "embed")
+  return {
+    "q": into(cfg.H, "heads"),
+    "k": into(cfg.G, "kv_heads"),
+    "v": into(cfg.G, "kv_heads"),
+    "out": ParamSpec((cfg.H, k, d), axes, "hidden", (0, 1), std_out),
+  }
+
+
+def mlp_specs(cfg: "ModelConfig", layer: int = 0) -> Tree:
+  """The two or, with a gate, three matrices of layer `layer`."""
+  d, f = cfg.D, cfg.F
+  std, std_out = _std(cfg, d), _std(cfg, f, layer)
+  into = ParamSpec((d, f), ("embed", "mlp"), "hidden", (0,), std)
+  out = ParamSpec((f, d), ("mlp", "embed"), "hidden", (0,), std_out)
+  gate = {"gate": into} if cfg.mlp == "swiglu" else {}
+  return {"in": into, **gate, "out": out}
+
+
+def _block_specs(cfg, layer):
+  norms = {
+    "q_norm": qk_norm_specs(cfg, cfg.H, "heads"),
+    "k_norm": qk_norm_specs(cfg, cfg.G, "kv_heads"),
+  }
+  attention = attention_specs(cfg, layer)
+  attention |= {name: norm for name, norm in norms.items() if norm}
+  return {
+    "norm1": norm_specs(cfg),
+    "attention": attention,
+    "norm2": norm_specs(cfg),
+    "mlp": mlp_specs(cfg, layer),
+  }
+
+
+def _blocks(cfg):
+  layers = [_block_specs(cfg, layer) for layer in range(cfg.N)]
+  if cfg.layers == "unroll":
+    return {str(layer): specs for layer, specs in enumerate(layers)}
+
+  def stack(*specs):
+    first = specs[0]
+    return ParamSpec(
+      (cfg.N, *first.shape),
+      ("layers", *first.axes),
+      first.role,
+      tuple(axis + 1 for axis in first.fan_in),
+      tuple(float(s.init_std) for s in specs),
+    )
+
+  return jax.tree.map(stack, *layers)
+
+
+def _gain_and_bias(shape, axes, bias):
+  specs = {"gain": ParamSpec(shape, axes, "gain")}
+  if bias:
+    specs["bias"] = ParamSpec(shape, axes, "bias")
+  return specs
+
+
+def _std(cfg, fan_in, layer_of_output=None):
+  """Initial standard deviation of a matrix that sums over `fan_in` entries.
+
+  `layer_of_output` marks the two matrices that write to the residual stream,
+  which the schemes shrink so that the stream does not grow with depth:
+
+      mitchell  1 / sqrt(fan_in), writers / sqrt(2 (layer + 1))   (OLMo)
+      fan_in    1 / sqrt(fan_in)
+      megatron  init_std,         writers / sqrt(2 N)
+  """
+  writes = layer_of_output is not None
+  if cfg.init == "mitchell":
+    return (fan_in * (2 * (layer_of_output + 1) if writes else 1)) ** -0.5
+  if cfg.init == "fan_in":
+    return fan_in**-0.5
+  if cfg.init == "megatron":
+    return cfg.init_std * ((2 * cfg.N) ** -0.5 if writes else 1.0)
+  raise ValueError(
+    f"config.model.init={cfg.init!r} is not a scheme; use mitchell, fan_in or "
+    "megatron."
+  )
+
+
+# --- Initial values ----------------------------------------------------------
+
+
+def init_params(cfg: "ModelConfig", key: jax.Array) -> Tree:
+  """Initial parameters in float32, the same bits in both layouts.
+
+  The key of a leaf is `key` with a hash of the leaf's path folded in, then the
+  layer; so adding a parameter changes no other, and on any mesh the values are
+  those of one device. Layers are drawn stacked, by one `vmap`, whatever their
+  layout: compile time does not grow with depth.
+
+  Args:
+    cfg: Model section of the configuration.
+    key: From `jax.random.key`.
+
+  Returns:
+    The parameters, in the layout of `param_specs(cfg)`.
+  """
+
+  def leaf(path, spec):
+    names = [entry.key for entry in path]
+    return _draw(spec, _fold_path(key, names), cfg.init_cut)
+
+  stacked = param_specs(dataclasses.replace(cfg, layers="scan"))
+  drawn = jax.tree_util.tree_map_with_path(leaf, stacked)
+  return to_layout(drawn, cfg.layers)
+
+
+def truncated_normal(
+  key: jax.Array, shape: tuple[int, ...], std: jax.Array | float, cut: float
+) -> jax.Array:
+  """`std` times a standard normal conditioned on |x| <= `cut`.
+
+  The result is *not* rescaled to have deviation `std` (OLMo's convention):
+  what it has is `std * truncation_factor(cut)`.
+
+  Args:
+    key: From `jax.random.key`.
+    shape: Of the result.
+    std: Deviation of the normal before the cut.
+    cut: In deviations; 0 does not truncate.
+
+  Returns:
+    A float32 array.
+  """
+  if not cut:
+    return std * jax.random.normal(key, shape, jnp.float32)
+  return std * jax.random.truncated_normal(key, -cut, cut, shape, jnp.float32)
+
+
+def truncation_factor(cut: float) -> float:
+  """Deviation of a standard normal conditioned on |x| <= `cut` (0: no cut).
+
+  It is sqrt(1 - 2 c phi(c) / erf(c / sqrt 2)), phi the normal density: 0.9866
+  at 3, 0.8796 at 2.
+  """
+  if not cut:
+    return 1.0
+  density = math.exp(-(cut**2) / 2) / math.sqrt(2 * math.pi)
+  return math.sqrt(1 - 2 * cut * density / math.erf(cut / math.sqrt(2)))
+
+
+def _fold_path(key, names):
+  return jax.random.fold_in(key, zlib.crc32("/".join(names).encode()))
+
+
+def _draw(spec, key, cut):
+  if spec.role == "gain":
+    return jnp.ones(spec.shape, jnp.float32)
+  if spec.role == "bias":
+    return jnp.zeros(spec.shape, jnp.float32)
+  if not isinstance(spec.init_std, tuple):
+    return truncated_normal(key, spec.shape, spec.init_std, cut)
+
+  def draw_layer(layer, std):
+    layer_key = jax.random.fold_in(key, layer)
+    return truncated_normal(layer_key, spec.shape[1:], std, cut)
+
+  return jax.vmap(draw_layer)(
+    jnp.arange(spec.shape[0]), jnp.asarray(spec.init_std, jnp.float32)
+  )
+
+
+# --- What follows from the table ---------------------------------------------
+
+
+def count_params(cfg: "ModelConfig") -> Counts:
+  """Numbers of parameters of a model, without making any."""
+
+  def size(tree):
+    return sum(spec.size for spec in jax.tree.leaves(tree))
+
+  specs = param_specs(cfg)
+  embedding = size([specs["embed"], specs.get("positions", {})])
+  head = size(specs.get("head", {}))
+  body = size([specs[BLOCKS], specs["final_norm"]])
+  return Counts(body, embedding, head, body + embedding + head)
+
+
+def decay_mask(specs: Tree) -> Tree:
+  """True for the parameters that decay: all but gains and biases."""
+  return jax.tree.map(lambda spec: spec.role not in ("gain", "bias"), specs)
+
+
+def logical_axes(specs: Tree) -> Tree:
+  """The tree of axis names; each leaf is a tuple of strings."""
+  return jax.tree.map(lambda spec: spec.axes, specs)
+
+
+def matrix_layouts(specs: Tree) -> Tree:
+  """A `MatrixLayout` for each parameter, for matrix optimisers."""
+
+  def layout(spec):
+    stack = tuple(i for i, name in enumerate(spec.axes) if name == "layers")
+    rest = range(len(stack), len(spec.shape))
+    outputs = tuple(axis for axis in rest if axis not in spec.fan_in)
+    return MatrixLayout(stack, spec.fan_in, outputs)
+
+  return jax.tree.map(layout, specs)
+
+
+def stack_layers(params: Tree) -> Tree:
+  """From the unrolled layout ("blocks" has children "0", "1", ...) to stacked.
+
+  Any tree with the structure of the parameters will do. A stacked tree is
+  returned as it is.
+  """
+  if not is_unrolled(params):
+    return params
+  blocks = params[BLOCKS]
+  layers = [blocks[str(layer)] for layer in range(len(blocks))]
+  return params | {BLOCKS: jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+
+
+def unstack_layers(params: Tree) -> Tree:
+  """Inverse of `stack_layers`."""
+  if is_unrolled(params):
+    return params
+  blocks = params[BLOCKS]
+  num_layers = jax.tree.leaves(blocks)[0].shape[0]
+
+  def select(layer):
+    return jax.tree.map(lambda x: x[layer], blocks)
+
+  return params | {BLOCKS: {str(i): select(i) for i in range(num_layers)}}
+
+
+def is_unrolled(params: Tree) -> bool:
+  """Whether "blocks" has one child a layer."""
+  return "0" in params[BLOCKS]
+
+
+def to_layout(params: Tree, layers: str) -> Tree:
+  """`params` in the layout named `layers` (scan | unroll)."""
+  convert: Callable = stack_layers if layers == "scan" else unstack_layers
+  return convert(params)

@@ -1,0 +1,1 @@
+"""Several processes as one program, and the signals that stop it."""

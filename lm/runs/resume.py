@@ -1,0 +1,203 @@
+"""Where a run starts: afresh, at its checkpoint, or from other weights."""
+
+import time
+from typing import Any, NamedTuple
+
+from ..config import ramp
+from ..config import translations
+from ..config import load
+from ..config.errors import ConfigError
+from ..config.schema import Config
+from ..step import build
+from . import weights
+from .checkpoint import Checkpointer
+from .checkpoint import CheckpointError
+from .checkpoint import abstract
+from ..step.state import TrainState
+
+# Keys that may differ between a checkpoint and the command that resumes it:
+# they change neither the numbers nor what they mean.
+_FREE = (
+  "mesh.",
+  "eval.",
+  "checkpoint.",
+  "log.",
+  "train.num_steps",
+  "train.num_tokens",
+  "train.stop_at_loss",
+  "train.init_from",
+  "train.microbatch_size",
+  "data.root",
+  "data.prefetch",
+  "model.remat",
+  "model.attention",
+  "model.loss_chunk",
+  "model.compute_dtype",
+)
+
+
+class Clock(NamedTuple):
+  """How far a run is; saved with each checkpoint.
+
+  Attributes:
+    step: Updates made.
+    examples: Rows of the stream consumed.
+    tokens: Targets trained on (padding included).
+    seconds: Spent training, over all lives of the run (`Stopwatch`).
+  """
+
+  step: int = 0
+  examples: int = 0
+  tokens: int = 0
+  seconds: float = 0.0
+
+  def advance(self, rows: int, seq_length: int) -> "Clock":
+    """After an update of `rows` rows; `seconds` is the caller's."""
+    return self._replace(
+      step=self.step + 1,
+      examples=self.examples + rows,
+      tokens=self.tokens + rows * seq_length,
+    )
+
+
+class Stopwatch:
+  """Seconds spent training over all lives of a run.
+
+  Compiling, scoring and waiting for a checkpoint are left out, so that runs
+  which score more often are not slower by this clock.
+  """
+
+  def __init__(self, seconds: float):
+    """Stands still at `seconds`."""
+    self._seconds = seconds
+    self._since: float | None = None
+
+  def seconds(self) -> float:
+    """What it shows."""
+    running = 0.0 if self._since is None else time.monotonic() - self._since
+    return self._seconds + running
+
+  def run(self) -> None:
+    """Starts it."""
+    self._since = time.monotonic()
+
+  def stop(self) -> None:
+    """Stops it."""
+    self._seconds, self._since = self.seconds(), None
+
+
+def to_json(
+  clock: Clock, config: Config, fingerprint: str
+) -> dict[str, Any]:
+  """What is saved beside the state."""
+  return {
+    **clock._asdict(),
+    "config": load.to_dict(config),
+    "fingerprint": fingerprint,
+  }
+
+
+def check(
+  saved: dict[str, Any], config: Config, fingerprint: str
+) -> Clock:
+  """The clock of a checkpoint, if `config` may go on from it.
+
+  Args:
+    saved: What `to_json` made.
+    config: Resolved configuration of this command.
+    fingerprint: Of this command's data.
+
+  Raises:
+    ConfigError: If a key that shapes the run differs, or the data does.
+  """
+  then = translations.config(saved["config"])
+  differences = _differences(then, load.to_dict(config))
+  if differences:
+    raise ConfigError(
+      "This workdir holds a run with another configuration:\n"
+      + "\n".join(
+        f"  config.{key}: {old!r} there, {new!r} now"
+        for key, old, new in differences
+      )
+      + "\nUse another --workdir; to start from these weights with a fresh "
+      "optimiser, pass --config.train.init_from=THIS_WORKDIR as well."
+    )
+  _check_tokens(saved, config)
+  if saved["fingerprint"] != fingerprint:
+    raise ConfigError(
+      f"The data below config.data.root={config.data.root} is not what the "
+      f"checkpoint was trained on (fingerprint {fingerprint[:12]}, was "
+      f"{saved['fingerprint'][:12]}). Prepare the same data again, or use "
+      "another --workdir."
+    )
+  return Clock(*(saved[field] for field in Clock._fields))
+
+
+def _check_tokens(saved: dict[str, Any], config: Config) -> None:
+  """Refuses to go on where the past would have had other batches.
+
+  A growing batch may depend on the length of the run and on the microbatch,
+  both free otherwise.
+  """
+  step, length = saved["step"], config.data.seq_length
+  tokens = ramp.tokens_at(ramp.of_config(config), length, step)
+  if tokens == saved["tokens"]:
+    return
+  then, now = saved["config"]["train"], config.train
+  raise ConfigError(
+    f"The {step} updates of this run trained on {saved['tokens']} tokens, with "
+    f"this configuration it would have been {tokens}: the growth of its "
+    "batches depends on the length of the run and on the microbatch. Go on "
+    f"with config.train.num_tokens={then['num_tokens']} and microbatch_size="
+    f"{then['microbatch_size']} (now {now.num_tokens} and "
+    f"{now.microbatch_size}), or use another --workdir."
+  )
+
+
+def _differences(
+  old: dict[str, Any], new: dict[str, Any], path: str = ""
+) -> list[tuple[str, Any, Any]]:
+  """(key, old, new) of all leaves that differ and may not."""
+  found = []
+  for key in sorted(old.keys() | new.keys()):
+    name, a, b = f"{path}{key}", old.get(key), new.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+      found += _differences(a, b, f"{name}.")
+    elif _plain(a) != _plain(b) and not name.startswith(_FREE):
+      found.append((name, a, b))
+  return found
+
+
+def _plain(value: Any) -> Any:
+  """Tuples and JSON's lists compare equal."""
+  if isinstance(value, list | tuple):
+    return [_plain(v) for v in value]
+  return value
+
+
+def start(
+  parts: build.Parts, checkpointer: Checkpointer, fingerprint: str
+) -> tuple[TrainState, Clock]:
+  """State and clock to begin with: the newest checkpoint's, or fresh ones.
+
+  Args:
+    parts: Of the run.
+    checkpointer: Of the run.
+    fingerprint: Of the data.
+
+  Raises:
+    ConfigError: If the checkpoint belongs to another run.
+  """
+  abstract_state = abstract(parts.abstract_state, parts.shardings)
+  while (newest := checkpointer.newest()) is not None:
+    step, saved = newest
+    clock = check(saved, parts.config, fingerprint)
+    try:
+      return checkpointer.restore(step, abstract_state), clock
+    except CheckpointError as error:
+      checkpointer.set_aside(step, error)
+  fresh = build.init_state(parts)
+  if parts.config.train.init_from:
+    params = weights.load(parts, parts.config.train.init_from)
+    fresh = fresh._replace(params=params)
+  return fresh, Clock()

@@ -1,0 +1,147 @@
+"""What a token costs in arithmetic, and the share of the hardware that is used.
+
+Counts are of matrix products only, two operations (multiply, add) for each
+weight a token meets, in closed form: XLA's own count sees the body of a scan
+over layers once, whatever its length, so it cannot be used for a scanned
+model. Letters are those of the configuration; K = D / H is the head size, and
+c is the number of feed-forward matrices, 2, or 3 with a gate:
+
+    block = 2 (2 D^2 + 2 D G K + c D F)        projections and feed-forward
+    attention = 4 L D, or half of it           scores and weighted values
+    head = 2 D V
+
+Attention counts the causal half, i.e. a mean of L / 2 visible positions, also
+where the kernel computes the full square and masks it; document boundaries,
+which hide more, are ignored. The embedding look-up is free.
+"""
+
+from ..config.schema import ModelConfig
+
+# bfloat16 TFLOP/s of one jax device (a core on TPU v3, else a chip), without
+# sparsity, as stated by the makers; none is assumed. The first name found in
+# the device kind counts. TPUs: https://docs.cloud.google.com/tpu/docs/v3 (123
+# of a chip, two cores), /v4, /v5e, /v5p, /v6e. GPUs: NVIDIA's data sheets of
+# A100 (312; 624 with sparsity), of H100 PCIe (1,513 with sparsity, half
+# without), and of H100 SXM and H200 SXM (1,979 with sparsity, half without).
+_PEAK_TFLOPS = (
+  ("tpu v3", 61.5),
+  ("tpu v4", 275.0),
+  ("tpu v5 lite", 197.0),  # v5e
+  ("tpu v5e", 197.0),
+  ("tpu v5", 459.0),  # v5p
+  ("tpu v6", 918.0),  # v6e
+  ("a100", 312.0),
+  ("h100 pcie", 756.0),
+  ("h100", 989.5),
+  ("h200", 989.5),
+)
+
+
+def forward_flops_per_token(
+  cfg: ModelConfig, *, causal_half: bool = True
+) -> float:
+  """FLOPs of one token's forward pass, N (block + attention) + head.
+
+  Args:
+    cfg: The model; L is the length of the rows.
+    causal_half: Count only the visible half of the attention square.
+
+  Returns:
+    FLOPs per token.
+  """
+  return cfg.N * _block(cfg, causal_half) + _head(cfg)
+
+
+def train_flops_per_token(
+  cfg: ModelConfig,
+  *,
+  causal_half: bool = True,
+  recompute: bool = False,
+) -> float:
+  """FLOPs of one token's training step: three times the forward pass.
+
+  Each product is differentiated by both its arguments, which costs it twice
+  more. The optimiser's work does not grow with the tokens and is left out.
+
+  Args:
+    cfg: The model.
+    causal_half: As in `forward_flops_per_token`.
+    recompute: Also count what the configuration computes again in the
+      backward pass: every block with remat "full", attention with "dots",
+      the head with a chunked loss. Utilisation is by convention told without
+      it ("model FLOPs"); with it one obtains the load of the hardware.
+      It is an upper bound, since the compiler drops what it can, e.g. the
+      last product of a block; what a "names:" policy recomputes is not
+      counted.
+
+  Returns:
+    FLOPs per token.
+  """
+  flops = 3 * forward_flops_per_token(cfg, causal_half=causal_half)
+  if not recompute:
+    return flops
+  if cfg.remat == "full":
+    flops += cfg.N * _block(cfg, causal_half)
+  elif cfg.remat == "dots":  # Saves products without batch axes only.
+    flops += cfg.N * _attention(cfg, causal_half)
+  if cfg.loss_chunk:
+    flops += _head(cfg)
+  return flops
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Peak bfloat16 FLOP/s of one jax device, or None if it is not known.
+
+  Args:
+    device_kind: `jax.devices()[0].device_kind`.
+
+  Returns:
+    FLOP/s of dense products, as its maker states them.
+  """
+  kind = device_kind.lower()
+  for name, tflops in _PEAK_TFLOPS:
+    if name in kind:
+      return tflops * 1e12
+  return None
+
+
+def mfu(
+  tokens_per_s: float,
+  flops_per_token: float,
+  num_devices: int,
+  device_kind: str,
+) -> float | None:
+  """Model FLOPs utilisation: the achieved share of the bfloat16 peak.
+
+  Args:
+    tokens_per_s: Over all devices.
+    flops_per_token: Of `train_flops_per_token`, without recomputation.
+    num_devices: Over all processes.
+    device_kind: Of each.
+
+  Returns:
+    A share of 1, or None where the peak is unknown (a CPU, a new device).
+
+  References:
+    Chowdhery et al., "PaLM", 2022, appendix B,
+    https://arxiv.org/abs/2204.02311
+  """
+  peak = peak_flops(device_kind)
+  if peak is None:
+    return None
+  return tokens_per_s * flops_per_token / (num_devices * peak)
+
+
+def _block(cfg: ModelConfig, causal_half: bool) -> float:
+  attention_weights = 2 * cfg.D**2 + 2 * cfg.D * cfg.G * cfg.K
+  mlp_weights = (3 if cfg.mlp == "swiglu" else 2) * cfg.D * cfg.F
+  products = 2 * (attention_weights + mlp_weights)
+  return products + _attention(cfg, causal_half)
+
+
+def _attention(cfg: ModelConfig, causal_half: bool) -> float:
+  return (2 if causal_half else 4) * cfg.L * cfg.D
+
+
+def _head(cfg: ModelConfig) -> float:
+  return 2 * cfg.D * cfg.V

@@ -1,0 +1,1 @@
+"""From what is trained to what the model sees."""

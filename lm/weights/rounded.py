@@ -1,0 +1,260 @@
+"""From `config.quant` to quantisers: which weights are rounded, how and when.
+
+    ptq     training does not know of it; evaluations round
+    qat     the loss sees weights rounded to nearest (straight-through)
+    rat     the loss sees weights rounded at random, drawn afresh each update
+    lotion  the loss sees the weights, the gradient a penalty for their rounding
+
+With `quant.scale_gradient` the gradient also goes through the scales, in all of
+the last three. Weights are rounded once an update, whatever the microbatches.
+"""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optim
+
+from ..config import ramp
+from ..config.errors import ConfigError
+from ..config.schema import Config
+from ..model import params as param_table
+from ..model.transformer import Transformer
+
+GRIDS = {
+  "int4": optim.INT4,
+  "int8": optim.INT8,
+  "mxint8": optim.MXINT8,
+  "fp4": optim.E2M1,
+  "fp6_e2m3": optim.E2M3,
+  "fp6_e3m2": optim.E3M2,
+  "fp8_e4m3": optim.E4M3,
+  "fp8_e5m2": optim.E5M2,
+}
+
+
+def quantizers(config: Config, specs: Any, param_specs: Any = None) -> Any:
+  """A `Quantizer` for each weight that is rounded, None for the others.
+
+  Matrices whose path matches `quant.paths` from end to end are rounded. With
+  `quant.block_size` blocks lie along the axis that products sum over (of a
+  table, along the width); without, a block is a matrix, one a layer.
+
+  Args:
+    config: Its `quant` section has a method.
+    specs: Table of the parameters.
+    param_specs: Tree of `NamedSharding`s like the parameters, to check that no
+      block crosses devices; None: one device.
+
+  Returns:
+    A tree like the parameters.
+
+  Raises:
+    ConfigError: If no matrix is chosen, or blocks do not fit one.
+  """
+  q = config.quant
+
+  def quantizer(path, leaf, layout):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if leaf.role in ("gain", "bias") or not re.fullmatch(q.paths, name):
+      return None
+    stacked = len(layout.stack)
+    if not q.block_size:
+      return optim.Quantizer(GRIDS[q.grid], scale=q.scale, batch_axes=stacked)
+    sides = layout.outputs if leaf.role == "input" else layout.inputs
+    return optim.Quantizer(
+      GRIDS[q.grid], sides[-1], q.block_size, q.scale, stacked
+    )
+
+  is_spec = lambda x: isinstance(x, param_table.ParamSpec)  # noqa: E731
+  found = jax.tree_util.tree_map_with_path(
+    quantizer, specs, param_table.matrix_layouts(specs), is_leaf=is_spec
+  )
+  if not jax.tree.leaves(found):
+    paths = [
+      jax.tree_util.keystr(path, simple=True, separator="/")
+      for path, _ in jax.tree_util.tree_leaves_with_path(specs)
+    ]
+    raise ConfigError(
+      f"config.quant.paths={q.paths!r} matches no matrix; the paths are "
+      f"{', '.join(paths)}."
+    )
+  _check_blocks(config, found, specs, param_specs)
+  return found
+
+
+def of_unrolled(config: Config) -> Any:
+  """`quantizers` of the parameters with one child of "blocks" a layer."""
+  unrolled = dataclasses.replace(config.model, layers="unroll")
+  return quantizers(config, param_table.param_specs(unrolled))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that choose a grid for a run that was trained without."""
+  parser.add_argument(
+    "--grid", choices=sorted(GRIDS), help="round to this grid as well"
+  )
+  parser.add_argument(
+    "--block_size",
+    type=int,
+    help="with --grid: weights that share a scale; 0, the default: a matrix",
+  )
+
+
+def override(
+  config: Config, grid: str | None, block_size: int | None
+) -> Config:
+  """The configuration with what `add_arguments` got, if anything.
+
+  Raises:
+    ConfigError: For a block size without a grid, or below 0.
+  """
+  if grid is None and block_size is not None:
+    raise ConfigError("--block_size goes with --grid.")
+  if grid is None:
+    return config
+  block_size = block_size or 0
+  if block_size < 0:
+    raise ConfigError(f"--block_size={block_size} must be >= 0.")
+  method = config.quant.method if config.quant.method != "none" else "ptq"
+  return dataclasses.replace(
+    config,
+    quant=dataclasses.replace(
+      config.quant, method=method, grid=grid, block_size=block_size
+    ),
+  )
+
+
+def rounded_weights(
+  config: Config, chosen: Any
+) -> Callable[[Any, jax.Array], Any] | None:
+  """What the loss sees instead of the weights; None: the weights.
+
+  Args:
+    config: Of the run.
+    chosen: Its `quantizers`.
+
+  Returns:
+    (params, step) -> params, differentiable; the draws of "rat" follow from
+    the seed and the step.
+  """
+  q = config.quant
+  if q.method not in ("qat", "rat"):
+    return None
+
+  def rounded(params, step):
+    key = _key(config, step, "weights") if q.method == "rat" else None
+    return optim.quantize_params(
+      params, chosen, key=key, scale_gradient=q.scale_gradient
+    )
+
+  return rounded
+
+
+def penalized(
+  config: Config,
+  tx: optax.GradientTransformationExtraArgs,
+  chosen: Any,
+  factors: Callable[[Any, Any], Any],
+) -> optax.GradientTransformationExtraArgs:
+  """The optimiser with LOTION's penalty before it, for method "lotion".
+
+  Args:
+    config: Of the run.
+    tx: The optimiser.
+    chosen: The run's `quantizers`.
+    factors: (state of tx, params) -> curvature, for `quant.curvature`
+      "factors".
+  """
+  q = config.quant
+  if q.method != "lotion" or not q.strength:
+    return tx
+  strength = optax.linear_schedule(
+    0.0, q.strength, max(1, round(q.warmup * ramp.num_steps(config)))
+  )
+  options = {
+    "curvature_decay": q.curvature_decay,
+    "scale_gradient": q.scale_gradient,
+  }
+  if q.curvature == "factors":
+    return optim.with_rounding_penalty(tx, chosen, strength, factors, **options)
+  penalty = optim.add_rounding_penalty(chosen, strength, **options)
+  return optax.chain(penalty, tx)
+
+
+def sampled_curvature(
+  config: Config, model: Transformer
+) -> Callable[[Any, jax.Array, jax.Array], dict[str, Any]]:
+  """Extra arguments of the optimiser: the Fisher diagonal by drawn labels.
+
+  Args:
+    config: Of the run.
+    model: Its model.
+
+  Returns:
+    (params, rows [B, L + 1], step) -> {"curvature": tree}, from the first
+    `quant.fisher_rows` rows; {} unless `quant.curvature` is "sampled".
+  """
+  q = config.quant
+  if q.method != "lotion" or q.curvature != "sampled":
+    return lambda *_: {}
+
+  def logits(params: Any, tokens: jax.Array) -> Any:
+    return model.apply({"params": params}, tokens[:, :-1])
+
+  def extra(params, tokens, step):
+    tokens = tokens[: q.fisher_rows]
+    weights = (tokens[:, 1:] != config.model.pad_id).astype(jnp.float32)
+    fisher = optim.sampled_fisher_diagonal(
+      logits, params, tokens, _key(config, step, "labels"), weights=weights
+    )
+    return {"curvature": fisher}
+
+  return extra
+
+
+def _key(config: Config, step: jax.Array, use: str) -> jax.Array:
+  """A key for one use in one update."""
+  stream = {"weights": 1, "labels": 2}[use]
+  key = jax.random.fold_in(jax.random.key(config.seed), stream)
+  return jax.random.fold_in(key, step)
+
+
+def _check_blocks(
+  config: Config, chosen: Any, specs: Any, param_specs: Any
+) -> None:
+  """Raises if blocks do not divide their axis, or cross devices."""
+  size = config.quant.block_size
+  if not size:
+    return
+  shapes = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32),
+    specs,
+    is_leaf=lambda x: isinstance(x, param_table.ParamSpec),
+  )
+  try:
+    jax.eval_shape(lambda p: optim.quantize_params(p, chosen), shapes)
+  except ValueError as error:
+    raise ConfigError(f"config.quant.block_size={size}: {error}") from error
+  if param_specs is None:
+    return
+  flat = jax.tree_util.tree_leaves_with_path(chosen)
+  for path, quantizer in flat:
+    leaf, lies = specs, param_specs
+    for key in path:
+      leaf, lies = leaf[key.key], lies[key.key]
+    held = lies.shard_shape(leaf.shape)[quantizer.axis]
+    if held % size:
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      raise ConfigError(
+        f"config.quant.block_size={size}: axis {quantizer.axis} of {name}, "
+        f"{leaf.shape}, has {held} entries on each device of the mesh, which "
+        "blocks would cross. Take a block size that divides it, or a mesh with "
+        "fewer devices along that axis."
+      )
