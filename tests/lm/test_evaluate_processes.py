@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from lm import evaluate
+from lm.cli import program
 from lm.config import errors, load
 from lm.processes import distributed, peers
 from lm.runs import checkpoint, workdir
