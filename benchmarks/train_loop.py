@@ -139,18 +139,18 @@ def compile_seconds(layers: str, depth: int) -> float:
   """Of the training step at width 64, in a process of its own."""
   code = f"""
 import time, jax
-from lm import config as configs
-from lm.train import setup
+from lm.config import load
+from lm.step import build
 from ml_collections_configs import base
 c = base.get_config()
 c.model.D, c.model.F, c.model.N, c.model.layers = 64, 256, {depth}, {layers!r}
 c.data.seq_length = 64
-config = configs.resolve(configs.from_config_dict(c), vocab_size=512, eos_id=1,
-                         pad_id=0, platform="cpu")
-parts = setup.build(config)
+config = load.resolve(load.from_config_dict(c), vocab_size=512, eos_id=1,
+                      pad_id=0, platform="cpu")
+parts = build.build(config)
 with jax.set_mesh(parts.mesh):
   start = time.perf_counter()
-  setup.compile_step(parts)
+  build.compile_step(parts)
   print(time.perf_counter() - start)
 """
   env = environment(JAX_ENABLE_COMPILATION_CACHE="false")

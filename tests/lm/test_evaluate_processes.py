@@ -23,9 +23,9 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PROGRAM = """
 import os, signal, sys
 from lm import evaluate
-from lm.train import evaluation
+from lm.eval import evaluator
 if os.environ["VICTIM"] == os.environ["OMPI_COMM_WORLD_RANK"]:
-  evaluation.Evaluator.run = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+  evaluator.Evaluator.run = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(evaluate.main(sys.argv[1:]))
 """
 

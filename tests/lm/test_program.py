@@ -6,7 +6,7 @@ import sys
 _LATE_WRITE = """
 import asyncio, sys, threading
 import tensorstore
-from lm import program
+from lm.cli import program
 
 program.quiet()
 promise, future = tensorstore.Promise.new()
