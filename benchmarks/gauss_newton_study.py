@@ -59,7 +59,7 @@ class Result(NamedTuple):
   @property
   def loss(self) -> float:
     """At the end."""
-    return self.named.last(f"eval/{SET}/loss")
+    return self.named.final(SET)
 
   def curve(self) -> tuple[np.ndarray, np.ndarray]:
     """Updates and validation losses."""
@@ -217,7 +217,7 @@ def passes(config: Config) -> float:
   A gradient is 3, a local model's 5 (`docs/gauss_newton.md`); that of the six
   groups of this study's model is 14.2, counted from its jaxpr.
   """
-  if not newton.chosen(config):
+  if config.optim.name != newton.OUTER:
     return 3.0
   g: Any = config.gauss_newton
   solve = 3.0 if g.mode == "nonlinear" else 5.0
@@ -240,7 +240,7 @@ def depth(method: str, batches: int) -> int:
   start = f"{method}_batches={batches}_"
   run = next(r for r in definition.seeds() if r["name"].startswith(start))
   config = study.resolve(run)
-  if not newton.chosen(config):
+  if config.optim.name != newton.OUTER:
     return 1
   return config.gauss_newton.inner_steps + num_candidates(config)
 

@@ -38,9 +38,9 @@ METHODS = (
   ("soap", "lotion-factors"),
 )
 _SCORES = {
-  "full": f"eval/{SET}/loss",
-  "nearest": f"eval/{SET}/loss_nearest",
-  "random": f"eval/{SET}/loss_random",
+  "full": "loss",
+  "nearest": "loss_nearest",
+  "random": "loss_random",
 }
 _NAME = re.compile(
   r"(?P<grid>[a-z0-9]+)_(?P<optimizer>[a-z]+)_(?P<method>[a-z-]+)"
@@ -67,7 +67,7 @@ class Result(NamedTuple):
 
   def score(self, name: str) -> float:
     """At the end; name is a key of `_SCORES`."""
-    return self.named.last(_SCORES[name])
+    return self.named.final(SET, _SCORES[name])
 
 
 Groups = Mapping[tuple[str, str, str], Sequence[Result]]

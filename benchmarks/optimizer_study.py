@@ -24,8 +24,7 @@ from ml_collections_configs import optimizer_study as definition
 
 from . import study
 
-SET, METRIC = "sotu", "ema_loss"
-_KEY = f"eval/{SET}/{METRIC}"
+SET = "sotu"
 _NAME = re.compile(
   r"(?P<batch>large|small)_(?P<method>[a-z]+)_rate=(?P<rate>[0-9.e-]+)"
   r"_seed=(?P<seed>\d+)(_frequency=(?P<frequency>\d+))?(?P<one>_one_sided)?"
@@ -42,17 +41,18 @@ class Result(NamedTuple):
   seed: int
   frequency: int
   one_sided: bool
+  average: str  # Of the weights; its name.
   loss: float  # At the end, on the whole split.
   run: Run  # Its curve is on the same few rows at each point.
 
   @property
   def curve(self) -> Any:
     """Updates and losses."""
-    return self.run.columns[_KEY]
+    return self.run.columns[read.loss_key(SET, average=self.average)]
 
   def steps_to(self, loss: float) -> float:
     """Updates until the curve came down to a loss; infinite if it did not."""
-    reached = read.steps_to_loss(self.run, SET, loss, METRIC)
+    reached = read.steps_to_loss(self.run, SET, loss, self.average)
     return math.inf if reached is None else reached.steps
 
 
@@ -62,10 +62,13 @@ def load(folder: pathlib.Path) -> list[Result]:
 
 
 def _result(named: study.Named) -> Result:
-  column = named.run.columns[_KEY]
-  # The last evaluation sees other rows than those before, and is no point of
-  # their curve.
-  curve = column._replace(steps=column.steps[:-1], values=column.values[:-1])
+  run, (average,) = named.run, named.run.averages(SET)
+  key = read.loss_key(SET, average=average)
+  final = named.final(SET, average=average)
+  if read.loss_key(SET, "final_loss", average) not in run.columns:
+    # Written when the last score, of other rows, was under the curve's key.
+    curve = read.metrics.Column(*(part[:-1] for part in run.columns[key]))
+    run = run._replace(columns=run.columns | {key: curve})
   return Result(
     named.fields["batch"],
     named.fields["method"],
@@ -73,8 +76,9 @@ def _result(named: study.Named) -> Result:
     int(named.fields["seed"]),
     int(named.fields["frequency"] or 10),
     bool(named.fields["one"]),
-    float(column.values[-1]),
-    named.run._replace(columns=named.run.columns | {_KEY: curve}),
+    average,
+    final,
+    run,
   )
 
 

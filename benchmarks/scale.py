@@ -52,7 +52,7 @@ def config_of(method, size, devices):
     c.quant.method, c.quant.strength = "lotion", 100.0
   if method == "gauss_newton":
     c.optim.name, c.optim.kwargs = "gauss_newton", {}
-    c.optim.ema = 0.0
+    c.optim.averages = ()
     c.schedule.name, c.schedule.warmup = "constant", 0.0
     c.gauss_newton.inner_steps = INNER
     c.train.microbatch_size = rows

@@ -42,9 +42,12 @@ class Named(NamedTuple):
   fields: dict[str, str]  # Groups of the pattern; "" for those absent.
   run: Run
 
-  def last(self, key: str) -> float:
-    """The last value of a column."""
-    return float(self.run.columns[key].values[-1])
+  def final(
+    self, name: str, metric: str = "loss", average: str | None = None
+  ) -> float:
+    """The score of a set at the end of the run, see `Run.last`."""
+    found = self.run.last(name, metric, average)
+    return math.nan if found is None else found[1]
 
 
 def load(folder: pathlib.Path, pattern: re.Pattern[str]) -> list[Named]:
@@ -209,11 +212,10 @@ def work(config: Config, passes: float) -> Work:
     )
   tokens = ramp.num_steps(config) * config.data.batch_size * length
   rounded = q.method != "none"
-  during = (ramp.num_steps(config) - 1) // e.every if e.every else 0
-  scored = during * e.batches * (1 + bool(config.optim.ema) + rounded)
-  scored += e.final_batches * (
-    1 + bool(config.optim.ema) + rounded * (1 + q.draws)
-  )
+  points = -(-ramp.num_steps(config) // e.every) if e.every else 0
+  weights = 1 + len(config.optim.averages)
+  scored = points * e.batches * (weights + rounded)
+  scored += e.final_batches * (weights + rounded * (1 + q.draws))
   return Work(
     tokens,
     passes * tokens,

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 from .cli import allocator, program
 from .config import errors
-from .config.errors import InputError
 
 if __name__ == "__main__":
   allocator.settle()  # Before jax allocates anything.
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--batches", type=int, default=0, help="per set; default whole splits"
   )
   parser.add_argument(
-    "--ema", action="store_true", help="score the averaged weights"
+    "--average", metavar="NAME", help="of config.optim.averages, to score"
   )
   rounded.add_arguments(parser)
   args = parser.parse_args(argv)
@@ -69,14 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate_run(args: argparse.Namespace) -> str:
-  parts, params, average = weights.open_run(
-    args.workdir, args.step, grid=args.grid, block_size=args.block_size
+  parts, params = weights.open_run(
+    args.workdir,
+    args.step,
+    average=args.average,
+    grid=args.grid,
+    block_size=args.block_size,
   )
-  if args.ema and average is None:
-    raise InputError(
-      f"{args.workdir} keeps no average of the weights (config.optim.ema=0); "
-      "leave out --ema."
-    )
   config = parts.config
   names = tuple(args.sets.split(",")) if args.sets else config.eval.sets
   config = dataclasses.replace(
@@ -84,7 +82,6 @@ def _evaluate_run(args: argparse.Namespace) -> str:
   )
   parts = parts._replace(config=config)
   data = {name: layout.find(config.data, name) for name in names}
-  params = average if args.ema else params
   with jax.set_mesh(parts.mesh):
     scorer = evaluator.Evaluator(parts, data)
     lines = score.table(scorer.run(params, args.batches), data)

@@ -4,9 +4,11 @@
     python -m lm.export --workdir=RUN --out=small.npz --quantize
     python -m lm.export --workdir=RUN --out=small.npz --grid=int8
 
-The average of the weights is written if the run keeps one; with --quantize, or
-a grid, rounded to nearest and stored as codes and scales. The file is read by
-`numpy.load`, and by `--config.train.init_from=weights.npz`.
+The weights are those that the method is evaluated at: the parameters of most
+methods. --average=NAME writes an average of `config.optim.averages` instead.
+With --quantize, or a grid, weights are rounded to nearest and stored as codes
+and scales. The file is read by `numpy.load`, and by
+`--config.train.init_from=weights.npz`.
 """
 
 import argparse
@@ -27,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--workdir", required=True, help="folder of a run")
   parser.add_argument("--out", required=True, help="file to write, .npz")
   parser.add_argument(
+    "--average", metavar="NAME", help="of config.optim.averages, to write"
+  )
+  parser.add_argument(
     "--quantize", action="store_true", help="as config.quant of the run says"
   )
   rounded.add_arguments(parser)
@@ -35,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     step = weights.export(
       args.workdir,
       args.out,
+      average=args.average,
       quantize=args.quantize or args.grid is not None,
       grid=args.grid,
       block_size=args.block_size,

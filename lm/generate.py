@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 from .cli import allocator, program
 from .config import errors
-from .config.errors import InputError
 
 if __name__ == "__main__":
   allocator.settle()  # Before jax allocates anything.
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--step", type=int, help="checkpoint; default the newest")
   distributed.add_arguments(parser)
   parser.add_argument(
-    "--ema", action="store_true", help="use the averaged weights"
+    "--average", metavar="NAME", help="of config.optim.averages, to sample"
   )
   args = parser.parse_args(argv)
   try:
@@ -71,16 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate_from_run(args: argparse.Namespace) -> list[str]:
-  parts, params, average = weights.open_run(args.workdir, args.step)
-  if args.ema and average is None:
-    raise InputError(
-      f"{args.workdir} keeps no average of the weights (config.optim.ema=0); "
-      "leave out --ema."
-    )
+  parts, params = weights.open_run(
+    args.workdir, args.step, average=args.average
+  )
   with jax.set_mesh(parts.mesh):
     return sampler.sample_texts(
       parts,
-      average if args.ema else params,
+      params,
       prompts=[args.prompt] * args.samples,
       num_tokens=args.num_tokens,
       key=jax.random.key(args.seed),

@@ -41,13 +41,12 @@ def main() -> int:
     raise InputError(
       "Give a configuration and a folder: --config=FILE.py --workdir=FOLDER."
     )
-  config = load.from_config_dict(_CONFIG.value)
-  from .methods import optimizer
   from .processes import peers
   from .runs import checkpoint
+  from .step import build
   from .train import loop
 
-  optimizer.check_config(config)
+  config = load.from_config_dict(_CONFIG.value, build.problems)
   workdir = _WORKDIR.value
   with peers.joined(
     _DISTRIBUTED.value,

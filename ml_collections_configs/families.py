@@ -59,7 +59,7 @@ def critical_batch(D: int, N: int, H: int, F: int) -> ml_collections.ConfigDict:
   c.data.seq_length = 512
   c.optim.learning_rate = 3.16e-3
   c.optim.kwargs.b2 = 0.99
-  c.optim.ema = 0.99
+  c.optim.averages = ("ema:0.99",)
   c.schedule.name = "constant"
   c.schedule.warmup = 0.25
   return c

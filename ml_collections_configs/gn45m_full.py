@@ -15,5 +15,5 @@ def get_config() -> ml_collections.ConfigDict:
   c = families.gauss_newton_solve(gn45m.get_config(), 122, 32, streaming=False)
   c.train.num_tokens, c.train.num_steps = 0, 227
   c.optim.learning_rate = 1e-2
-  c.optim.ema = 0.999
+  c.optim.averages = ("ema:0.999",)
   return c

@@ -29,11 +29,11 @@ _RATES = {
 _BATCHES: dict[str, dict[str, Any]] = {
   "large": {
     "data.batch_size": 64, "train.microbatch_size": 16,
-    "train.num_steps": 100, "optim.ema": 0.95, "eval.every": 10,
+    "train.num_steps": 100, "optim.averages": ("ema:0.95",), "eval.every": 10,
   },
   "small": {
-    "data.batch_size": 8, "train.num_steps": 500, "optim.ema": 0.98,
-    "eval.every": 40,
+    "data.batch_size": 8, "train.num_steps": 500,
+    "optim.averages": ("ema:0.98",), "eval.every": 40,
   },
 }  # fmt: skip
 

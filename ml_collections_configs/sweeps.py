@@ -114,7 +114,7 @@ def cbs_604m() -> list[Run]:
 def cbs_1_2b() -> list[Run]:
   """Batch against steps, 1.2B parameters; see `_cbs`."""
   averages = {"optim.kwargs.b1": 0.8, "optim.kwargs.b2": 0.9995}
-  return _cbs("1b2", averages | {"optim.ema": 0.999})
+  return _cbs("1b2", averages | {"optim.averages": ("ema:0.999",)})
 
 
 def _tiny(overrides: Mapping[str, Any], name: str | None = None) -> Run:
@@ -125,7 +125,7 @@ def _tiny(overrides: Mapping[str, Any], name: str | None = None) -> Run:
 def _cbs(model: str, overrides: Mapping[str, Any]) -> list[Run]:
   """One run a (batch, steps) pair, at the study's rate for all of them.
 
-  `python -m lm.report RUNS --to=LOSS --set=c4 --metric=ema_loss` then gives
+  `python -m lm.report RUNS --to=LOSS --set=c4 --average=ema:0.99` then gives
   the steps each batch size needs. A pass has at most 1024 rows, 128 on each
   of eight devices as in the study; evaluations come every half per cent of a
   run, at least 20 steps apart.

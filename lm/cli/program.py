@@ -155,17 +155,19 @@ def _unknown_key(overrides: Sequence[str], error: str) -> str:
   keys = _flatten(base.get_config())
   for override in overrides:
     key = override[len("--config.") :].split("=")[0]
-    if key not in keys and not key.startswith("optim.kwargs."):
+    section = ".".join(key.split(".")[:2])
+    is_open = section in ("optim.kwargs", "optim.by_role") and key != section
+    if key not in keys and not is_open:
       last = key.rsplit(".", 1)[-1]
       same = [k for k in keys if k.rsplit(".", 1)[-1] == last]
       hint = f" Did you mean {same[0]!r}?" if same else nearest(key, keys)
       return f"config.{key} is not a key of the configuration.{hint}"
-    if key.startswith("optim.kwargs.") and key not in keys:
+    if key not in keys:
       name = key.rsplit(".", 1)[-1]
       return (
         f"config.{key} is not set in the configuration, so it cannot be "
         "overridden alone; give all arguments at once: "
-        f"--config.optim.kwargs='{{\"{name}\": ...}}'."
+        f"--config.{section}='{{\"{name}\": ...}}'."
       )
   return f"--config could not be read: {error}"
 

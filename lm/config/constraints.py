@@ -18,13 +18,14 @@ from .schema import Config
 _REMAT = ("none", "full", "dots")
 
 
-def problems(config: Config) -> list[str]:
-  """Every rule that `config` breaks, one message each; empty if none."""
-  found = list(_bounds(config, "config"))
-  if not found:  # The rules below count with what was just checked.
-    found += ramp.problems(config)
-  if found:
-    return found
+def bounds(config: Config) -> list[str]:
+  """What is wrong with single values, or else with the growth of batches."""
+  return list(_bounds(config, "config")) or list(ramp.problems(config))
+
+
+def rules(config: Config) -> list[str]:
+  """Every rule between keys that a configuration within `bounds` breaks."""
+  found: list[str] = []
   for rule in (_model, _data, _train, _optim, _mesh, _quant, _eval):
     found += rule(config)
   return found
@@ -144,8 +145,6 @@ def _optim(config: Config) -> Iterator[str]:
   o, s = config.optim, config.schedule
   if not math.isfinite(o.learning_rate):
     yield f"config.optim.learning_rate={o.learning_rate} must be finite."
-  if not 0 <= o.ema < 1:
-    yield f"config.optim.ema={o.ema} is a decay in [0, 1); 0 turns it off."
   for key in ("start_factor", "end_factor"):
     if getattr(s, key) > 1:
       yield (
@@ -191,6 +190,16 @@ def _train(config: Config) -> Iterator[str]:
     yield (
       f"config.train.stop_at_loss={t.stop_at_loss} is checked at evaluations, "
       "but config.eval.every=0 makes none."
+    )
+  if t.stop_at_average and t.stop_at_average not in config.optim.averages:
+    yield (
+      f"config.train.stop_at_average={t.stop_at_average!r} is not one of "
+      f"config.optim.averages={config.optim.averages}."
+    )
+  if t.stop_at_average and not t.stop_at_loss:
+    yield (
+      f"config.train.stop_at_average={t.stop_at_average!r} goes with "
+      "config.train.stop_at_loss, the loss of the average to stop at."
     )
 
 

@@ -5,6 +5,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -17,11 +18,16 @@ from .names import nearest
 from .schema import Config
 
 
-def from_config_dict(config: ml_collections.ConfigDict) -> Config:
+def from_config_dict(
+  config: ml_collections.ConfigDict,
+  entries: Callable[[Config], list[str]] = lambda config: [],
+) -> Config:
   """Converts and validates; touches no device and no file.
 
   Args:
     config: A dictionary with exactly the keys of `base.get_config()`.
+    entries: What the chosen entries of the seams find wrong
+      (`lm/step/build.py`), to be listed with the rest.
 
   Raises:
     ConfigError: With every problem found, one a line.
@@ -30,7 +36,9 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Config:
   if problems:
     raise ConfigError("\n".join(problems))
   built = _build(Config, config)
-  problems = constraints.problems(built)
+  problems = constraints.bounds(built)
+  if not problems:
+    problems = constraints.rules(built) + entries(built)
   if problems:
     raise ConfigError("\n".join(problems))
   return built
@@ -81,6 +89,7 @@ def to_dict(config: Config) -> dict[str, Any]:
   """Nested plain dictionary, for JSON; inverse of `from_dict`."""
   plain = dataclasses.asdict(config)
   plain["optim"]["kwargs"] = dict(config.optim.kwargs)
+  plain["optim"]["by_role"] = _section(config.optim.by_role)
   return plain
 
 
@@ -106,11 +115,33 @@ def _build(cls: type, values: Any) -> Any:
     if dataclasses.is_dataclass(field.type):
       value = _build(typing.cast(type, field.type), value)
     elif field.name == "kwargs":
-      value = tuple(sorted((k, _tuple(v)) for k, v in value.items()))
+      value = _pairs(value)
+    elif field.name == "by_role":
+      value = _pairs({role: _pairs(fields) for role, fields in value.items()})
     else:
       value = _tuple(value)
     made[field.name] = value
   return cls(**made)
+
+
+def _pairs(value: Any) -> Any:
+  """Sorted (key, value) pairs of a section; its "kwargs" are pairs as well."""
+  if not hasattr(value, "items"):
+    return value
+  return tuple(
+    sorted(
+      (k, _pairs(v) if k == "kwargs" else _tuple(v)) for k, v in value.items()
+    )
+  )
+
+
+def _section(by_role: Any) -> dict[str, Any]:
+  """Inverse of `_build` for `optim.by_role`."""
+  found = {role: dict(fields) for role, fields in by_role}
+  for fields in found.values():
+    if "kwargs" in fields:
+      fields["kwargs"] = dict(fields["kwargs"])
+  return found
 
 
 def _tuple(value: Any) -> Any:
@@ -136,7 +167,7 @@ def _key_problems(config: Any, reference: Any, path: str) -> list[str]:
     if isinstance(default, ml_collections.ConfigDict):
       if not hasattr(value, "keys"):
         problems.append(f"{name}={value!r} must be a section of keys.")
-      elif key != "kwargs":
+      elif key not in ("kwargs", "by_role"):
         problems += _key_problems(value, default, name)
     elif not _fits(value, default):
       problems.append(

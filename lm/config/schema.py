@@ -92,15 +92,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-  """Section `optim`; `kwargs` are sorted (name, value) pairs."""
+  """Section `optim`; `kwargs` and `by_role` are sorted (name, value) pairs."""
 
   name: str
   learning_rate: float = _at_least(0)
   kwargs: tuple[tuple[str, Any], ...]
+  by_role: tuple[tuple[str, Any], ...] = ()
   decay: str = _one_of("matrices", "all")
   embeddings: str = _one_of("elementwise", "one_sided")
   clip_norm: float = _at_least(0)
-  ema: float
+  averages: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,7 @@ class TrainConfig:
   num_tokens: int = _at_least(0, "tokens")
   microbatch_size: int = _at_least(0, "rows")
   stop_at_loss: float = _at_least(0, "nats")
+  stop_at_average: str = ""
   init_from: str
 
 

@@ -1,11 +1,13 @@
 """What stored runs call by an older name, in today's names.
 
-Used only where a stored configuration is read: by whoever opens a run or an
-export, and by the comparison of a checkpoint with the command that resumes it.
-A command line that uses an older name is told that the name is unknown.
+Used only where something stored is read: the configuration of a run or an
+export, the leaves of a checkpoint, the keys of metrics. A command line that
+uses an older name is told that the name is unknown.
 """
 
 import copy
+import re
+from collections.abc import Sequence
 from typing import Any
 
 # Optimiser -> {older keyword: keyword}.
@@ -47,4 +49,39 @@ def config(plain: dict[str, Any]) -> dict[str, Any]:
         kwargs[group] = dict(kwargs.get(group, {})) | {entry: kwargs.pop(old)}
   if "kwargs" in optim:
     optim["kwargs"] = kwargs
+  if "ema" in optim:  # Of one average, or 0.
+    decay = optim.pop("ema")
+    optim["averages"] = [f"ema:{float(decay)!r}"] if decay else []
   return plain
+
+
+def leaf(path: str, updates: int) -> str | float:
+  """Where a checkpoint with the field `ema` keeps a leaf of today's state.
+
+  The average of the weights was a field of the training state; it is a part of
+  the optimiser's state now, s / weight.
+
+  Args:
+    path: Of the leaf, e.g. "opt_state/averages/ema:0.99/sum/embed/table".
+    updates: Of the method, averaged so far.
+
+  Returns:
+    The path in the checkpoint, or the value of a leaf that was not stored.
+  """
+  if path == "opt_state/count":
+    return updates
+  if found := re.fullmatch(r"opt_state/averages/ema:(.*)/weight", path):
+    return 1 - float(found[1]) ** updates
+  path = re.sub(r"^opt_state/averages/[^/]*/sum/", "ema/", path)
+  return re.sub(r"^opt_state/inner/", "opt_state/", path)
+
+
+def metric(key: str, averages: Sequence[str]) -> str:
+  """Today's key of a metric.
+
+  Args:
+    key: As a line of metrics.jsonl has it.
+    averages: `optim.averages` of the run.
+  """
+  name = averages[0] if averages else "ema"
+  return re.sub(r"^(eval/.*)/ema_loss$", rf"\1/avg/{name}/loss", key)

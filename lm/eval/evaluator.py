@@ -10,11 +10,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ..data import layout
 from ..data.rows import Rows
 from ..data.stream import eval_batches
-from ..methods import newton
 from ..model import mesh as meshes
 from ..objectives.next_token import row_losses
-from ..step import build
-from ..step.state import TrainState, averaged_params
+from ..step import build, points
+from ..step.state import TrainState
 from .score import EvalResult, summarize
 
 
@@ -39,14 +38,11 @@ class Evaluator:
     self._shape = (padded, config.data.seq_length + 1)
     self._rows = meshes.batch_sharding(parts.mesh)
     self._step: Any = None
-    self._average: Any = None
+    self._points: dict[str | None, Any] = {}
 
   def compile(self) -> None:
-    """Compiles the step, and the average of the weights if there is one.
-
-    May run in a thread beside other compilations.
-    """
-    parts, ema = self._parts, self._parts.config.optim.ema
+    """Compiles the step; may run in a thread beside other compilations."""
+    parts = self._parts
     abstract = parts.abstract_state
     rows = jax.ShapeDtypeStruct(self._shape, jnp.int32)
     score = jax.jit(
@@ -54,20 +50,25 @@ class Evaluator:
       in_shardings=(parts.shardings.params, self._rows),
       out_shardings=NamedSharding(parts.mesh, PartitionSpec()),
     )
-    average = jax.jit(
-      lambda state: averaged_params(
-        state, ema, newton.updates_per_average(parts.config)
-      ),
-      in_shardings=(parts.shardings,),
-      out_shardings=parts.shardings.params,
-    )
     with jax.set_mesh(parts.mesh):  # Of this thread, which may be a helper.
       self._step = score.lower(abstract.params, rows).compile()
-      self._average = average.lower(abstract).compile() if ema else None
 
-  def average(self, train_state: TrainState) -> Any:
-    """The debiased average of the weights."""
-    return self._average(train_state)
+  def compile_points(self) -> None:
+    """Compiles `point` for all names; may run in a thread as well."""
+    with jax.set_mesh(self._parts.mesh):
+      for name in (None, *self.averages):
+        self._points[name] = points.compiled(self._parts, name)
+
+  @property
+  def averages(self) -> tuple[str, ...]:
+    """Names of the averages of the weights."""
+    return points.names(self._parts)
+
+  def point(self, train_state: TrainState, name: str | None = None) -> Any:
+    """Weights to evaluate: the method's own, or an average by its name."""
+    if name not in self._points:
+      self.compile_points()
+    return self._points[name](train_state)
 
   def run(self, params: Any, max_batches: int) -> dict[str, EvalResult]:
     """Scores every set.

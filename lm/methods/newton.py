@@ -20,14 +20,9 @@ from ..config.schema import Config
 from ..model import params as param_table
 from ..model.mesh import constrain
 from ..model.transformer import Transformer
-from . import schedule
+from . import optimizer, schedule
 
 OUTER, MICRO = "gauss_newton", "gauss_newton_microsteps"
-
-
-def chosen(config: Config) -> bool:
-  """Whether the optimiser is one of the two."""
-  return config.optim.name in (OUTER, MICRO)
 
 
 def num_search_batches(config: Config) -> int:
@@ -38,8 +33,20 @@ def num_search_batches(config: Config) -> int:
   return g.search_batches or max(1, g.inner_steps // 4)
 
 
-def problems(config: Config) -> Iterator[str]:
+def problems(config: Config) -> list[str]:
   """What is wrong with the configuration of Gauss-Newton."""
+  found = optimizer.problems(config, _inner(config), tables=True)
+  return [*_own_problems(config), *found]
+
+
+def _inner(config: Config) -> optimizer.Choice:
+  """The inner optimiser; its learning rate is that of the solver."""
+  name, kwargs = config.gauss_newton.optimizer, config.optim.kwargs
+  named = "config.gauss_newton.optimizer"
+  return optimizer.Choice(name, 1.0, kwargs, named=named)
+
+
+def _own_problems(config: Config) -> Iterator[str]:
   g, t, batch = config.gauss_newton, config.train, config.data.batch_size
   count = g.inner_steps + num_search_batches(config)
   if config.optim.name == OUTER and batch != count * t.microbatch_size:
@@ -80,6 +87,8 @@ def problems(config: Config) -> Iterator[str]:
     yield (
       f"config.data.batch_schedule is not for {config.optim.name}: leave it ()."
     )
+  if config.optim.by_role:
+    yield f"config.optim.by_role is not for {config.optim.name}: leave it {{}}."
   if config.quant.method not in ("none", "ptq"):
     yield (
       f"config.quant.method={config.quant.method!r} is not for {OUTER}; take "
@@ -88,16 +97,18 @@ def problems(config: Config) -> Iterator[str]:
 
 
 def make(
-  config: Config, model: Transformer, inner: optax.GradientTransformation
+  config: Config,
+  model: Transformer,
+  specs: Any,
+  placement: optim.Placement,
+  quantizers: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """The transform.
-
-  Args:
-    config: Without `problems`.
-    model: Of the run.
-    inner: The inner optimiser, with learning rate 1.
-  """
+  """The transform; see `Method.make` for the arguments."""
+  del quantizers  # Only evaluations round.
   g: Any = config.gauss_newton
+  inner = optimizer.make(
+    config, _inner(config), lambda _: 1.0, specs, placement
+  )
   shared: dict[str, Any] = dict(
     inner_steps=g.inner_steps,
     scope=scope(config),
@@ -139,20 +150,20 @@ def learning_rate(config: Config) -> Callable[[Any, Any], jax.Array]:
 
 
 def updates_per_outer_step(config: Config) -> int:
-  """Of the trainer: 1, or N + M."""
-  if config.optim.name == OUTER:
-    return 1
+  """Of the trainer, for microsteps: N + M."""
   return config.gauss_newton.inner_steps + num_search_batches(config)
 
 
-def updates_per_average(config: Config) -> int:
-  """Trainer's updates from one average of the weights to the next."""
-  return updates_per_outer_step(config) if chosen(config) else 1
+def own_state(opt_state: Any) -> Any:
+  """The state of `make`'s transform, inside that of averages of the weights."""
+  averaged = isinstance(opt_state, optim.AverageState)
+  return opt_state.inner if averaged else opt_state
 
 
 def num_outer_steps(config: Config) -> int:
   """T of the run, rounded up."""
-  return -(-ramp.num_steps(config) // updates_per_outer_step(config))
+  each = updates_per_outer_step(config) if config.optim.name == MICRO else 1
+  return -(-ramp.num_steps(config) // each)
 
 
 def model_fn(model: Transformer, config: Config) -> Callable[[Any, Any], Any]:
@@ -214,12 +225,9 @@ def grid(config: Config) -> optim.LineSearch:
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
-  """What the state tells of its last outer step; {} without one."""
-  is_state = lambda x: isinstance(x, optim.GNState)  # noqa: E731
-  nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
-  state = next(filter(is_state, nodes), None)
-  if state is None:
-    return {}
+  """What the state tells of its last outer step."""
+  own = own_state(opt_state)
+  state = getattr(own, "solver", own)
   info = state.info._asdict()
   losses = info.pop("losses")
   found = {f"gn/{key}": value for key, value in info.items()}

@@ -1,14 +1,13 @@
-"""From `config.optim` to a transform: the one place where `lm` meets `optim`.
+"""A factory of transforms by its name: the one place where `lm` meets `optim`.
 
 Any factory of `optim`, `optax` or `optax.contrib` that takes a
 `learning_rate` is an optimiser here, by its name. Keyword arguments go to it
 unchanged, after its signature accepted their names.
 """
 
-import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -16,18 +15,15 @@ import optax.contrib
 
 import optim
 
-from ..config.errors import ConfigError
 from ..config.names import nearest
 from ..config.schema import Config
 from ..model import params as param_table
-from ..weights import rounded
-from . import newton
 
 # The names under which factories take what the parameter table knows: which
 # leaves decay, and which axes of a leaf are stacked, inputs and outputs.
 _MASKS = ("mask", "weight_decay_mask")
 _DIMENSIONS = ("dimension_numbers", "muon_weight_dimension_numbers")
-_FACTORS = "max_precond_dim"  # An argument of methods with Kronecker factors.
+FACTORS = "max_precond_dim"  # An argument of methods with Kronecker factors.
 _PLACEMENT = "placement"
 _STORAGE = "storage"
 _OURS = ("learning_rate", *_MASKS, *_DIMENSIONS, _PLACEMENT)
@@ -40,43 +36,54 @@ _LOTION = (
 )
 _ELSEWHERE = {
   "lotion_adamw": _LOTION,
-  newton.OUTER: "it cannot be its own inner optimiser.",
-  newton.MICRO: "it cannot be an inner optimiser.",
-  "gauss_newton_solver": f"take {newton.OUTER!r}.",
+  "gauss_newton": "it cannot be its own inner optimiser, nor that of a role.",
+  "gauss_newton_microsteps": "it cannot be an inner optimiser.",
+  "gauss_newton_solver": "take 'gauss_newton'.",
 }
 
 
-def check_config(config: Config) -> None:
-  """Checks `config.optim` and what goes with it, as `problems` tells.
+class Choice(NamedTuple):
+  """A factory, its arguments, and what its keys are called in messages."""
 
-  Raises:
-    ConfigError: If something is wrong.
+  name: str
+  learning_rate: float  # Peak.
+  kwargs: tuple[tuple[str, Any], ...]
+  where: str = "config.optim"  # Section of `kwargs`.
+  named: str = "config.optim.name"
+
+
+def of_config(config: Config) -> Choice:
+  """The optimiser of `config.optim`."""
+  o = config.optim
+  return Choice(o.name, o.learning_rate, o.kwargs)
+
+
+def problems(config: Config, choice: Choice, *, tables: bool) -> list[str]:
+  """What is wrong with an optimiser's name or keyword arguments.
+
+  Args:
+    config: Of the run.
+    choice: The optimiser.
+    tables: Whether the embedding or the head is among its parameters.
   """
-  if found := problems(config):
-    raise ConfigError("\n".join(found))
-
-
-def problems(config: Config) -> list[str]:
-  """What is wrong with `config.optim`'s name or keyword arguments."""
-  name, kwargs = inner_name(config), dict(config.optim.kwargs)
-  found = list(newton.problems(config)) if newton.chosen(config) else []
+  name, kwargs = choice.name, dict(choice.kwargs)
   try:
-    factory = find(name)
+    factory = find(name, choice.named)
   except ValueError as error:
-    return [*found, str(error)]
-  parameters = _parameters(factory)
-  found += [
-    f"config.optim.kwargs.{key} is set by the trainer; remove it."
+    return [str(error)]
+  parameters, where = _parameters(factory), f"{choice.where}.kwargs"
+  found = [
+    f"{where}.{key} is set by the trainer; remove it."
     for key in kwargs
     if key in _OURS
   ]
   unknown = [k for k in kwargs if k not in parameters and k not in _OURS]
   for key in unknown:
     found.append(
-      f"config.optim.kwargs.{key} is not an argument of {name}."
+      f"{where}.{key} is not an argument of {name}."
       f"{nearest(key, parameters)} It takes: {', '.join(_open(parameters))}. "
       "Replace all of them at once with, e.g., "
-      f"--config.optim.kwargs='{{{_example(parameters)}}}'."
+      f"--{where}='{{{_example(parameters)}}}'."
     )
   missing = [
     key
@@ -86,54 +93,47 @@ def problems(config: Config) -> list[str]:
     and key not in _OURS
   ]
   found += [
-    f"config.optim.kwargs.{key} is missing: {name} has no default for it."
+    f"{where}.{key} is missing: {name} has no default for it."
     for key in missing
   ]
-  if config.optim.embeddings == "one_sided" and _FACTORS not in parameters:
-    found.append(
-      f"config.optim.embeddings='one_sided' needs a method with Kronecker "
-      f"factors (soap, shampoo), not {name}; set 'elementwise'."
-    )
-  if config.quant.curvature == "factors" and _FACTORS not in parameters:
-    found.append(
-      "config.quant.curvature='factors' needs a method that has some (soap, "
-      f"shampoo), not {name}; take 'empirical' or 'sampled'."
-    )
+  if tables and config.optim.embeddings == "one_sided":
+    if FACTORS not in parameters:
+      found.append(
+        f"config.optim.embeddings='one_sided' needs a method with Kronecker "
+        f"factors (soap, shampoo), not {name}; set 'elementwise'."
+      )
   return found
-
-
-def inner_name(config: Config) -> str:
-  """The factory that `config.optim.kwargs` are for."""
-  inner = newton.chosen(config)
-  return config.gauss_newton.optimizer if inner else config.optim.name
 
 
 def make(
   config: Config,
+  choice: Choice,
   learning_rate: optax.Schedule,
   specs: Any,
   placement: optim.Placement = optim.Placement(),  # noqa: B008
-  quantizers: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """The transform of a configuration; clipping is the train step's.
+  """The transform of an optimiser; clipping is the train step's.
+
+  An update is traced, not computed, so that a bad value shows now.
 
   Args:
-    config: Its `optim` section must have no `problems`.
+    config: Of the run.
+    choice: An optimiser without `problems`.
     learning_rate: Schedule of the update count.
-    specs: Table of the parameters (`lm/model/params.py`). With
-      `config.optim.decay` "matrices" it says what `weight_decay` acts on;
-      matrix methods are told the axes of the matrices;
-      `config.optim.embeddings` says whether the embedding and the head are any.
+    specs: Table of the parameters (`lm/model/params.py`), `optax.MaskedNode`
+      for those that the optimiser does not have. With `config.optim.decay`
+      "matrices" the table says what `weight_decay` acts on; matrix methods are
+      told the axes of the matrices; `config.optim.embeddings` says whether the
+      embedding and the head are any.
     placement: On the mesh, for the methods that take it.
-    quantizers: Of the parameters, for `config.quant.method` "lotion".
 
   Returns:
     A transform that ignores extra arguments it does not know.
 
   Raises:
-    ValueError: If the factory refuses a value.
+    ValueError: If the factory or the first update refuses a value.
   """
-  factory, kwargs = find(inner_name(config)), dict(config.optim.kwargs)
+  factory, kwargs = find(choice.name, choice.named), dict(choice.kwargs)
   parameters = inspect.signature(factory).parameters
   if config.optim.decay == "matrices":
     mask = param_table.decay_mask(specs)
@@ -149,42 +149,32 @@ def make(
     if _STORAGE in kwargs:  # Configurations are data: {"mu": "bfloat16"}.
       kwargs[_STORAGE] = optim.Storage(**kwargs[_STORAGE])
     tx = factory(learning_rate=learning_rate, **kwargs)
-  except (TypeError, ValueError) as error:
-    raise ValueError(_refused(config, error)) from error
-  tx = optax.with_extra_args_support(tx)
-  return rounded.penalized(config, tx, quantizers, _factors(kwargs))
+    tx = optax.with_extra_args_support(tx)
+    jax.eval_shape(_first_update(tx), _shapes(specs))
+  except (TypeError, ValueError, AttributeError) as error:
+    raise ValueError(
+      f"{choice.where}.kwargs={dict(choice.kwargs)} was refused by "
+      f"{choice.name}: {str(error).splitlines()[0]}"
+    ) from error
+  return tx
 
 
-def _factors(kwargs: dict[str, Any]) -> Callable[[Any, Any], Any]:
-  """`optim.factor_diagonal` with the options its optimiser was made with."""
-  shared = inspect.signature(optim.factor_diagonal).parameters
-  options = {k: v for k, v in kwargs.items() if k in shared}
-  options["decay"] = kwargs.get("shampoo_beta") or kwargs.get("b2", 0.95)
-  return functools.partial(optim.factor_diagonal, **options)
-
-
-def check(
-  config: Config, tx: optax.GradientTransformationExtraArgs, params: Any
-) -> None:
-  """Traces an update without computing it, so that a bad value shows now.
-
-  Args:
-    config: What `tx` was made from.
-    tx: The transform.
-    params: Shapes of the parameters.
-
-  Raises:
-    ValueError: If the transform cannot update them.
-  """
-
+def _first_update(
+  tx: optax.GradientTransformationExtraArgs,
+) -> Callable[[Any], Any]:
   def update(params):
     loss = jax.numpy.zeros(())
     return tx.update(params, tx.init(params), params, value=loss)
 
-  try:
-    jax.eval_shape(update, params)
-  except (TypeError, ValueError, AttributeError) as error:
-    raise ValueError(_refused(config, error)) from error
+  return update
+
+
+def _shapes(specs: Any) -> Any:
+  return jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s.shape, jax.numpy.float32),
+    specs,
+    is_leaf=lambda x: isinstance(x, param_table.ParamSpec),
+  )
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
@@ -198,8 +188,14 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
   }
 
 
-def find(name: str) -> Callable[..., optax.GradientTransformation]:
+def find(
+  name: str, key: str = "config.optim.name"
+) -> Callable[..., optax.GradientTransformation]:
   """The factory called `name` in `optim`, `optax` or `optax.contrib`.
+
+  Args:
+    name: Of the factory.
+    key: Of the configuration that gives the name, for messages.
 
   Raises:
     ValueError: If there is none, or it takes no learning rate.
@@ -208,17 +204,22 @@ def find(name: str) -> Callable[..., optax.GradientTransformation]:
     factory = getattr(module, name, None)
     if callable(factory) and not name.startswith("_"):
       if name in _ELSEWHERE:
-        raise ValueError(f"config.optim.name={name!r}: {_ELSEWHERE[name]}")
+        raise ValueError(f"{key}={name!r}: {_ELSEWHERE[name]}")
       if "learning_rate" in inspect.signature(factory).parameters:
         return factory
       raise ValueError(
-        f"config.optim.name={name!r} is no optimiser: it takes no "
+        f"{key}={name!r} is no optimiser: it takes no "
         f"learning_rate.{nearest(name, names())}"
       )
   raise ValueError(
-    f"config.optim.name={name!r} is not in optim, optax or optax.contrib."
+    f"{key}={name!r} is not in optim, optax or optax.contrib."
     f"{nearest(name, names())} Known: {', '.join(names())}."
   )
+
+
+def takes(name: str, argument: str) -> bool:
+  """Whether a factory that `find` accepts has an argument."""
+  return argument in _parameters(find(name))
 
 
 def names() -> list[str]:
@@ -233,13 +234,6 @@ def names() -> list[str]:
       if "learning_rate" in inspect.signature(factory).parameters:
         found.add(name)
   return sorted(found)
-
-
-def _refused(config: Config, error: Exception) -> str:
-  return (
-    f"config.optim.kwargs={dict(config.optim.kwargs)} was refused by "
-    f"{inner_name(config)}: {str(error).splitlines()[0]}"
-  )
 
 
 def _dimension_numbers(

@@ -30,17 +30,19 @@ from ..config import ramp
 from ..config.schema import Config
 
 
-def learning_rate(config: Config) -> optax.Schedule:
+def learning_rate(config: Config, peak: float | None = None) -> optax.Schedule:
   """The schedule of a configuration, to be called with the update count.
 
   Args:
-    config: Validated; `optim.learning_rate` is the peak.
+    config: Validated.
+    peak: None for `optim.learning_rate`.
 
   Returns:
     A function from the count (int or array, the first update is 0) to a
     float32 learning rate.
   """
-  s, peak = config.schedule, config.optim.learning_rate
+  s = config.schedule
+  peak = config.optim.learning_rate if peak is None else peak
   total = _length(config)
   clock = _clock(config)
   warmup, decay = warmup_steps(config), s.decay * _updates_per_unit(config)

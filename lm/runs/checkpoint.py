@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from ..step.state import TrainState
+from ..config import translations
 
 _FOLDER = "checkpoints"
 
@@ -153,9 +154,13 @@ class Checkpointer:
     Raises:
       CheckpointError: If it cannot be read.
     """
-    return self._restore(step, clock=ocp.args.JsonRestore())["clock"]
+    args = ocp.args.Composite(clock=ocp.args.JsonRestore())
+    with _reading(self._folder / str(step)):
+      return self._manager.restore(step, args=args)["clock"]
 
-  def restore(self, step: int, abstract_state: Any) -> Any:
+  def restore(
+    self, step: int, abstract_state: Any, updates: int | None = None
+  ) -> Any:
     """State of a checkpoint, laid out as `abstract_state` says.
 
     Stacks of matrices are padded to a multiple of the devices (`optim`): on
@@ -164,25 +169,16 @@ class Checkpointer:
     Args:
       step: Which one.
       abstract_state: `jax.ShapeDtypeStruct`s with shardings, on any mesh.
+      updates: As in `read_leaves`.
 
     Raises:
       CheckpointError: If it cannot be read.
+      ValueError: If it holds another state.
     """
-    args = ocp.args.StandardRestore(abstract_state, strict=False)
-    state = self._restore(step, state=args)["state"]
-    self._check_shapes(step, abstract_state)
-    return state
-
-  def _check_shapes(self, step: int, abstract_state: Any) -> None:
-    """Raises unless saved shapes differ in the length of stacks at most."""
-    saved = _shapes(self._manager.item_metadata(step)["state"])
-    for name, shape in _shapes(abstract_state).items():
-      if saved.get(name, shape)[1:] != shape[1:]:
-        raise ValueError(
-          f"Checkpoint {self._folder / str(step)} holds {name} of shape "
-          f"{saved[name]}, and this program has {shape}: it was written by "
-          "another version."
-        )
+    folder = self._folder.parent
+    leaves = read_leaves(folder, step, by_path(abstract_state), updates)
+    treedef = jax.tree.structure(abstract_state)
+    return jax.tree.unflatten(treedef, list(leaves.values()))
 
   def set_aside(self, step: int, error: Exception) -> None:
     """Moves a damaged checkpoint out of the way, with a message.
@@ -205,15 +201,6 @@ class Checkpointer:
       f"{error}\nMoved it to {target}; resuming from "
       f"{f'step {left[-1]}' if left else 'the start'}."
     )
-
-  def _restore(self, step: int, **items: Any) -> Any:
-    try:
-      return self._manager.restore(step, args=ocp.args.Composite(**items))
-    except Exception as error:  # Whatever the storage raises.
-      raise CheckpointError(
-        f"Checkpoint {self._folder / str(step)} is damaged: "
-        f"{_first_line(error)}"
-      ) from error
 
   @contextlib.contextmanager
   def _saving(self) -> Iterator[None]:
@@ -245,43 +232,109 @@ def newest_text(workdir: str | os.PathLike) -> str:
   return f"step {steps[-1]}" if steps else "the start"
 
 
-def restore_fields(
-  workdir: str | os.PathLike, step: int, abstract_state: TrainState
-) -> TrainState:
-  """The fields of a checkpoint that are asked for; nothing else is read.
+def by_path(tree: Any) -> dict[str, Any]:
+  """{path: leaf}, whether fields are attributes, indices or keys."""
+  return {_path(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def read_leaves(
+  workdir: str | os.PathLike,
+  step: int,
+  wanted: dict[str, jax.ShapeDtypeStruct],
+  updates: int | None = None,
+) -> dict[str, jax.Array]:
+  """Some leaves of a checkpoint; nothing else is read.
 
   Args:
     workdir: Of the run.
     step: Which checkpoint.
-    abstract_state: Fields that are None are left out, the others hold
-      `jax.ShapeDtypeStruct`s with shardings.
+    wanted: Shapes with shardings by path in a `TrainState`. Stacks of matrices
+      may have another length than the saved ones: see `Checkpointer.restore`.
+    updates: Of the method, up to `step`, for checkpoints of older code
+      (`translations.leaf`); None: one a step.
+
+  Returns:
+    Arrays by the paths of `wanted`, in its order.
 
   Raises:
-    CheckpointError: If it cannot be read or does not fit.
+    CheckpointError: If the checkpoint cannot be read.
+    ValueError: If a leaf is missing, or has another shape.
   """
-  item = {k: v for k, v in abstract_state._asdict().items() if v is not None}
-  folder = pathlib.Path(workdir).absolute() / _FOLDER / str(step) / "state"
-  args = ocp.args.PyTreeRestore(
-    item=item,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-    partial_restore=True,
+  folder = pathlib.Path(workdir).absolute() / _FOLDER / str(step)
+  reader = ocp.PyTreeCheckpointer()
+  with _reading(folder):
+    metadata: Any = reader.metadata(folder / "state")
+    saved = metadata.item_metadata.tree
+  where: dict[str, Any] = {name: name for name in wanted}
+  if "ema" in saved:
+    updates = step if updates is None else updates
+    where = {name: translations.leaf(name, updates) for name in wanted}
+  _check_shapes(folder, wanted, where, by_path(saved))
+  asked = {where[k]: leaf for k, leaf in wanted.items()}
+  item = jax.tree_util.tree_map_with_path(
+    lambda path, _: asked.get(_path(path), ocp.PLACEHOLDER), saved
   )
+  args = ocp.args.PyTreeRestore(item, jax.tree.map(_restore_args, item))
+  with _reading(folder):
+    found = by_path(reader.restore(folder / "state", args=args))
+  return {
+    name: found[place]
+    if isinstance(place, str)
+    else _full(place, wanted[name])
+    for name, place in where.items()
+  }
+
+
+def _check_shapes(
+  folder: pathlib.Path,
+  wanted: dict[str, jax.ShapeDtypeStruct],
+  where: dict[str, Any],
+  saved: dict[str, Any],
+) -> None:
+  """Raises unless saved shapes differ in the length of stacks at most."""
+  for name, place in where.items():
+    shape = tuple(wanted[name].shape)
+    if not isinstance(place, str):
+      continue
+    if place not in saved or tuple(saved[place].shape)[1:] != shape[1:]:
+      there = f"of shape {saved[place].shape}" if place in saved else "nowhere"
+      raise ValueError(
+        f"Checkpoint {folder} holds {name} {there}, and this program has "
+        f"{shape}: it was written by another version."
+      )
+
+
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+  if leaf is ocp.PLACEHOLDER:
+    return ocp.RestoreArgs()
+  return ocp.ArrayRestoreArgs(
+    sharding=leaf.sharding,
+    global_shape=leaf.shape,
+    dtype=leaf.dtype,
+    strict=False,
+  )
+
+
+def _full(value: float, like: jax.ShapeDtypeStruct) -> jax.Array:
+  full = np.full(like.shape, value, like.dtype)
+  return jax.make_array_from_callback(
+    like.shape, like.sharding, lambda index: full[index]
+  )
+
+
+def _path(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path) -> Iterator[None]:
+  """Turns whatever the storage raises into one message."""
   try:
-    return abstract_state._replace(
-      **ocp.PyTreeCheckpointer().restore(folder, args=args)
-    )
+    yield
   except Exception as error:
     raise CheckpointError(
-      f"Could not read the parameters in {folder}: {_first_line(error)}"
+      f"Checkpoint {folder} is damaged: {_first_line(error)}"
     ) from error
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  """Shapes by path, whether fields are attributes, indices or keys."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
 
 
 def _first_line(error: Exception) -> str:

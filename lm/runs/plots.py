@@ -78,7 +78,8 @@ def loss_figure(
   figure, grid = _grid(runs, rows=max(1, len(sets)), log_x=log_x)
   for row, name in zip(grid, sets or [""], strict=True):
     _draw_row(row, runs, "train/loss", smoothed=True)
-    _draw_evaluations(row, runs, f"eval/{name}/loss")
+    for key in ("loss", "final_loss"):
+      _draw_evaluations(row, runs, f"eval/{name}/{key}")
     row[0].set_ylabel(f"{name} loss (nats/token)".strip())
     row[0].set_ylim(*_loss_limits(runs, name, 0 if log_x else 0.04))
     _draw_floors(row, runs, name)
@@ -313,7 +314,7 @@ def _loss_limits(
   """Room for all the losses but those of the first `skip` of each run."""
   lows, highs = [], []
   for run in runs:
-    for key in ("train/loss", f"eval/{name}/loss"):
+    for key in ("train/loss", f"eval/{name}/loss", f"eval/{name}/final_loss"):
       if key in run.columns:
         values = run.columns[key].values
         values = values[np.isfinite(values)]

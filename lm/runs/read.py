@@ -2,12 +2,18 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..config import translations
 from . import metrics
+
+
+# Of a set, maybe of an average of the weights.
+_LOSS = re.compile(r"eval/(.+?)(?:/avg/([^/]+))?/(?:final_)?loss")
 
 
 class Run(NamedTuple):
@@ -25,14 +31,42 @@ class Run(NamedTuple):
     return np.interp(steps, column.steps, column.values)
 
   def eval_sets(self) -> list[str]:
-    """Names NAME with a column eval/NAME/loss, in order of appearance."""
-    keys = [key for key in self.columns if key.startswith("eval/")]
-    return [k[5:-5] for k in keys if k.endswith("/loss")]
+    """Sets with a loss of the weights, in order of appearance."""
+    found = [_LOSS.fullmatch(key) for key in self.columns]
+    return list(dict.fromkeys(m[1] for m in found if m and not m[2]))
+
+  def averages(self, name: str) -> list[str]:
+    """Averages of the weights that a set was scored with."""
+    found = [_LOSS.fullmatch(key) for key in self.columns]
+    return list(dict.fromkeys(m[2] for m in found if m and m[1] == name and m[2]))
+
+  def last(
+    self, name: str, metric: str = "loss", average: str | None = None
+  ) -> tuple[int, float] | None:
+    """Step and value of the newest score of a set; None if there is none.
+
+    Of the end of the run, where more rows are scored, unless the run went on.
+
+    Args:
+      name: Of the set.
+      metric: E.g. "loss" or "stderr".
+      average: Of the weights; None for the weights themselves.
+    """
+    keys = [loss_key(name, p + metric, average) for p in ("", "final_")]
+    columns = [self.columns[key] for key in keys if key in self.columns]
+    ends = [(int(c.steps[-1]), float(c.values[-1])) for c in columns]
+    return max(reversed(ends), key=lambda end: end[0], default=None)
 
   def floors(self, name: str) -> dict[str, float]:
     """N-gram losses of a set in nats per token, e.g. {"bigram": 5.1}."""
     floors = self.info.get("floors", {}).get(name, {})
     return {k: v for k, v in floors.items() if k.endswith("gram")}
+
+
+def loss_key(name: str, metric: str = "loss", average: str | None = None) -> str:
+  """Key of a score of a set, of the weights or of an average of them."""
+  which = f"avg/{average}/" if average else ""
+  return f"eval/{name}/{which}{metric}"
 
 
 class Reached(NamedTuple):
@@ -64,7 +98,7 @@ def load_run(folder: str | pathlib.Path, name: str | None = None) -> Run:
       f"{folder} {what}, so it is not a run. Pass the --workdir of a run of "
       "lm.main."
     )
-  columns = metrics.read(path)
+  columns = _todays(metrics.read(path), folder / "config.json")
   if "tokens" not in columns or "seconds" not in columns:
     raise ValueError(
       f"{path} has no lines yet. Wait for the first one (config.log.every "
@@ -73,6 +107,24 @@ def load_run(folder: str | pathlib.Path, name: str | None = None) -> Run:
   info_path = folder / "run.json"
   info = json.loads(info_path.read_text()) if info_path.is_file() else {}
   return Run(name or folder.resolve().name, columns, info)
+
+
+def _todays(
+  columns: dict[str, metrics.Column], stored: pathlib.Path
+) -> dict[str, metrics.Column]:
+  """The columns under today's keys; one in two parts is joined."""
+  plain = json.loads(stored.read_text()) if stored.is_file() else {}
+  averages = translations.config(plain).get("optim", {}).get("averages", ())
+  found: dict[str, metrics.Column] = {}
+  for key, column in columns.items():
+    new = translations.metric(key, averages)
+    if new in found:
+      pairs = zip(found[new], column, strict=True)
+      steps, values = (np.concatenate(pair) for pair in pairs)
+      steps, first = np.unique(steps, return_index=True)
+      column = metrics.Column(steps, values[first])
+    found[new] = column
+  return found
 
 
 def load_runs(folders: Sequence[str | pathlib.Path]) -> list[Run]:
@@ -104,7 +156,7 @@ def final_train_loss(run: Run) -> float:
 
 
 def steps_to_loss(
-  run: Run, name: str, loss: float, metric: str = "loss"
+  run: Run, name: str, loss: float, average: str | None = None
 ) -> Reached | None:
   """When a validation loss first came down to a target.
 
@@ -115,7 +167,7 @@ def steps_to_loss(
     run: The run.
     name: Evaluation set.
     loss: Target in nats per token.
-    metric: loss, or ema_loss for that of the averaged weights.
+    average: Of the weights, by its name; None for the weights themselves.
 
   Returns:
     Steps, tokens and seconds, or None if the target was not reached.
@@ -123,11 +175,11 @@ def steps_to_loss(
   Raises:
     ValueError: If the run has not evaluated that set.
   """
-  key = f"eval/{name}/{metric}"
+  key = loss_key(name, average=average)
   if key not in run.columns:
     raise ValueError(
-      f"run {run.name} has no {key}; its sets are {run.eval_sets()}. "
-      "Choose one of them with --set."
+      f"run {run.name} has no {key}; its sets are {run.eval_sets()}, with the "
+      f"averages {run.averages(name)}. Choose by --set and --average."
     )
   steps, values = run.columns[key]
   below = np.flatnonzero(values <= loss)

@@ -3,12 +3,10 @@
 import time
 from typing import Any, NamedTuple
 
-from ..config import ramp
-from ..config import translations
-from ..config import load
+from ..config import load, ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
-from ..step import build
+from ..step import build, methods
 from . import weights
 from .checkpoint import Checkpointer
 from .checkpoint import CheckpointError
@@ -25,6 +23,7 @@ _FREE = (
   "train.num_steps",
   "train.num_tokens",
   "train.stop_at_loss",
+  "train.stop_at_average",
   "train.init_from",
   "train.microbatch_size",
   "data.root",
@@ -110,7 +109,7 @@ def check(
   Raises:
     ConfigError: If a key that shapes the run differs, or the data does.
   """
-  then = translations.config(saved["config"])
+  then = load.to_dict(load.from_dict(saved["config"]))
   differences = _differences(then, load.to_dict(config))
   if differences:
     raise ConfigError(
@@ -123,6 +122,7 @@ def check(
       "optimiser, pass --config.train.init_from=THIS_WORKDIR as well."
     )
   _check_tokens(saved, config)
+  _check_tails(saved, config)
   if saved["fingerprint"] != fingerprint:
     raise ConfigError(
       f"The data below config.data.root={config.data.root} is not what the "
@@ -152,6 +152,21 @@ def _check_tokens(saved: dict[str, Any], config: Config) -> None:
     f"{then['microbatch_size']} (now {now.num_tokens} and "
     f"{now.microbatch_size}), or use another --workdir."
   )
+
+
+def _check_tails(saved: dict[str, Any], config: Config) -> None:
+  """Refuses another length once the average of a tail has begun."""
+  then = load.from_dict(saved["config"])
+  lengths = [ramp.num_steps(c) for c in (then, config)]
+  for name in config.optim.averages:
+    kind, _, share = name.partition(":")
+    begins = (1 - float(share)) * min(lengths)
+    if kind == "tail" and lengths[0] != lengths[1] and saved["step"] > begins:
+      raise ConfigError(
+        f"The average {name!r} of config.optim.averages is over a share of the "
+        f"run and has begun by step {saved['step']}: go on with the length "
+        f"num_steps={lengths[0]} (now {lengths[1]}), or use another --workdir."
+      )
 
 
 def _differences(
@@ -193,7 +208,8 @@ def start(
     step, saved = newest
     clock = check(saved, parts.config, fingerprint)
     try:
-      return checkpointer.restore(step, abstract_state), clock
+      updates = step // methods.of(parts.config).updates_per_step(parts.config)
+      return checkpointer.restore(step, abstract_state, updates), clock
     except CheckpointError as error:
       checkpointer.set_aside(step, error)
   fresh = build.init_state(parts)

@@ -13,64 +13,69 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..config.load import from_dict, to_dict
 from ..config.errors import ConfigError
-from ..config.schema import Config
-from ..config.schema import MeshConfig
-from ..methods import newton
-from ..weights import rounded
+from ..config.load import from_dict, to_dict
+from ..config.schema import Config, MeshConfig
 from ..model import params as param_table
-from . import npz
-from ..step import build
-from . import workdir
-from .checkpoint import abstract
-from .checkpoint import list_steps
-from .checkpoint import restore_fields
-from ..step.state import TrainState
-from ..step.state import averaged_params
+from ..step import build, methods, points
+from ..weights import rounded
+from . import npz, workdir
+from .checkpoint import abstract, by_path, list_steps, read_leaves
 
 _CONFIG = "config"
 
 
 def restore(
-  parts: build.Parts, folder: str | os.PathLike, step: int | None = None
-) -> tuple[Any, Any]:
-  """Parameters of a run's checkpoint, and their average or None.
+  parts: build.Parts,
+  folder: str | os.PathLike,
+  step: int | None = None,
+  average: str | None = None,
+) -> Any:
+  """The weights that a run's checkpoint is evaluated at; reads little else.
 
   Args:
     parts: Built from the run's configuration, on any mesh.
     folder: The run.
     step: Which checkpoint; None for the newest.
+    average: An average of the weights by its name; None for the method's own
+      point, which is the parameters of most methods.
 
   Raises:
-    ConfigError: If there is none.
+    ConfigError: If there is no such checkpoint, or no such average.
     CheckpointError: If it cannot be read.
   """
   step = _pick(folder, step)
-  ema = parts.config.optim.ema
+  known = points.names(parts)
+  if average is not None and average not in known:
+    raise ConfigError(
+      f"--average={average} is none of the averages that {folder} keeps: "
+      f"{', '.join(known) or 'none at all'} (config.optim.averages)."
+    )
+  point = points.find(parts, average)
   whole = abstract(parts.abstract_state, parts.shardings)
-  wanted = TrainState(
-    step=whole.step,
-    params=whole.params,
-    opt_state=None,
-    ema=whole.ema if ema else None,
-    halted=None,
-  )
-  state = restore_fields(folder, step, wanted)
-  if not ema:
-    return state.params, None
-  every = newton.updates_per_average(parts.config)
-  return state.params, averaged_params(state, ema, every)
+  state = by_path(whole._replace(step=None, params=None, halted=None))
+  needed = zip(state.items(), point.reads, strict=True)
+  state = {path: leaf for (path, leaf), read in needed if read}
+  params = by_path(whole._replace(step=None, opt_state=None, halted=None))
+  updates = step // methods.of(parts.config).updates_per_step(parts.config)
+  found = list(read_leaves(folder, step, params | state, updates).values())
+  treedef = jax.tree.structure(whole.params)
+  values = jax.tree.unflatten(treedef, found[: len(params)])
+  if not state:
+    return values
+  compute = jax.jit(point.compute, out_shardings=parts.shardings.params)
+  return compute(found[len(params) :], values)
 
 
 def open_run(
   folder: str | os.PathLike,
   step: int | None = None,
   *,
+  average: str | None = None,
   grid: str | None = None,
   block_size: int | None = None,
-) -> tuple[build.Parts, Any, Any]:
-  """Parts, parameters and their average (or None) of a run, on all devices.
+) -> tuple[build.Parts, Any]:
+  """Parts of a run, and the weights it is evaluated at, on all devices.
 
   They lie on the mesh that the run was started with; where that does not fit
   the devices, split over all of them, so that what could be trained can be
@@ -82,16 +87,17 @@ def open_run(
   Args:
     folder: The run.
     step: Which checkpoint; None for the newest.
+    average: As in `restore`.
     grid: To round weights to instead of the run's `config.quant.grid`.
     block_size: With `grid`.
 
   Raises:
-    ConfigError: If the folder holds no run, or no such checkpoint.
+    ConfigError: If the folder holds no run, no such checkpoint or average.
     CheckpointError: If the checkpoint cannot be read.
   """
   config = rounded.override(workdir.read_config(folder), grid, block_size)
   parts = _build_anywhere(config)
-  return parts, *restore(parts, folder, step)
+  return parts, restore(parts, folder, step, average)
 
 
 def check_source(source: str) -> None:
@@ -133,28 +139,30 @@ def export(
   folder: str | os.PathLike,
   out: str | os.PathLike,
   *,
+  average: str | None = None,
   quantize: bool = False,
   grid: str | None = None,
   block_size: int | None = None,
 ) -> int:
   """Writes the newest weights of a run to an .npz; returns their step.
 
-  The average of the weights is written if the run keeps one.
-
   Args:
     folder: The run.
     out: File to write.
+    average: An average of the weights by its name; None for the method's own
+      point, which is the parameters of most methods.
     quantize: Round the weights that `config.quant` chooses to nearest, and
       store codes and scales; the others stay float32.
     grid: Instead of the run's.
     block_size: With `grid`.
 
   Raises:
-    ConfigError: If the run has no checkpoint, or the grid does not fit.
+    ConfigError: If the run has no checkpoint, no such average, or the grid does
+      not fit.
   """
   step = _pick(folder, None)
   config = workdir.read_config(folder)
-  params = param_table.to_layout(_restore_host(folder, average=True), "unroll")
+  params = param_table.to_layout(_restore_host(folder, average), "unroll")
   if quantize:
     config = rounded.override(config, grid, block_size)
     flat = npz.pack(params, rounded.of_unrolled(config))
@@ -184,14 +192,15 @@ def read_export(path: str | os.PathLike) -> tuple[Config, Any]:
     raise ConfigError(f"{path} is not an export: {error}") from error
 
 
-def _restore_host(folder: str | os.PathLike, average: bool = False) -> Any:
-  """A run's parameters in the layout they were saved in, on this process."""
+def _restore_host(
+  folder: str | os.PathLike, average: str | None = None
+) -> Any:
+  """A run's weights in the layout they were saved in, on this process."""
   config = workdir.read_config(folder)
   one_device = MeshConfig(data=1, fsdp=1, tensor=1, rules="logical")
   config = dataclasses.replace(config, mesh=one_device)
   parts = build.build(config, devices=jax.local_devices()[:1])
-  params, averaged = restore(parts, folder)
-  return averaged if average and averaged is not None else params
+  return restore(parts, folder, average=average)
 
 
 def _pick(folder: str | os.PathLike, step: int | None) -> int:

@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run, all built, nothing started."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,17 +10,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+import optim
+
 from ..config import load, ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..data import layout
-from ..methods import newton, optimizer, schedule
 from ..model import mesh as meshes
 from ..model import params as param_table
 from ..model.transformer import Transformer
-from ..objectives.next_token import loss_sums
 from ..weights import rounded
-from . import newton_update, sharding, state, update
+from . import methods, sharding, state, update
 
 
 class Parts(NamedTuple):
@@ -33,7 +34,6 @@ class Parts(NamedTuple):
     quantizers: How each parameter is rounded, None for those that are not;
       None if `config.quant` has no method.
     tx: The optimiser.
-    learning_rate: Schedule of the update count.
     abstract_state: Shapes of the training state.
     shardings: Of its leaves.
     batch_sharding: Of the buffer [n, B, L + 1].
@@ -45,7 +45,6 @@ class Parts(NamedTuple):
   specs: Any
   quantizers: Any
   tx: optax.GradientTransformationExtraArgs
-  learning_rate: optax.Schedule
   abstract_state: state.TrainState
   shardings: state.TrainState
   batch_sharding: NamedSharding
@@ -114,24 +113,17 @@ def build(
     Transformer(config.model),
     param_table.param_specs(config.model),
   )
-  inner = newton.chosen(config)
-  learning_rate = (lambda _: 1.0) if inner else schedule.learning_rate(config)
   placement = sharding.placement(mesh, specs, config.model.N, m.rules)
   quantizers = None
   if config.quant.method != "none":
     lies = sharding.param_shardings(mesh, specs, m.rules)
     quantizers = rounded.quantizers(config, specs, lies)
-  tx = optimizer.make(config, learning_rate, specs, placement, quantizers)
-
+  tx = methods.of(config).make(config, model, specs, placement, quantizers)
+  tx = _averaged(config, tx)
   params = jax.eval_shape(
     lambda key: param_table.init_params(config.model, key), jax.random.key(0)
   )
-  optimizer.check(config, tx, params)
-  if newton.chosen(config):
-    tx = newton.make(config, model, tx)
-  abstract = jax.eval_shape(
-    lambda params: state.init_state(params, tx, config.optim.ema), params
-  )
+  abstract = jax.eval_shape(lambda params: state.init_state(params, tx), params)
   shardings = sharding.state_shardings(
     mesh, specs, abstract, placement, m.rules
   )
@@ -142,10 +134,39 @@ def build(
     specs=specs,
     quantizers=quantizers,
     tx=tx,
-    learning_rate=learning_rate,
     abstract_state=abstract,
     shardings=shardings,
     batch_sharding=meshes.batch_sharding(mesh, leading=1),
+  )
+
+
+def problems(config: Config) -> list[str]:
+  """What the entries of all seams find wrong with a configuration.
+
+  Args:
+    config: Every value within its own bounds (`constraints.bounds`).
+  """
+  found = list(methods.of(config).problems(config))
+  try:
+    _averaged(config, optax.with_extra_args_support(optax.identity()))
+  except ValueError as error:
+    names = config.optim.averages
+    found.append(f"config.optim.averages={names!r}: {error}")
+  return found
+
+
+def _averaged(
+  config: Config, tx: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+  """The optimiser with the averages of `config.optim.averages`, if any."""
+  if not config.optim.averages:
+    return tx
+  method = methods.of(config)
+  return optim.average_weights(
+    tx,
+    names=config.optim.averages,
+    num_steps=-(-ramp.num_steps(config) // method.updates_per_step(config)),
+    has_updated=method.has_updated,
   )
 
 
@@ -154,7 +175,7 @@ def init_state(parts: Parts) -> state.TrainState:
 
   def init(key):
     params = param_table.init_params(parts.config.model, key)
-    return state.init_state(params, parts.tx, parts.config.optim.ema)
+    return state.init_state(params, parts.tx)
 
   key = jax.random.key(parts.config.seed)
   # Run once: LLVM's later passes cost a second and more, for the same bits.
@@ -190,35 +211,16 @@ def compile_step(
   return jitted.lower(parts.abstract_state, buffer, count).compile()
 
 
-def _make_step(parts: Parts, details: bool) -> Callable[..., Any]:
+def _make_step(parts: Parts, details: bool) -> methods.TrainStep:
   """The update of the run's method, not yet compiled."""
-  config = parts.config
-  if config.optim.name == newton.OUTER:
-    return newton_update.make_outer_step(config, parts.tx)
-  if config.optim.name == newton.MICRO:
-    return newton_update.make_micro_step(config, parts.model, parts.tx)
+  method = methods.of(parts.config)
+  update = method.make_update(parts, details)
 
-  places = jax.tree.map(lambda lie: lie.spec, parts.shardings.params)
+  def train_step(state, buffer, n):
+    new, metrics = update(state, buffer, n)
+    return new, metrics | method.metrics(new.opt_state)
 
-  def constrain(tree):
-    return jax.lax.with_sharding_constraint(tree, places)
-
-  return update.make_train_step(
-    lambda params, tokens: loss_sums(parts.model, params, tokens),
-    parts.tx,
-    parts.learning_rate,
-    update.StepConfig(
-      clip_norm=config.optim.clip_norm,
-      ema=config.optim.ema,
-      z_loss=config.model.z_loss,
-      pad_id=config.model.pad_id,
-      details=details,
-    ),
-    constrain if parts.mesh.size > 1 else lambda tree: tree,
-    optimizer.metrics,
-    rounded.rounded_weights(config, parts.quantizers),
-    rounded.sampled_curvature(config, parts.model),
-  )
+  return train_step
 
 
 def put_buffer(parts: Parts, rows: np.ndarray) -> jax.Array:
@@ -251,8 +253,9 @@ def _rows_that_divide(config: Config, ways: int) -> str:
   """Flags that make the rows of a pass a multiple of `ways`."""
   batch, rows = config.data.batch_size, config.microbatch_size
   fits = [n for n in range(ways, batch, ways) if batch % n == 0]
-  if fits and not newton.chosen(config):
-    close = min(fits, key=lambda n: abs(n - rows))
+  close = min(fits, key=lambda n: abs(n - rows), default=0)
+  train = dataclasses.replace(config.train, microbatch_size=close)
+  if close and not problems(dataclasses.replace(config, train=train)):
     return f"--config.train.microbatch_size={close}"
   wider = -(-rows // ways) * ways
   flags = f"--config.data.batch_size={batch // rows * wider}"

@@ -1,7 +1,7 @@
 """Bytes of one device, before anything runs: what is kept, and the peak.
 
 What is kept from one update to the next - parameters, each field of the
-optimiser's state, the average of the weights - is exact: the state's own
+optimiser's state with averages of the weights - is exact: the state's own
 shapes and shardings, of `setup.build`. The rest is an estimate of the peak
 within an update:
 
@@ -26,11 +26,10 @@ import optim
 from ..cli.text import format_table
 from ..config.errors import ConfigError
 from ..config.schema import ModelConfig
-from ..methods import newton
 from ..model import params as param_table
 from ..model.transformer import Transformer
 from ..objectives.next_token import loss_sums
-from . import build, sharding
+from . import build, methods, sharding
 
 # Fields of `optim`'s states that only say how arrays are stored.
 _STORAGE = ("stacks", "rest")
@@ -63,9 +62,12 @@ def kept(parts: build.Parts) -> list[Row]:
   """
   now, lies = parts.abstract_state, parts.shardings
   rows = [_row("parameters", now.params, lies.params)]
-  rows += _optimizer_rows(now.opt_state, lies.opt_state)
-  if now.ema != ():
-    rows.append(_row("average of the weights", now.ema, lies.ema))
+  opt_state, places = now.opt_state, lies.opt_state
+  if isinstance(opt_state, optim.AverageState):
+    averages = opt_state.averages, places.averages
+    rows.append(_row("averages of the weights", *averages))
+    opt_state, places = opt_state.inner, places.inner
+  rows += _optimizer_rows(opt_state, places)
   buffer = jax.ShapeDtypeStruct(parts.buffer_shape, jnp.int32)
   ahead = 1 + parts.config.data.prefetch
   held = ahead * sharding.leaf_bytes(buffer, parts.batch_sharding)
@@ -162,7 +164,7 @@ def _gradient_rows(parts: build.Parts) -> list[Row]:
   one = sharding.bytes_per_device(params, lies)
   passes = parts.buffer_shape[0]
   rows = [Row("gradients", one, None, GRADIENTS)]
-  if passes > 1 and not newton.chosen(parts.config):
+  if passes > 1 and methods.of(parts.config).sums_passes:
     rows.append(Row("gradients, summed over passes", one, None, GRADIENTS))
   if parts.config.quant.method in ("qat", "rat"):
     rows.append(Row("rounded weights", one, None, GRADIENTS))
@@ -195,7 +197,7 @@ def _backward_rows(parts: build.Parts) -> list[Row]:
   name = f"activations, {rows} rows, remat {cfg.remat}"
   found = [Row(name, saved, None, BACKWARD)]
   chunk = max(1, cfg.loss_chunk // rows) if cfg.loss_chunk else cfg.L
-  copies = 3 if newton.chosen(config) else 1
+  copies = methods.of(config).copies_of_logits
   logits = 4 * copies * rows * min(cfg.L, chunk) * cfg.V // tensor
   block = 0
   if cfg.remat != "none":  # One at a time is computed again, after the loss.

@@ -47,11 +47,11 @@ def make_outer_step(config: Config, tx: Transform) -> TrainStep:
         None, state.opt_state, state.params,
         batches=buffer[:n], ls_batches=searched,
       )  # fmt: skip
-      info = opt_state.info
+      info = newton.own_state(opt_state).info
       losses = jnp.where(jnp.isfinite(info.losses), info.losses, jnp.inf)
       has_losses = config.gauss_newton.line_search == "grid"
       loss = jnp.min(losses) if has_losses else info.loss
-      return _finish(config, state, updates, opt_state, loss, True)
+      return _finish(config, state, updates, opt_state, loss)
 
     return _guarded(state, apply)
 
@@ -79,8 +79,9 @@ def make_micro_step(
   scope = newton.scope(config)
 
   def solve(state, tokens):
+    delta = newton.own_state(state.opt_state).delta
     loss, grads = optim.local_value_and_grad(
-      model_fn, loss_fn, state.params, state.opt_state.delta, tokens,
+      model_fn, loss_fn, state.params, delta, tokens,
       mode=g.mode, scope=scope,
     )  # fmt: skip
     updates, opt_state = tx.update(
@@ -90,8 +91,9 @@ def make_micro_step(
     return updates, opt_state, loss
 
   def search(state, tokens):
+    delta = newton.own_state(state.opt_state).delta
     losses, weight = optim.line_search_losses(
-      model_fn, loss_fn, state.params, state.opt_state.delta, tokens,
+      model_fn, loss_fn, state.params, delta, tokens,
       newton.grid(config), scope,
     )  # fmt: skip
     updates, opt_state = tx.update(
@@ -104,16 +106,16 @@ def make_micro_step(
     del count
 
     def apply(state):
+      own = newton.own_state(state.opt_state)
       if g.line_search == "none":
         made = solve(state, buffer[0])
       else:
         made = jax.lax.cond(
-          optim.needs_line_search(state.opt_state, g.inner_steps),
+          optim.needs_line_search(own, g.inner_steps),
           search, solve, state, buffer[0],
         )  # fmt: skip
       updates, opt_state, loss = made
-      moved = optim.has_updated(opt_state)
-      return _finish(config, state, updates, opt_state, loss, moved)
+      return _finish(config, state, updates, opt_state, loss)
 
     return _guarded(state, apply)
 
@@ -140,22 +142,17 @@ def _finish(
   updates: Any,
   opt_state: Any,
   loss: jax.Array,
-  moved: Any,
 ) -> tuple[TrainState, Metrics]:
   """The state after an update, and what is logged of it."""
   params = optax.apply_updates(state.params, updates)
-  ema = state.ema
-  if config.optim.ema:
-    new = state.averaged_with(params, config.optim.ema)
-    ema = jax.tree.map(lambda a, b: jnp.where(moved, a, b), new, ema)
   good = jnp.isfinite(loss)
   new = TrainState(
-    state.step + good.astype(jnp.int32), params, opt_state, ema, ~good
+    state.step + good.astype(jnp.int32), params, opt_state, ~good
   )
-  metrics = newton.metrics(opt_state)
-  solver = getattr(opt_state, "solver", opt_state)
+  own = newton.own_state(opt_state)
+  solver = getattr(own, "solver", own)
   rate = newton.learning_rate(config)
-  return new, metrics | {
+  return new, {
     "train/loss": loss,
     "train/learning_rate": rate(solver.count, solver.inner_count),
     "train/grad_norm": solver.info.grad_norm,

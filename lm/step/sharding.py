@@ -104,7 +104,6 @@ def state_shardings(
     step=replicated,
     params=params,
     opt_state=opt_state,
-    ema=params if abstract_state.ema != () else (),
     halted=replicated,
   )
 

@@ -17,8 +17,7 @@ class TrainState(NamedTuple):
   Attributes:
     step: Updates made, int32 [].
     params: Parameters, float32.
-    opt_state: Of the optimiser.
-    ema: Sum behind the average of the weights, like params; () without one.
+    opt_state: Of the optimiser, the averages of the weights included.
     halted: A non-finite loss or gradient was met, bool []: the state is the
       one before that update, and stays so.
   """
@@ -26,51 +25,21 @@ class TrainState(NamedTuple):
   step: Any
   params: Any
   opt_state: Any
-  ema: Any
   halted: Any
 
-  def averaged_with(self, params: Any, decay: float) -> Any:
-    """The sum s <- decay s + (1 - decay) w with new weights; () without."""
-    if not decay:
-      return self.ema
-    return optax.incremental_update(params, self.ema, 1 - decay)
 
-
-def init_state(
-  params: Any, tx: optax.GradientTransformation, ema: float
-) -> TrainState:
+def init_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
   """State before the first update.
 
   Args:
     params: Parameters.
     tx: The optimiser.
-    ema: Decay of the weight average; 0 keeps none.
   """
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=tx.init(params),
-    ema=jax.tree.map(jnp.zeros_like, params) if ema else (),
     halted=jnp.zeros((), bool),
-  )
-
-
-def averaged_params(state: TrainState, ema: float, every: int = 1) -> Any:
-  """The debiased average s / (1 - ema^n) of the weights after n averagings.
-
-  Args:
-    state: Before the first averaging the parameters themselves are returned.
-    ema: Decay; with 0 there is no average and the parameters are returned.
-    every: Steps from one averaging to the next.
-  """
-  if not ema:
-    return state.params
-  count = state.step // every
-  bias = 1 - jnp.float32(ema) ** count
-  return jax.tree.map(
-    lambda s, p: jnp.where(count > 0, s / jnp.maximum(bias, 1e-38), p),
-    state.ema,
-    state.params,
   )
 
 

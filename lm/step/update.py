@@ -29,7 +29,6 @@ class StepConfig(NamedTuple):
 
   Attributes:
     clip_norm: Bound on the global gradient norm; 0 for none.
-    ema: Decay of the weight average; 0 for none.
     z_loss: Coefficient of the squared log-normaliser.
     pad_id: Targets that weigh nothing.
     details: Whether to return the norm of the update and statistics of each
@@ -37,7 +36,6 @@ class StepConfig(NamedTuple):
   """
 
   clip_norm: float
-  ema: float
   z_loss: float
   pad_id: int
   details: bool = False
@@ -49,7 +47,6 @@ def make_train_step(
   learning_rate: optax.Schedule,
   config: StepConfig,
   constrain_like_params: Callable[[Any], Any] = lambda tree: tree,
-  state_metrics: Callable[[Any], Metrics] = lambda opt_state: {},
   seen_weights: Callable[[Any, jax.Array], Any] | None = None,
   extra_args: Callable[..., dict[str, Any]] = lambda *_: {},
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
@@ -62,7 +59,6 @@ def make_train_step(
     learning_rate: The same schedule, for the metrics.
     config: See `StepConfig`.
     constrain_like_params: Puts a gradient-sized tree where the parameters are.
-    state_metrics: What to log of the optimiser's state.
     seen_weights: (params, step) -> the weights that the loss is of, e.g.
       rounded; differentiable, computed once an update. None: params.
     extra_args: (params, first microbatch, step) -> more arguments of
@@ -105,8 +101,7 @@ def make_train_step(
         grads, state.opt_state, state.params, value=loss, **more
       )
       params = optax.apply_updates(state.params, updates)
-      ema = state.averaged_with(params, config.ema)
-      new = TrainState(state.step + 1, params, opt_state, ema, state.halted)
+      new = TrainState(state.step + 1, params, opt_state, state.halted)
       details = {}
       if config.details:
         details["train/update_norm"] = optax.tree.norm(updates)
@@ -131,7 +126,7 @@ def make_train_step(
       "halted": new.halted,
       "step": new.step,
     }
-    return new, metrics | state_metrics(new.opt_state) | details
+    return new, metrics | details
 
   return train_step
 

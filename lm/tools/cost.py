@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 
 from ..config.schema import Config
-from ..methods import newton
 from ..model import params as param_table
 from ..step import build, memory
 from . import hlo
@@ -161,7 +160,7 @@ def law(config: Config, mesh: Mapping[str, int]) -> dict[Any, int]:
   cfg = config.model
   if (
     mesh["tensor"] > 1 or cfg.tied or cfg.layers != "scan" or cfg.loss_chunk
-    or newton.chosen(config) or config.optim.name != "adamw"
+    or config.optim.name != "adamw"
     or config.microbatch_size != config.data.batch_size
   ):  # fmt: skip
     raise ValueError(

@@ -23,9 +23,8 @@ from ..cli.text import format_table, human
 from ..config import load, ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
-from ..methods import optimizer
 from ..model import params as param_table
-from ..step import flops
+from ..step import build, flops
 
 # How jax calls the chips; not of a v3, whose chips are two devices.
 DEVICE_KINDS = {
@@ -82,10 +81,8 @@ def resolve(config: Config, platform: str) -> Config:
     platform: cpu | gpu | tpu.
 
   Raises:
-    ConfigError: If only the tokenizer's file knows the vocabulary, or a run
-      would refuse the optimiser.
+    ConfigError: If only the tokenizer's file knows the vocabulary.
   """
-  optimizer.check_config(config)
   trained = {"bpe": config.data.vocab_size, "bytes": _BYTES_VOCABULARY}
   vocab_size = config.model.V or trained.get(config.data.tokenizer)
   if not vocab_size:
@@ -200,7 +197,7 @@ if __name__ == "__main__":
 
   def main() -> None:
     """Prints the table of the flags."""
-    todo = work(load.from_config_dict(_CONFIG.value))
+    todo = work(load.from_config_dict(_CONFIG.value, build.problems))
     chips = [int(n) for n in _numbers("chips", _CHIPS.value, int)]
     mfus = list(_numbers("mfu", _MFU.value, float))
     prices = list(_numbers("price", _PRICE.value, float))

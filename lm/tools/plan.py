@@ -25,7 +25,6 @@ from ..cli.text import human
 from ..config import load
 from ..config.errors import ConfigError, InputError
 from ..config.schema import Config
-from ..methods import newton
 from ..model import mesh as meshes
 from ..model import params as param_table
 from ..step import build, memory
@@ -241,6 +240,8 @@ def _setting(
   for section, keys in changes:
     section_now = dataclasses.replace(getattr(config, section), **keys)
     config = dataclasses.replace(config, **{section: section_now})
+  if build.problems(config):  # Such as a method that fixes its microbatches.
+    return None
   try:
     peak = by_formula(config, devices).peak
   except ValueError:  # Such as rows that do not divide over the mesh.
@@ -270,7 +271,7 @@ def _knobs(config: Config, topology: chips.Topology) -> list[list[Change]]:
   batch = config.data.batch_size
   fits = [n for n in range(rest, batch, rest) if batch % n == 0]
   smaller = [n for n in reversed(fits) if n < config.microbatch_size]
-  if smaller and not newton.chosen(config):
+  if smaller:
     knobs.append([("train", {"microbatch_size": n}) for n in smaller])
   return knobs
 
@@ -296,9 +297,8 @@ if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     if topology.devices <= _MOST_CPU_DEVICES:
       jax.config.update("jax_num_cpu_devices", topology.devices)
-    config = estimate.resolve(
-      load.from_config_dict(_CONFIG.value), topology.kind.platform
-    )
+    config = load.from_config_dict(_CONFIG.value, build.problems)
+    config = estimate.resolve(config, topology.kind.platform)
     plan = make(config, topology, _BY.value)
     print(text(plan, config, topology), flush=True)
     check(plan, config, topology)

@@ -10,49 +10,49 @@ from ..step.state import TrainState
 from .session import Session
 
 
-def score(s: Session, max_batches: int, *, last: bool) -> None:
-  """Evaluates the weights, their average if there is one, and roundings.
+def score(s: Session, max_batches: int, *, final: bool = False) -> None:
+  """Evaluates the weights, their averages if there are any, and roundings.
 
   Args:
-    s: The run; `eval_loss` becomes the loss of the first set.
+    s: The run; without `final`, `scores` becomes the loss of the first set by
+      the name of the average, None for the weights themselves.
     max_batches: Per set; 0 scores whole splits.
-    last: Whether weights are rounded at random as well.
+    final: The keys are those of the end of a run, `eval/SET/final_loss`, and
+      weights are rounded at random as well.
   """
-  config = s.parts.config
-  if not config.eval.sets:
-    return
+  config, prefix = s.parts.config, "final_" if final else ""
+  values: dict[str, float] = {}
+
+  def add(name: str, scalars: dict[str, float]) -> None:
+    for key, value in scalars.items():
+      values[f"eval/{name}/{prefix}{key}"] = value
+
   with s.reporter.paused(s.clock):
-    results = s.evaluator.run(s.state.params, max_batches)
-    values = {
-      f"eval/{name}/{key}": value
-      for name, result in results.items()
-      for key, value in result.scalars().items()
-    }
-    if config.optim.ema:
-      average = s.evaluator.average(s.state)
-      averaged = s.evaluator.run(average, max_batches)
-      values |= {
-        f"eval/{name}/ema_loss": result.loss
-        for name, result in averaged.items()
-      }
-    roundings = {}
-    if s.rounder is not None:
-      draws = config.quant.draws if last else 0
-      values |= s.rounder.measure(s.state.params)
-      roundings = rounded.score(
-        s.evaluator, s.rounder, s.state.params, max_batches, draws
-      )
-      values |= {
-        f"eval/{name}/{key}": value
-        for name, result in roundings.items()
-        for key, value in result.scalars().items()
-      }
-    s.reporter.write(s.clock, values)
-    s.eval_loss = results[config.eval.sets[0]].loss
+    own = s.evaluator.point(s.state)
+    results = s.evaluator.run(own, max_batches)
+    scores: dict[str | None, float] = {None: results[config.eval.sets[0]].loss}
+    lines = [f"{name} {result}" for name, result in results.items()]
     for name, result in results.items():
-      s.progress.log(f"step {s.clock.step}: {name} {result}")
-    for name, result in roundings.items():
-      s.progress.log(f"step {s.clock.step}: {name} {result}")
+      add(name, result.scalars())
+    for average in s.evaluator.averages:
+      weights = s.evaluator.point(s.state, average)
+      averaged = s.evaluator.run(weights, max_batches)
+      scores[average] = averaged[config.eval.sets[0]].loss
+      for name, result in averaged.items():
+        add(f"{name}/avg/{average}", {"loss": result.loss})
+    if s.rounder is not None:
+      draws = config.quant.draws if final else 0
+      values |= s.rounder.measure(own)
+      roundings = rounded.score(s.evaluator, s.rounder, own, max_batches, draws)
+      lines += [f"{name} {result}" for name, result in roundings.items()]
+      for name, result in roundings.items():
+        add(name, result.scalars())
+    s.reporter.write(s.clock, values)
+    if not final:
+      s.scores = scores
+    when = f"{'end, ' if final else ''}step {s.clock.step}"
+    for line in lines:
+      s.progress.log(f"{when}: {line}")
 
 
 def save(s: Session) -> bool:
@@ -106,4 +106,4 @@ def _save(s: Session, train_state: TrainState, clock: resume.Clock) -> None:
   clock = clock._replace(seconds=s.stopwatch.seconds())
   saved = resume.to_json(clock, s.parts.config, s.stream.fingerprint)
   s.reporter.sync()  # A resume would not write these lines again.
-  s.checkpointer.save(clock.step, train_state, saved, s.eval_loss)
+  s.checkpointer.save(clock.step, train_state, saved, s.scores.get(None))

@@ -78,7 +78,7 @@ def _steps(s: Session) -> int:
       s.clock = s.clock.advance(rows, config.data.seq_length)
       more = {"train/batch_size": np.int32(rows)} if ramps else {}
       s.reporter.push(s.clock, metrics | more, buffers.wait_seconds)
-      s.eval_loss = None
+      s.scores = {}
       s.run_file.note(compiles_in_loop=compiled.count)
       code = _jobs(s)
       if code is not None:
@@ -89,6 +89,7 @@ def _steps(s: Session) -> int:
 
 def _compile_scoring(s: Session) -> None:
   s.evaluator.compile()
+  s.evaluator.compile_points()
   if s.rounder is not None:
     s.rounder.compile()
 
@@ -97,10 +98,12 @@ def _jobs(s: Session) -> int | None:
   """What is due after an update; an exit code ends the run."""
   config, step = s.parts.config, s.clock.step
   last = step >= ramp.num_steps(config)
-  if last or _due(step, config.eval.every):
-    batches = config.eval.final_batches if last else config.eval.batches
-    jobs.score(s, batches, last=last)
+  e = config.eval
+  if e.sets and e.every and (last or _due(step, e.every)):
+    jobs.score(s, e.batches)
     last = last or _low_enough(s)
+  if e.sets and last:
+    jobs.score(s, e.final_batches, final=True)
   stop = s.signals.received or s.checkpointer.reached_preemption(step)
   if s.reporter.halted:
     return jobs.crash(s)
@@ -118,10 +121,13 @@ def _due(step: int, every: int) -> bool:
 
 
 def _low_enough(s: Session) -> bool:
-  bound = s.parts.config.train.stop_at_loss
-  if s.eval_loss is None or s.eval_loss >= bound:
+  t = s.parts.config.train
+  if s.scores[t.stop_at_average or None] >= t.stop_at_loss:
     return False
-  s.progress.log(f"Loss below config.train.stop_at_loss={bound}: stopping.")
+  which = f" of {t.stop_at_average}" if t.stop_at_average else ""
+  s.progress.log(
+    f"Loss{which} below config.train.stop_at_loss={t.stop_at_loss}: stopping."
+  )
   return True
 
 

@@ -13,7 +13,7 @@ def show(s: Session) -> None:
     return
   texts = sample_texts(
     s.parts,
-    s.state.params,
+    s.evaluator.point(s.state),
     prompts=[""] * log.samples,
     num_tokens=log.sample_tokens,
     key=jax.random.key(s.parts.config.seed),

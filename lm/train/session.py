@@ -24,12 +24,13 @@ class Session:
   Attributes:
     state: Training state after the newest update.
     clock: Where that is.
-    eval_loss: Of the first eval set at this very step, if it was scored.
+    scores: Loss of the first eval set at this very step, if it was scored, by
+      the name of an average; None for the weights themselves.
   """
 
   state: state.TrainState
   clock: resume.Clock
-  eval_loss: float | None
+  scores: dict[str | None, float]
 
   parts: build.Parts
   path: pathlib.Path
@@ -96,7 +97,7 @@ def open_session(
   return Session(
     state=train_state,
     clock=clock,
-    eval_loss=None,
+    scores={},
     parts=parts,
     path=path,
     stream=stream,

@@ -17,15 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 import optim
 
-from ..config import ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..model import params as param_table
-from ..model.transformer import Transformer
 
 GRIDS = {
   "int4": optim.INT4,
@@ -149,7 +146,7 @@ def rounded_weights(
     return None
 
   def rounded(params, step):
-    key = _key(config, step, "weights") if q.method == "rat" else None
+    key = key_of(config, step, "weights") if q.method == "rat" else None
     return optim.quantize_params(
       params, chosen, key=key, scale_gradient=q.scale_gradient
     )
@@ -157,69 +154,7 @@ def rounded_weights(
   return rounded
 
 
-def penalized(
-  config: Config,
-  tx: optax.GradientTransformationExtraArgs,
-  chosen: Any,
-  factors: Callable[[Any, Any], Any],
-) -> optax.GradientTransformationExtraArgs:
-  """The optimiser with LOTION's penalty before it, for method "lotion".
-
-  Args:
-    config: Of the run.
-    tx: The optimiser.
-    chosen: The run's `quantizers`.
-    factors: (state of tx, params) -> curvature, for `quant.curvature`
-      "factors".
-  """
-  q = config.quant
-  if q.method != "lotion" or not q.strength:
-    return tx
-  strength = optax.linear_schedule(
-    0.0, q.strength, max(1, round(q.warmup * ramp.num_steps(config)))
-  )
-  options = {
-    "curvature_decay": q.curvature_decay,
-    "scale_gradient": q.scale_gradient,
-  }
-  if q.curvature == "factors":
-    return optim.with_rounding_penalty(tx, chosen, strength, factors, **options)
-  penalty = optim.add_rounding_penalty(chosen, strength, **options)
-  return optax.chain(penalty, tx)
-
-
-def sampled_curvature(
-  config: Config, model: Transformer
-) -> Callable[[Any, jax.Array, jax.Array], dict[str, Any]]:
-  """Extra arguments of the optimiser: the Fisher diagonal by drawn labels.
-
-  Args:
-    config: Of the run.
-    model: Its model.
-
-  Returns:
-    (params, rows [B, L + 1], step) -> {"curvature": tree}, from the first
-    `quant.fisher_rows` rows; {} unless `quant.curvature` is "sampled".
-  """
-  q = config.quant
-  if q.method != "lotion" or q.curvature != "sampled":
-    return lambda *_: {}
-
-  def logits(params: Any, tokens: jax.Array) -> Any:
-    return model.apply({"params": params}, tokens[:, :-1])
-
-  def extra(params, tokens, step):
-    tokens = tokens[: q.fisher_rows]
-    weights = (tokens[:, 1:] != config.model.pad_id).astype(jnp.float32)
-    fisher = optim.sampled_fisher_diagonal(
-      logits, params, tokens, _key(config, step, "labels"), weights=weights
-    )
-    return {"curvature": fisher}
-
-  return extra
-
-
-def _key(config: Config, step: jax.Array, use: str) -> jax.Array:
+def key_of(config: Config, step: jax.Array, use: str) -> jax.Array:
   """A key for one use in one update."""
   stream = {"weights": 1, "labels": 2}[use]
   key = jax.random.fold_in(jax.random.key(config.seed), stream)

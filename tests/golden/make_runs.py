@@ -44,7 +44,7 @@ STOP, STEPS = 20, 50
 # What is resumed from, and what only has losses. Each: the file of the
 # configuration, and what is changed beside the size.
 STORED = {
-  "tiny": ("tiny", {"optim.ema": 0.9}),
+  "tiny": ("tiny", {"optim.averages": ("ema:0.9",)}),
   "soap": ("soap", {}),
   "gn_tiny": (
     "gn_tiny",
@@ -204,7 +204,7 @@ def _resumed(name, devices):
 
 def _evaluated(name, devices):
   del devices
-  more = [["--ema"]] if name == "tiny" else []
+  more = [["--average=ema:0.9"]] if name == "tiny" else []
   return [scores(name, *arguments) for arguments in [[], *more]]
 
 
@@ -260,7 +260,8 @@ def _export():
 
   for name in STORED:
     more = ["--quantize"] if name == "lotion_int4" else None
-    for ending, flags in (("", []), (".rounded", more)):
+    average = ["--average=ema:0.9"] if name == "tiny" else []
+    for ending, flags in (("", average), (".rounded", more)):
       if flags is not None:
         out = FOLDER / f"{name}{ending}.npz"
         arguments = [f"--workdir={FOLDER / name}", f"--out={out}", *flags]

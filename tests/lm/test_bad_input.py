@@ -95,7 +95,10 @@ _CASES = {
   "optim.learning_rate=-1": ["config.optim.learning_rate"],
   "optim.learning_rate=nan": ["config.optim.learning_rate"],
   "optim.learning_rate=inf": ["config.optim.learning_rate", "finite"],
-  "optim.ema=1.0": ["config.optim.ema", "[0, 1)"],
+  "optim.averages=('ema:1.0',)": ["config.optim.averages", "[0, 1)"],
+  "optim.averages=('age:2','age:2')": ["config.optim.averages", "twice"],
+  "optim.averages=('tail:2',)": ["config.optim.averages", "(0, 1]"],
+  "train.stop_at_average=ema:0.9": ["stop_at_average='ema:0.9'", "averages=()"],
   "optim.clip_norm=-1": ["config.optim.clip_norm"],
   "schedule.warmup=-0.1": ["config.schedule.warmup"],
   "schedule.warmup=2.0": ["config.schedule.warmup", "unit"],
@@ -193,8 +196,12 @@ def test_there_are_at_least_sixty_cases():
 
 
 def test_several_problems_are_listed_at_once(tiny, tmp_path):
-  flags = [*tiny.flags(tmp_path), "--config.model.G=3", "--config.optim.ema=2"]
-  _fails(flags, ["config.model.G=3", "config.optim.ema=2"])
+  flags = [
+    *tiny.flags(tmp_path),
+    "--config.model.G=3",
+    "--config.optim.averages=('ema:2',)",
+  ]
+  _fails(flags, ["config.model.G=3", "config.optim.averages"])
 
 
 def test_a_right_configuration_wants_devices(tiny, tmp_path):

@@ -121,7 +121,7 @@ def test_seesaw_rates_are_warmed_up_and_stepped(tiny):
   found = batches.of_config(parts.config)
   assert [phase.rows for phase in found] == [4, 8, 16, 32]
   peak = parts.config.optim.learning_rate
-  rate = parts.learning_rate
+  rate = schedule.learning_rate(parts.config)
   assert rate(5) == pytest.approx(0.5 * peak)
   for k, phase in enumerate(found):
     last = phase.step + phase.updates - 1

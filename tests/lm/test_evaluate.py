@@ -233,7 +233,7 @@ def test_the_program_scores_a_run_beside_the_floor(run, capsys):
   ("argument", "message"),
   [
     ("--step=7", "no checkpoint of step 7"),
-    ("--ema", "config.optim.ema=0"),
+    ("--average=ema:0.9", "keeps: none at all (config.optim.averages)"),
     ("--sets=sotu", "sotu is not prepared"),
   ],
 )

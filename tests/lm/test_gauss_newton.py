@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+import optim
 from lm.config import load
 from lm.config.errors import ConfigError
-from lm.methods import newton, optimizer
 from lm.runs import checkpoint, metrics
-from lm.step import build, state
+from lm.step import build
 from ml_collections_configs import base
 
 # N = 4 microbatches of 8 rows, and one more for the line search.
@@ -30,6 +30,7 @@ _MICRO = _OUTER | {
   "data__batch_size": 8,
   "train__microbatch_size": 0,
 }
+_AVERAGED = {"optim__averages": ("ema:0.9",)}
 _VARIANTS = {
   "full": {},
   "layerwise": {
@@ -101,28 +102,21 @@ def test_a_chunked_head_changes_nothing(tiny):
 )
 def test_microsteps_are_the_outer_step_in_parts(tiny, name):
   """The same rows, one microbatch an update: the same weights."""
-  changes = _VARIANTS[name] | {"optim__ema": 0.9}
+  changes = _VARIANTS[name] | _AVERAGED
   outer, _ = _train(_parts(tiny, _OUTER | changes), steps=3)
   parts = _parts(tiny, _MICRO | changes | {"train__num_steps": 5 * 6})
   micro, lines = _train(parts, steps=15)
-  for field in ("params", "ema"):
-    for a, b in zip(
-      jax.tree.leaves(getattr(outer, field)),
-      jax.tree.leaves(getattr(micro, field)),
-      strict=True,
-    ):
+  for name in (None, "ema:0.9"):
+    points = [
+      optim.eval_params(now.opt_state, now.params, name)
+      for now in (outer, micro)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, points), strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  assert int(micro.opt_state.count) == int(outer.opt_state.count) == 3
   assert lines[-1]["gn/outer_steps"] == 3
   assert lines[-2]["gn/outer_steps"] == 2
   assert lines[-1]["gn/solve_tokens"] == 4 * 256
-  averaged = state.averaged_params(
-    micro, 0.9, newton.updates_per_average(parts.config)
-  )
-  again = state.averaged_params(outer, 0.9)
-  for a, b in zip(
-    jax.tree.leaves(averaged), jax.tree.leaves(again), strict=True
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_the_displacement_lies_as_the_weights_do(tiny):
@@ -165,7 +159,7 @@ def test_a_loss_that_is_not_finite_halts_with_sound_weights(tiny):
 def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, changes):
   """Within an outer step too: 13 microsteps are two of them and a half."""
   steps = 5 if changes is _OUTER else 13
-  changes = changes | {"train__num_steps": steps, "optim__ema": 0.9}
+  changes = changes | {"train__num_steps": steps} | _AVERAGED
   assert tiny.run(tmp_path / "whole", **changes)[0] == 0
   stopped = tmp_path / "stopped"
   process = tiny.start(stopped, **changes, checkpoint__every=1)
@@ -179,7 +173,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, changes):
   a, b = metrics.read(tmp_path / "whole"), metrics.read(stopped)
   for key in ("train/loss", "gn/alpha", "gn/grad_norm"):
     assert a[key].values.tolist() == b[key].values.tolist()
-  ema = next(key for key in a if key.endswith("ema_loss"))
+  ema = next(key for key in a if "/avg/ema:0.9/" in key)
   assert a[ema].values.tolist() == b[ema].values.tolist()
 
 
@@ -202,7 +196,7 @@ _WRONG = {
 @pytest.mark.parametrize("case", _WRONG)
 def test_a_wrong_configuration_is_refused(tiny, case):
   changes, words = _WRONG[case]
-  found = optimizer.problems(tiny.config(**changes))
+  found = build.problems(tiny.config(**changes))
   assert any(words in problem for problem in found), found
 
 

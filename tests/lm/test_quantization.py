@@ -233,7 +233,7 @@ def test_a_run_reports_exports_and_loads_rounded_weights(tiny, tmp_path):
   columns = metrics.read(run)
   (scored,) = {key.rsplit("/", 1)[0] for key in columns if "nearest" in key}
   for key in ("loss", "loss_nearest", "loss_random", "loss_random_stderr"):
-    assert columns[f"{scored}/{key}"].steps.tolist() == [6]
+    assert columns[f"{scored}/final_{key}"].steps.tolist() == [6]
   assert columns["quant/mean_step_size"].values[-1] > 0
   weights.export(run, out, quantize=True)
   config, params = weights.read_export(out)

@@ -45,6 +45,47 @@ def test_tables_state_the_last_numbers(tmp_path, capsys):
   assert lines[6].split() == expected.split()
 
 
+def test_each_average_and_the_end_of_a_run_are_shown(tmp_path, capsys):
+  run = _make_run(tmp_path / "base")
+  writer = metrics.JsonlWriter(run / "metrics.jsonl")
+  key = "eval/sotu/avg"
+  writer.write(80, {f"{key}/age:25/loss": 5.0, f"{key}/ema:0.9/loss": 5.5})
+  writer.write(
+    100,
+    {
+      "eval/sotu/final_loss": 4.25,
+      "eval/sotu/final_stderr": 0.01,
+      f"{key}/age:25/final_loss": 4.125,
+    },
+  )
+  writer.close()
+  assert report.main([str(run)]) == 0
+  row = capsys.readouterr().out.splitlines()[6]
+  assert row.split()[2:6] == ["100", "4.2500", "±", "0.0100"]
+  assert "age:25 4.1250, ema:0.9 -" in row  # The other is of another step.
+  assert report.main([str(run), "--to=5.2", "--average=age:25"]) == 0
+  assert capsys.readouterr().out.splitlines()[4].split()[:2] == ["base", "80"]
+
+
+def test_a_run_of_earlier_code_is_shown_with_its_average(tmp_path, capsys):
+  """And one that went on with today's code has one curve of it."""
+  run = _make_run(tmp_path / "old")
+  stored = {"optim": {"name": "adamw", "ema": 0.99, "kwargs": {}}}
+  (run / "config.json").write_text(json.dumps(stored))
+  writer = metrics.JsonlWriter(run / "metrics.jsonl")
+  for step in (80, 100):
+    writer.write(step, {"eval/sotu/ema_loss": 8 - step / 20})
+  writer.write(120, {"eval/sotu/avg/ema:0.99/loss": 2.5})
+  writer.close()
+  columns = read.load_run(run).columns
+  curve = columns["eval/sotu/avg/ema:0.99/loss"]
+  assert curve.steps.tolist() == [80, 100, 120]
+  assert curve.values.tolist() == [4.0, 3.0, 2.5]
+  assert read.load_run(run).eval_sets() == ["sotu"]
+  assert report.main([str(run), "--to=3.5", "--average=ema:0.99"]) == 0
+  assert capsys.readouterr().out.splitlines()[4].split()[:2] == ["old", "90"]
+
+
 def test_a_run_without_run_json_or_evaluations_is_still_shown(tmp_path, capsys):
   run = _make_run(tmp_path / "young", steps=3, info=False, sets=())
   assert report.main([str(run)]) == 0

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from lm.config import load, translations
-from lm.methods import optimizer
+from lm.step import build
 from ml_collections_configs import base
 
 
@@ -53,6 +53,6 @@ def test_a_command_line_has_no_older_names():
     config.optim.kwargs = dict(decay=0.9)
   built = load.from_config_dict(config)
   assert dict(built.optim.kwargs) == dict(decay=0.9)  # Refused by its name:
-  (problem,) = optimizer.problems(built)
+  (problem,) = build.problems(built)
   assert "config.optim.kwargs.decay is not an argument of muon" in problem
   assert "beta" in problem

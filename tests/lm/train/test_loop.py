@@ -14,7 +14,9 @@ def _train(tiny, folder, **changes):
 
 
 def test_the_files_of_a_run(tiny, tmp_path):
-  code = _train(tiny, tmp_path, optim__ema=0.5, eval__every=2)
+  names = ("ema:0.5", "tail:0.5")
+  changes = {"optim__averages": names, "eval__every": 2, "eval__batches": 1}
+  code = _train(tiny, tmp_path, **changes)
   assert code == 0
   run = json.loads((tmp_path / "run.json").read_text())
   assert run["status"] == "finished"
@@ -26,7 +28,10 @@ def test_the_files_of_a_run(tiny, tmp_path):
   name = f"eval/{tiny.corpus}"
   assert columns["train/loss"].steps.tolist() == [1, 2, 3, 4, 5, 6]
   assert columns[f"{name}/loss"].steps.tolist() == [2, 4, 6]
-  assert columns[f"{name}/ema_loss"].steps.tolist() == [2, 4, 6]
+  assert columns[f"{name}/final_loss"].steps.tolist() == [6]
+  for average in names:
+    assert columns[f"{name}/avg/{average}/loss"].steps.tolist() == [2, 4, 6]
+    assert columns[f"{name}/avg/{average}/final_loss"].steps.tolist() == [6]
   assert columns["tokens"].values.tolist()[-1] == 6 * 8 * 32
   bits = columns[f"{name}/bits_per_byte"].values[-1]
   assert 1 < bits < 9

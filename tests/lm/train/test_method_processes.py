@@ -30,7 +30,7 @@ _OUTER = {
   "train__microbatch_size": 8,
 }
 _METHODS = {
-  "adamw": {"optim__ema": 0.9},
+  "adamw": {"optim__averages": ("ema:0.9",)},
   "muon": {"optim__name": "muon", "optim__kwargs": {"consistent_rms": 0.2}},
   "shampoo": {"optim__name": "shampoo", "optim__kwargs": _FACTORS},
   "soap": {"optim__name": "soap", "optim__kwargs": _FACTORS | {"eps": 3e-2}},

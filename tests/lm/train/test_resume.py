@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import optim
 from lm.config import errors, load
 from lm.config.errors import ConfigError
 from lm.runs import checkpoint, metrics, workdir
@@ -40,7 +41,11 @@ def _same(tiny, a, b):
   assert json.loads((b / "run.json").read_text())["status"] == "finished"
 
 
-_LONG = {"train__num_steps": 150, "checkpoint__every": 5, "optim__ema": 0.9}
+_LONG = {
+  "train__num_steps": 150,
+  "checkpoint__every": 5,
+  "optim__averages": ("ema:0.9",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -253,12 +258,12 @@ def test_export_is_read_back_by_init_from(tiny, undisturbed, tmp_path):
   from lm.runs import weights
 
   out = tmp_path / "weights.npz"
-  step = weights.export(undisturbed, out)
+  step = weights.export(undisturbed, out, average="ema:0.9")
   assert step == 150
   config, params = weights.read_export(out)
   assert config == workdir.read_config(undisturbed)
   old = _state(tiny, undisturbed)
-  average = state.averaged_params(old, config.optim.ema)
+  average = optim.eval_params(old.opt_state, old.params, "ema:0.9")
   assert state.digest(params) == state.digest(average)
   code, output = tiny.run(
     tmp_path / "run", train__init_from=str(out), optim__learning_rate=0.0

@@ -17,7 +17,7 @@ _LAYOUTS = {
   "8": ((1, 8), {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}),
 }
 _METHODS = {
-  "adamw": {"optim__ema": 0.9},
+  "adamw": {"optim__averages": ("ema:0.9",)},
   # Its stacks of matrices have other lengths on other meshes.
   "muon": {"optim__name": "muon", "optim__kwargs": {}, "model__N": 3},
 }
@@ -68,7 +68,7 @@ def test_a_run_goes_on_in_another_layout(
   group.run(folder, *shape, **_RUN, **_METHODS[method], **mesh)
   assert _clock(folder, 8) == _clock(expected, 8)
   lines = (folder / "metrics.jsonl").read_text().splitlines()
-  assert [json.loads(line)["step"] for line in lines] == [5, 6, 7, 8, 8]
+  assert [json.loads(line)["step"] for line in lines] == [5, 6, 7, 8, 8, 8]
   found, before = metrics.read(folder), metrics.read(expected)
   assert found.keys() == before.keys()
   for key in found:

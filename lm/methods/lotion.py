@@ -1,0 +1,110 @@
+"""LOTION: an optimiser by name, with a penalty for rounding before it.
+
+The method of `config.quant.method` "lotion". The penalty is weighted by a
+curvature: squared gradients, labels that are drawn, or the optimiser's own
+Kronecker factors.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optim
+
+from ..config import ramp
+from ..config.schema import Config
+from ..model.transformer import Transformer
+from ..weights import rounded
+from . import optimizer, plain
+
+
+def problems(config: Config) -> list[str]:
+  """What is wrong with `config.optim`, or does not go with the curvature."""
+  found = plain.problems(config)
+  if found or config.quant.curvature != "factors":
+    return found
+  name = config.optim.name
+  if config.optim.by_role:
+    found.append(
+      "config.quant.curvature='factors' needs one optimiser for all matrices, "
+      "not config.optim.by_role; take 'empirical' or 'sampled'."
+    )
+  if not optimizer.takes(name, optimizer.FACTORS):
+    found.append(
+      "config.quant.curvature='factors' needs a method that has some (soap, "
+      f"shampoo), not {name}; take 'empirical' or 'sampled'."
+    )
+  return found
+
+
+def make(
+  config: Config,
+  model: Transformer,
+  specs: Any,
+  placement: optim.Placement,
+  quantizers: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """The transform; see `Method.make` for the arguments."""
+  tx = plain.make(config, model, specs, placement)
+  q = config.quant
+  if not q.strength:
+    return tx
+  strength = optax.linear_schedule(
+    0.0, q.strength, max(1, round(q.warmup * ramp.num_steps(config)))
+  )
+  options = {
+    "curvature_decay": q.curvature_decay,
+    "scale_gradient": q.scale_gradient,
+  }
+  if q.curvature == "factors":
+    factors = _factors(dict(config.optim.kwargs))
+    return optim.with_rounding_penalty(
+      tx, quantizers, strength, factors, **options
+    )
+  penalty = optim.add_rounding_penalty(quantizers, strength, **options)
+  return optax.chain(penalty, tx)
+
+
+def sampled_curvature(
+  config: Config, model: Transformer
+) -> Callable[[Any, jax.Array, jax.Array], dict[str, Any]]:
+  """Extra arguments of the optimiser: the Fisher diagonal by drawn labels.
+
+  Args:
+    config: Of the run.
+    model: Its model.
+
+  Returns:
+    (params, rows [B, L + 1], step) -> {"curvature": tree}, from the first
+    `quant.fisher_rows` rows; {} unless `quant.curvature` is "sampled".
+  """
+  q = config.quant
+  if q.curvature != "sampled":
+    return lambda *_: {}
+
+  def logits(params: Any, tokens: jax.Array) -> Any:
+    return model.apply({"params": params}, tokens[:, :-1])
+
+  def extra(params, tokens, step):
+    tokens = tokens[: q.fisher_rows]
+    weights = (tokens[:, 1:] != config.model.pad_id).astype(jnp.float32)
+    key = rounded.key_of(config, step, "labels")
+    fisher = optim.sampled_fisher_diagonal(
+      logits, params, tokens, key, weights=weights
+    )
+    return {"curvature": fisher}
+
+  return extra
+
+
+def _factors(kwargs: dict[str, Any]) -> Callable[[Any, Any], Any]:
+  """`optim.factor_diagonal` with the options its optimiser was made with."""
+  shared = inspect.signature(optim.factor_diagonal).parameters
+  options = {k: v for k, v in kwargs.items() if k in shared}
+  options["decay"] = kwargs.get("shampoo_beta") or kwargs.get("b2", 0.95)
+  return functools.partial(optim.factor_diagonal, **options)
