@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import sweep
 from lm.cli import text
 from lm.config import load as config_load
 from lm.config import ramp
@@ -19,6 +18,8 @@ from lm.config.schema import Config
 from lm.runs import read
 from lm.runs.read import Run
 from lm.step import flops
+from lm.tools import sweeps
+from lm.tools.sweeps import expand
 
 # Of the default corpus, where every study runs.
 _DATA = {"vocab_size": 4096, "eos_id": 1, "pad_id": 0, "platform": "cpu"}
@@ -61,7 +62,7 @@ def load(folder: pathlib.Path, pattern: re.Pattern[str]) -> list[Named]:
   for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime):
     name, _, _ = path.name.rpartition("-")
     match = pattern.fullmatch(name)
-    if match is None or not sweep.is_finished(path):
+    if match is None or not read.is_finished(path):
       continue
     found[name] = Named(match.groupdict(""), read.load_run(path, name))
   return [found[name] for name in sorted(found)]
@@ -138,7 +139,7 @@ def draw_band(
 
 def resolve(run: Mapping[str, Any]) -> Config:
   """The configuration of a run of a sweep, on the default corpus."""
-  config = sweep.resolve(run["config"], run["overrides"])
+  config = sweeps.resolve(run["config"], run["overrides"])
   return config_load.resolve(config, **_DATA)
 
 
@@ -260,7 +261,7 @@ def plan_table(
   found: dict[tuple[str, str], list[Work]] = {}
   seen = set()
   for name, runs in sweeps.items():
-    for job, run in zip(sweep.expand(runs), runs, strict=True):
+    for job, run in zip(expand(runs), runs, strict=True):
       if job.id not in seen:
         seen.add(job.id)
         config = resolve(run)

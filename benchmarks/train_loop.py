@@ -88,20 +88,19 @@ def bare_ms(flags: list[str], steps: int) -> float:
 def bare(flags: list[str], steps: int) -> None:
   """The worker of `bare_ms`."""
   from lm.cli import allocator, program
+  from lm.cli import flags as lm_flags
 
   allocator.settle()
   program.use_compilation_cache()
-  holder = program.define_config()
-  # ml_collections looks for the overrides in sys.argv.
-  sys.argv = ["bare", *flags, f"--config.train.num_steps={steps}"]
-  program.parse(sys.argv)
+  flags = [*flags, f"--config.train.num_steps={steps}"]
+  given = lm_flags.parse(flags, None, (lm_flags.CONFIG,))
   import jax
   import numpy as np
 
   from lm.config import load
   from lm.step import build
 
-  config = load.from_config_dict(holder.value)
+  config = load.from_config_dict(given.config)
   parts = build.build(build.resolve(config, build.find_data(config)))
   with jax.set_mesh(parts.mesh):
     step, state = build.compile_step(parts), build.init_state(parts)

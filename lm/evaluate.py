@@ -4,70 +4,56 @@ r"""Loss on held-out rows, with its error, beside the corpus's n-gram floor.
 
 The loss of a set is a ratio of sums over its targets, so rows and batches of
 any size count by their targets; the rows of padding that fill up a last batch
-have none. `train/evaluation.py` scores the rows, during a run and here. Of
-several processes (--distributed) the first prints; when one is lost, the others
-end with exit code 76, as in training.
-Dimension key: R rows of a set.
+have none. `eval/score.py` scores the rows, during a run and here. Of several
+processes (--distributed) the first prints; when one is lost, the others end
+with exit code 76, as in training.
 """
 
-import argparse
 import dataclasses
-import sys
+import types
 from collections.abc import Sequence
 
-from .cli import allocator, program
-from .config import errors
+from .cli import flags, program
+from .cli.flags import Flag
 
-if __name__ == "__main__":
-  allocator.settle()  # Before jax allocates anything.
-  program.quiet()
-  program.use_compilation_cache()
-
-import jax
-
-from .data import layout
-from .eval import evaluator, score
-from .eval import rounded as rounded_scores
-from .processes import distributed, peers
-from .runs import weights
-from .weights import rounded
+_FLAGS = (
+  flags.WORKDIR,
+  flags.STEP,
+  Flag("sets", list, "corpora; default config.eval.sets"),
+  Flag("batches", int, "of a set; 0: the whole split", 0, least=0),
+  Flag("average", str, "of config.optim.averages, to score"),
+  *flags.GRID,
+  *flags.DISTRIBUTED,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m lm.evaluate", description=(__doc__ or "").split("\n\n")[0]
-  )
-  parser.add_argument("--workdir", required=True, help="folder of a run")
-  parser.add_argument("--sets", help="corpora, by default config.eval.sets")
-  parser.add_argument("--step", type=int, help="checkpoint; default the newest")
-  distributed.add_arguments(parser)
-  parser.add_argument(
-    "--batches", type=int, default=0, help="per set; default whole splits"
-  )
-  parser.add_argument(
-    "--average", metavar="NAME", help="of config.optim.averages, to score"
-  )
-  rounded.add_arguments(parser)
-  args = parser.parse_args(argv)
-  try:
-    with peers.joined(
-      args.distributed,
-      args.coordinator,
-      args.num_processes,
-      args.process_id,
-      tell=program.tell,
-    ):
-      lines = _evaluate_run(args)
-  except (ValueError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return errors.BAD_INPUT
+  return program.run(_evaluate, argv, __doc__, _FLAGS)
+
+
+def _evaluate(args: types.SimpleNamespace) -> None:
+  import jax
+
+  from .processes import peers
+
+  with peers.joined(
+    *flags.in_order(args, flags.DISTRIBUTED), tell=program.tell
+  ):
+    lines = _scores(args)
   if jax.process_index() == 0:
     print(lines)
-  return 0
 
 
-def _evaluate_run(args: argparse.Namespace) -> str:
+def _scores(args: types.SimpleNamespace) -> str:
+  """The tables to print."""
+  import jax
+
+  from .data import layout
+  from .eval import evaluator, score
+  from .eval import rounded as rounded_scores
+  from .runs import weights
+
   parts, params = weights.open_run(
     args.workdir,
     args.step,
@@ -76,7 +62,7 @@ def _evaluate_run(args: argparse.Namespace) -> str:
     block_size=args.block_size,
   )
   config = parts.config
-  names = tuple(args.sets.split(",")) if args.sets else config.eval.sets
+  names = tuple(args.sets) if args.sets else config.eval.sets
   config = dataclasses.replace(
     config, eval=dataclasses.replace(config.eval, sets=names)
   )
@@ -96,4 +82,4 @@ def _evaluate_run(args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  program.start(main)

@@ -11,47 +11,39 @@ and scales. The file is read by `numpy.load`, and by
 `--config.train.init_from=weights.npz`.
 """
 
-import argparse
-import sys
+import types
 from collections.abc import Sequence
 
-from .cli import program
-from .config import errors
-from .runs import weights
-from .weights import rounded
+from .cli import flags, program
+from .cli.flags import Flag
+
+_FLAGS = (
+  flags.WORKDIR,
+  Flag("out", str, "file to write, .npz", required=True),
+  Flag("average", str, "of config.optim.averages, to write"),
+  Flag("quantize", bool, "round as config.quant of the run says", False),
+  *flags.GRID,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m lm.export", description=(__doc__ or "").split("\n\n")[0]
+  return program.run(_export, argv, __doc__, _FLAGS)
+
+
+def _export(args: types.SimpleNamespace) -> None:
+  from .runs import weights
+
+  step = weights.export(
+    args.workdir,
+    args.out,
+    average=args.average,
+    quantize=args.quantize or args.grid is not None,
+    grid=args.grid,
+    block_size=args.block_size,
   )
-  parser.add_argument("--workdir", required=True, help="folder of a run")
-  parser.add_argument("--out", required=True, help="file to write, .npz")
-  parser.add_argument(
-    "--average", metavar="NAME", help="of config.optim.averages, to write"
-  )
-  parser.add_argument(
-    "--quantize", action="store_true", help="as config.quant of the run says"
-  )
-  rounded.add_arguments(parser)
-  args = parser.parse_args(argv)
-  try:
-    step = weights.export(
-      args.workdir,
-      args.out,
-      average=args.average,
-      quantize=args.quantize or args.grid is not None,
-      grid=args.grid,
-      block_size=args.block_size,
-    )
-  except (ValueError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return errors.BAD_INPUT
   print(f"Wrote the weights of step {step} to {args.out}.")
-  return 0
 
 
 if __name__ == "__main__":
-  program.quiet()
-  sys.exit(main())
+  program.start(main)

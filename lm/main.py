@@ -4,60 +4,37 @@ r"""Trains a language model from a configuration; run it again to resume.
         --config.optim.learning_rate=2e-3
 
 The same line runs on one CPU, on several devices and, with --distributed, on
-several processes. Exit codes are in `lm/cli/program.py`.
+several processes. Exit codes are in `lm/config/errors.py`.
 """
 
-from .cli import allocator, program
-from .config.errors import InputError
+import types
+from collections.abc import Sequence
 
-allocator.settle()  # Before jax allocates anything.
-program.use_compilation_cache()
+from .cli import flags, program
+from .config import load
 
-from absl import flags  # noqa: E402
-
-from .config import load  # noqa: E402
-
-_CONFIG = program.define_config()
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run: checkpoints, metrics, figures."
-)
-_DISTRIBUTED = flags.DEFINE_enum(
-  "distributed",
-  "none",
-  ["none", "auto", "explicit"],
-  "none: one process; auto: a TPU pod, SLURM or MPI says who we are; "
-  "explicit: the three flags below do.",
-)
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "HOST:PORT of process 0."
-)
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "This one, from 0.")
+_FLAGS = (flags.CONFIG, flags.WORKDIR, *flags.DISTRIBUTED)
 
 
-def main() -> int:
-  """Runs the configuration of the flags; returns the exit code."""
-  if _CONFIG.value is None or not _WORKDIR.value:
-    raise InputError(
-      "Give a configuration and a folder: --config=FILE.py --workdir=FOLDER."
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program; returns its exit code."""
+  return program.run(_train, argv, __doc__, _FLAGS)
+
+
+def _train(args: types.SimpleNamespace) -> int:
   from .processes import peers
   from .runs import checkpoint
   from .step import build
   from .train import loop
 
-  config = load.from_config_dict(_CONFIG.value, build.problems)
-  workdir = _WORKDIR.value
+  config = load.from_config_dict(args.config, build.problems)
   with peers.joined(
-    _DISTRIBUTED.value,
-    _COORDINATOR.value,
-    _PROCESSES.value,
-    _PROCESS.value,
+    *flags.in_order(args, flags.DISTRIBUTED),
     tell=program.tell,
-    goes_on_from=lambda: checkpoint.newest_text(workdir),
+    goes_on_from=lambda: checkpoint.newest_text(args.workdir),
   ):
-    return loop.train(config, _WORKDIR.value)
+    return loop.train(config, args.workdir)
 
 
 if __name__ == "__main__":
-  program.run(main)
+  program.start(main)

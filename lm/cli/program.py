@@ -1,101 +1,123 @@
-"""What the programs share: flags in, one clear message and an exit code out.
+"""How a program begins and ends: flags in, one message and an exit code out.
 
 Exit codes: 0 done, and those of `lm/config/errors.py`.
 """
 
+import errno
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 
-import ml_collections
-from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
-from ..config.errors import BAD_INPUT, DISK, InputError
-from ..config.names import nearest
+from ..config import errors
+from ..config.errors import InputError
+from . import allocator, flags
+
+# A full disk, a full quota, and a file beyond the limit of the shell.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of the user's making; other errors of the system are the disk's.
+_USERS = (
+  ValueError,
+  FileNotFoundError,
+  PermissionError,
+  IsADirectoryError,
+  NotADirectoryError,
+  FileExistsError,
+)
+_BUG = 1
+_NO_READER = 141  # Of standard output, as in a shell: | head.
+_INTERRUPTED = 130
 
 
-def define_config() -> flags.FlagHolder:
-  """Defines --config=FILE.py and its --config.KEY=VALUE overrides."""
-  return config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Configuration file, e.g. ml_collections_configs/tiny.py; single keys are "
-    "overridden by --config.KEY=VALUE.",
-  )
+def start(main: Callable[[], int]) -> None:
+  """Runs the program of this process to its end.
+
+  Args:
+    main: Calls `run`, and returns its exit code. To be called before jax is
+      imported, which reads the environment.
+  """
+  allocator.settle()
+  quiet()
+  use_compilation_cache()
+  code = main()
+  if code in (errors.DISK, _NO_READER):
+    # At once: the threads of a failed save would trip over a slow end, and
+    # what could not be printed would be printed again.
+    os._exit(code)
+  sys.exit(code)
 
 
 def run(
-  main: Callable[[], int | None], argv: Sequence[str] | None = None
-) -> None:
-  """Parses the flags, calls `main` and exits with its code.
+  body: Callable[[types.SimpleNamespace], int | None],
+  argv: Sequence[str] | None,
+  doc: str | None,
+  declared: Sequence[flags.Flag],
+  **options: str | bool,
+) -> int:
+  """Parses the flags and calls the body of a program; tells what went wrong.
 
   Args:
-    main: The program; errors of the user's making are `ValueError`s.
-    argv: Arguments, the program's name first; None takes the process's.
+    body: Flags -> exit code, None for 0.
+    argv: Arguments, without the name of the program; None takes the process's.
+    doc: Docstring of the program.
+    declared: Its flags.
+    **options: Further arguments of `flags.parse`.
+
+  Returns:
+    The exit code.
   """
-  argv = list(sys.argv if argv is None else argv)
-  if {"--help", "-h", "--helpfull", "--helpshort"} & set(argv):
-    print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help())
-    sys.exit(0)
   try:
-    parse(argv)
-    quiet()
-    code = main() or 0
-    sys.exit(code)
-  except (ValueError, FileNotFoundError, PermissionError) as error:
-    sys.exit(tell(error))
-  except OSError as error:
-    # At once: the threads of a failed save would trip over a slow end.
-    os._exit(tell(error))
+    given = sys.argv[1:] if argv is None else argv
+    code = body(flags.parse(given, doc, declared, **options)) or 0  # pyrefly: ignore
+    sys.stdout.flush()  # Here, where a full disk is told.
+    return code
+  except (Exception, KeyboardInterrupt) as error:
+    return tell(error)
 
 
 def tell(error: BaseException) -> int:
-  """Prints what ended the program to standard error; returns its exit code.
+  """Prints what ended a program to standard error; returns its exit code.
 
   One message for what the user or the disk did, a traceback for the rest, and
   for everything with GOLDENPATH_TRACEBACK in the environment.
   """
-  codes = {
-    FileNotFoundError: BAD_INPUT,
-    PermissionError: BAD_INPUT,
-    OSError: DISK,
-    ValueError: BAD_INPUT,
-  }
-  code = next((c for kind, c in codes.items() if isinstance(error, kind)), 1)
-  if code == 1 or os.environ.get("GOLDENPATH_TRACEBACK"):
+  code = _code(error)
+  if code == _BUG or os.environ.get("GOLDENPATH_TRACEBACK"):
     traceback.print_exception(error)
-  else:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+  elif code != _NO_READER:
+    message = str(error) or type(error).__name__
+    print(f"error: {message}", file=sys.stderr, flush=True)
   return code
 
 
-def parse(argv: Sequence[str]) -> None:
-  """Parses the flags of the process, with the nearest name for a typo.
+def _code(error: BaseException) -> int:
+  if isinstance(error, KeyboardInterrupt):
+    return _INTERRUPTED
+  if isinstance(error, BrokenPipeError):
+    return _NO_READER
+  if any(map(_is_full_disk, _causes(error))):
+    return errors.DISK
+  if isinstance(error, _USERS):
+    return errors.BAD_INPUT
+  return errors.DISK if isinstance(error, OSError) else _BUG
 
-  Raises:
-    InputError: If a flag, a key or a value is wrong.
-  """
-  known = [a for a in argv[1:] if a.startswith("--config.")]
-  try:
-    rest = flags.FLAGS(argv)
-    if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
-      # A file that could not be loaded says so at its first use only.
-      flags.FLAGS["config"].value.keys()
-  except flags.Error as error:
-    raise InputError(f"{error} (--help lists the flags.)") from error
-  except (AttributeError, KeyError) as error:
-    raise InputError(_unknown_key(known, str(error))) from error
-  except (OSError, ImportError, SyntaxError, TypeError) as error:
-    reason = " ".join(str(error).split())
-    raise InputError(f"--config could not be read: {reason}") from error
-  if len(rest) > 1:
-    raise InputError(
-      f"Unexpected argument {rest[1]!r}; flags are written --name=value."
-    )
+
+def _is_full_disk(error: BaseException) -> bool:
+  if isinstance(error, OSError) and error.errno in _FULL:
+    return True
+  # Libraries in C++ have errors of their own.
+  return os.strerror(errno.ENOSPC) in str(error)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+  """The error, and what it was raised from or while handling."""
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__
 
 
 def check_local(name: str, path: str | os.PathLike) -> None:
@@ -147,37 +169,3 @@ def use_compilation_cache() -> None:
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", default)
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
-
-def _unknown_key(overrides: Sequence[str], error: str) -> str:
-  from ml_collections_configs import base
-
-  keys = _flatten(base.get_config())
-  for override in overrides:
-    key = override[len("--config.") :].split("=")[0]
-    section = ".".join(key.split(".")[:2])
-    is_open = section in ("optim.kwargs", "optim.by_role") and key != section
-    if key not in keys and not is_open:
-      last = key.rsplit(".", 1)[-1]
-      same = [k for k in keys if k.rsplit(".", 1)[-1] == last]
-      hint = f" Did you mean {same[0]!r}?" if same else nearest(key, keys)
-      return f"config.{key} is not a key of the configuration.{hint}"
-    if key not in keys:
-      name = key.rsplit(".", 1)[-1]
-      return (
-        f"config.{key} is not set in the configuration, so it cannot be "
-        "overridden alone; give all arguments at once: "
-        f"--config.{section}='{{\"{name}\": ...}}'."
-      )
-  return f"--config could not be read: {error}"
-
-
-def _flatten(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
-  """Dotted paths of all keys."""
-  keys = []
-  for key, value in config.items():
-    path = f"{prefix}{key}"
-    keys.append(path)
-    if isinstance(value, ml_collections.ConfigDict):
-      keys += _flatten(value, f"{path}.")
-  return keys

@@ -16,6 +16,9 @@ from .names import CORPORA, CORPUS_PREFIXES, nearest
 from .schema import Config
 
 _REMAT = ("none", "full", "dots")
+# Pieces of BPE: 256 bytes, 3 control pieces and a character at least; as many
+# as the n-gram floor can count at most. The text sets narrower limits.
+_BPE_PIECES = (260, 2**21 - 1)
 
 
 def bounds(config: Config) -> list[str]:
@@ -45,6 +48,9 @@ def _bounds(section: Any, path: str) -> Iterator[str]:
     if least is not None and not value >= least:  # Also catches NaN.
       unit = field.metadata["unit"]
       yield f"{name}={value} must be >= {least}{unit and f' ({unit})'}."
+    most = field.metadata.get("most")
+    if most is not None and not value <= most:
+      yield f"{name}={value} must be <= {most}."
     above = field.metadata.get("above")
     if above is not None and not value > above:
       yield f"{name}={value} must be > {above}."
@@ -122,10 +128,12 @@ def _data(config: Config) -> Iterator[str]:
       f"config.data.tokenizer={d.tokenizer!r} is not bpe, bytes or sp:FILE."
       f"{hint}"
     )
-  if d.tokenizer == "bpe" and d.vocab_size < 512:
+  least, most = _BPE_PIECES
+  if d.tokenizer == "bpe" and not least <= d.vocab_size <= most:
     yield (
-      f"config.data.vocab_size={d.vocab_size} is too small for BPE: 256 byte "
-      "pieces and the control pieces come first. Take >= 512, or "
+      f"config.data.vocab_size={d.vocab_size} must be in [{least}, {most}] for "
+      "BPE: 256 bytes, 3 control pieces and a character at least, and what the "
+      "n-gram floor can count at most. Take e.g. 4096, or "
       "--config.data.tokenizer=bytes."
     )
 

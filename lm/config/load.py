@@ -3,9 +3,16 @@
 `from_config_dict` lists every problem at once, before a device is touched.
 """
 
+import contextlib
 import dataclasses
+import importlib.util
+import os
+import re
+import sys
+import traceback
+import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
@@ -13,9 +20,67 @@ import ml_collections
 from ml_collections_configs import base
 
 from . import constraints, translations
-from .errors import ConfigError
+from .errors import ConfigError, InputError
 from .names import nearest
 from .schema import Config
+
+
+def import_file(file: str) -> types.ModuleType:
+  """The module of a Python file, executed anew.
+
+  Raises:
+    InputError: If there is no such file, or it raises an error.
+  """
+  if not os.path.isfile(file):
+    raise InputError(
+      f"There is no file {file}; paths are relative to {os.getcwd()}."
+    )
+  name = re.sub(r"\W", "_", os.path.abspath(file))
+  found = importlib.util.spec_from_file_location(name, file)
+  if found is None or found.loader is None:
+    raise InputError(f"{file} is not a Python file.")
+  module = sys.modules[name] = importlib.util.module_from_spec(found)
+  with _reading(file):
+    found.loader.exec_module(module)
+  return module
+
+
+def from_file(path: str) -> ml_collections.ConfigDict:
+  """The configuration that a file makes, not yet checked.
+
+  Args:
+    path: FILE.py, or FILE.py:ARGUMENT, which its `get_config` is given.
+
+  Raises:
+    InputError: If there is no such file, or it makes no configuration.
+  """
+  file, _, argument = path.partition(":")
+  get_config = getattr(import_file(file), "get_config", None)
+  if get_config is None:
+    raise InputError(f"{file} has no function get_config.")
+  with _reading(path):
+    config = get_config(argument) if argument else get_config()
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise InputError(
+      f"get_config of {file} returned {type(config).__name__}, expected a "
+      "ConfigDict, as base.get_config() does."
+    )
+  return config
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+  """Names the file, and the line where it can, in what a user's file raises."""
+  try:
+    yield
+  except SyntaxError as error:  # Its text has the line.
+    raise InputError(f"{path} could not be read: {error}") from error
+  except Exception as error:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    raise InputError(
+      f"{path} could not be read: {place.filename}, line {place.lineno}: "
+      f"{type(error).__name__}: {error}"
+    ) from error
 
 
 def from_config_dict(

@@ -23,9 +23,19 @@ def _at_least(least: float, unit: str = "") -> Any:
   return dataclasses.field(metadata={"least": least, "unit": unit})
 
 
+def _between(least: int, most: int) -> Any:
+  """A field that takes numbers in [`least`, `most`]."""
+  metadata = {"least": least, "most": most, "unit": ""}
+  return dataclasses.field(metadata=metadata)
+
+
 def _above(bound: float) -> Any:
   """A field that takes numbers > `bound`."""
   return dataclasses.field(metadata={"above": bound})
+
+
+# jax.random.key takes 32 bits and drops the others.
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,7 +247,7 @@ class LogConfig:
 class Config:
   """A whole configuration."""
 
-  seed: int = _at_least(0)
+  seed: int = _between(0, LARGEST_SEED)
   model: ModelConfig
   data: DataConfig
   optim: OptimConfig

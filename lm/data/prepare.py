@@ -1,4 +1,4 @@
-"""Prepares all text that a configuration names; run once before training.
+r"""Prepares all text that a configuration names; run once before training.
 
     python -m lm.data.prepare --config=ml_collections_configs/tiny.py
     python -m lm.data.prepare --config=ml_collections_configs/base.py \
@@ -17,12 +17,12 @@ import itertools
 import pathlib
 import sys
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from absl import flags
-
-from ..cli import program
+from ..cli import flags, program
 from ..cli.text import format_table
+from ..config import load
 from . import builders
 from . import corpora
 from . import layout
@@ -49,14 +49,13 @@ def prepare(
   Does nothing for what is there already and intact.
 
   Args:
-    data_cfg: The section `config.data`.
+    data_cfg: The section `config.data`, checked.
     eval_sets: Names of further corpora, `config.eval.sets`.
     log: Called with lines for the person waiting.
 
   Raises:
     DataError: On bad input; nothing is left half-written.
   """
-  check(data_cfg)
   root = pathlib.Path(data_cfg.root)
   mixture = [spec for spec, _ in data_cfg.mixture]
   with _locked(root):
@@ -78,33 +77,6 @@ def prepare(
       )
       for spec in sources
     }
-
-
-def check(data_cfg) -> None:
-  """Raises DataError, listing all faults of the section `config.data`."""
-  faults = []
-  if not data_cfg.mixture:
-    faults.append('mixture is empty; e.g. (("sotu", 1.0),)')
-  specs = []
-  for pair in data_cfg.mixture:
-    if isinstance(pair, str) or len(pair) != 2:
-      faults.append(f"mixture: {pair!r} is no pair of a corpus and a weight")
-      continue
-    spec, weight = pair
-    if not weight > 0:
-      faults.append(f"mixture: the weight of {spec} is {weight}, must be > 0")
-    if spec in specs:
-      faults.append(f"mixture names {spec} more than once; add the weights up")
-    specs.append(spec)
-  if data_cfg.seq_length < 1:
-    faults.append(f"seq_length={data_cfg.seq_length}, must be >= 1")
-  if data_cfg.tokenizer == "bpe" and data_cfg.vocab_size < 300:
-    faults.append(
-      f"vocab_size={data_cfg.vocab_size}, must be >= 300: 259 pieces are bytes "
-      "and special ids"
-    )
-  if faults:
-    raise DataError("config.data: " + "; ".join(faults) + ".")
 
 
 @contextlib.contextmanager
@@ -276,9 +248,17 @@ def table(prepared: dict[str, layout.Prepared]) -> str:
   return format_table(header, lines)
 
 
-def main(config) -> None:
-  """The program: prepares and prints a table."""
+_FLAGS = (flags.CONFIG,)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program; returns its exit code."""
+  return program.run(_prepare, argv, __doc__, _FLAGS)
+
+
+def _prepare(args: types.SimpleNamespace) -> None:
   started = time.monotonic()
+  config = load.from_config_dict(args.config)
   prepared = prepare(config.data, config.eval.sets)
   print(table(prepared))
   print(
@@ -291,6 +271,4 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-  _CONFIG = program.define_config()
-  flags.mark_flag_as_required("config")
-  program.run(lambda: main(_CONFIG.value))
+  program.start(main)

@@ -1,6 +1,5 @@
 """Several processes, or several devices of a CPU, as one program."""
 
-import argparse
 import os
 
 import jax
@@ -22,21 +21,6 @@ def widen_thread_pool() -> None:
   NPROC in the environment takes precedence.
   """
   os.environ.setdefault("NPROC", str(_THREADS))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of `initialize` to a program that takes `argparse`'s."""
-  add = parser.add_argument
-  add(
-    "--distributed",
-    default="none",
-    choices=("none", "auto", "explicit"),
-    help="auto: started by every process of a TPU pod, SLURM or MPI job; "
-    "explicit: by every process, with the next three",
-  )
-  add("--coordinator", help="HOST:PORT of process 0")
-  add("--num_processes", type=int, help="processes in all")
-  add("--process_id", type=int, help="this one, from 0")
 
 
 def initialize(

@@ -193,3 +193,12 @@ def steps_to_loss(
   where = np.array([at])
   tokens, seconds = (run.clock(u, where)[0] for u in ("tokens", "seconds"))
   return Reached(float(at), float(tokens), float(seconds))
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+  """Whether the run of a folder says it is finished."""
+  try:
+    info = json.loads((folder / "run.json").read_text())
+  except (OSError, json.JSONDecodeError):
+    return False
+  return info.get("status") == "finished"

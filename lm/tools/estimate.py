@@ -13,15 +13,15 @@ methods and Gauss-Newton it is not. Each combination of the lists is a row;
 """
 
 import itertools
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from absl import flags
-
-from ..cli import program
+from ..cli import flags, program
+from ..cli.flags import Flag
 from ..cli.text import format_table, human
 from ..config import load, ramp
-from ..config.errors import ConfigError
+from ..config.errors import ConfigError, InputError
 from ..config.schema import Config
 from ..model import params as param_table
 from ..step import build, flops
@@ -187,29 +187,36 @@ def _numbers(name: str, texts: Sequence[str], kind: type) -> Iterator[float]:
       raise ValueError(f"--{name}={text!r} is not a number.") from None
 
 
+_FLAGS = (
+  flags.CONFIG,
+  Flag("chip", list, f"of {', '.join(DEVICE_KINDS)}", ["v5e"]),
+  Flag("chips", list, "how many of them", ["16"]),
+  Flag("mfu", list, "assumed shares of the peak", ["0.4"]),
+  Flag("price", list, "of an hour of each --chip", []),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program; returns its exit code."""
+  return program.run(_print, argv, __doc__, _FLAGS)
+
+
+def _print(args: types.SimpleNamespace) -> None:
+  todo = work(load.from_config_dict(args.config, build.problems))
+  chips = [int(n) for n in _numbers("chips", args.chips, int)]
+  mfus = list(_numbers("mfu", args.mfu, float))
+  prices = list(_numbers("price", args.price, float))
+  if prices and len(prices) != len(args.chip):
+    raise InputError(
+      f"--price={','.join(args.price)} must have one price for each of "
+      f"--chip={','.join(args.chip)}."
+    )
+  rows = [
+    estimate(todo, chip, number, mfu)
+    for chip, number, mfu in itertools.product(args.chip, chips, mfus)
+  ]
+  print(table(todo, rows, dict(zip(args.chip, prices, strict=False))))
+
+
 if __name__ == "__main__":
-  _CONFIG = program.define_config()
-  _CHIP = flags.DEFINE_list("chip", ["v5e"], ", ".join(DEVICE_KINDS) + ".")
-  _CHIPS = flags.DEFINE_list("chips", ["16"], "How many of them.")
-  _MFU = flags.DEFINE_list("mfu", ["0.4"], "Assumed shares of the peak.")
-  _PRICE = flags.DEFINE_list("price", [], "Of an hour of each --chip.")
-  flags.mark_flag_as_required("config")
-
-  def main() -> None:
-    """Prints the table of the flags."""
-    todo = work(load.from_config_dict(_CONFIG.value, build.problems))
-    chips = [int(n) for n in _numbers("chips", _CHIPS.value, int)]
-    mfus = list(_numbers("mfu", _MFU.value, float))
-    prices = list(_numbers("price", _PRICE.value, float))
-    if prices and len(prices) != len(_CHIP.value):
-      raise ValueError(
-        f"--price={','.join(_PRICE.value)} must have one price for each of "
-        f"--chip={','.join(_CHIP.value)}."
-      )
-    rows = [
-      estimate(todo, chip, number, mfu)
-      for chip, number, mfu in itertools.product(_CHIP.value, chips, mfus)
-    ]
-    print(table(todo, rows, dict(zip(_CHIP.value, prices, strict=False))))
-
-  program.run(main)
+  program.start(main)

@@ -14,13 +14,14 @@ hold ends with exit code 2 and the changes that would make it hold.
 import dataclasses
 import itertools
 import os
+import types
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from absl import flags
 
-from ..cli import program
+from ..cli import flags, program
+from ..cli.flags import Flag
 from ..cli.text import human
 from ..config import load
 from ..config.errors import ConfigError, InputError
@@ -276,31 +277,43 @@ def _knobs(config: Config, topology: chips.Topology) -> list[list[Change]]:
   return knobs
 
 
-if __name__ == "__main__":
-  _CONFIG = program.define_config()
-  _TOPOLOGY = flags.DEFINE_string(
+_FLAGS = (
+  flags.CONFIG,
+  Flag(
     "topology",
-    None,
-    "Devices, e.g. v5p-32 (16 chips), 2xv5p-32, v5e-16, h100-8, cpu-8.",
-  )
-  _BY = flags.DEFINE_enum(
-    "by", "auto", ["auto", "compiler", "formula"], "How to find the peak."
-  )
-  flags.mark_flags_as_required(["config", "topology"])
+    str,
+    "devices, e.g. v5p-32 (16 chips), 2xv5p-32, v5e-16, h100-8, cpu-8",
+    required=True,
+  ),
+  Flag(
+    "by",
+    str,
+    "how to find the peak",
+    "auto",
+    choices=("auto", "compiler", "formula"),
+  ),
+)
 
-  def main() -> None:
-    """Prints the plan of the flags."""
-    topology = chips.find(_TOPOLOGY.value or "")
-    # Whatever devices there are, and whoever uses them: it only describes some.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    jax.config.update("jax_platforms", "cpu")
-    if topology.devices <= _MOST_CPU_DEVICES:
-      jax.config.update("jax_num_cpu_devices", topology.devices)
-    config = load.from_config_dict(_CONFIG.value, build.problems)
-    config = estimate.resolve(config, topology.kind.platform)
-    plan = make(config, topology, _BY.value)
-    print(text(plan, config, topology), flush=True)
-    check(plan, config, topology)
 
-  program.run(main)
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program; returns its exit code."""
+  return program.run(_print, argv, __doc__, _FLAGS)
+
+
+def _print(args: types.SimpleNamespace) -> None:
+  config = load.from_config_dict(args.config, build.problems)
+  topology = chips.find(args.topology)
+  # Whatever devices there are, and whoever uses them: it only describes some.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  jax.config.update("jax_platforms", "cpu")
+  if topology.devices <= _MOST_CPU_DEVICES:
+    jax.config.update("jax_num_cpu_devices", topology.devices)
+  config = estimate.resolve(config, topology.kind.platform)
+  plan = make(config, topology, args.by)
+  print(text(plan, config, topology), flush=True)
+  check(plan, config, topology)
+
+
+if __name__ == "__main__":
+  program.start(main)

@@ -9,7 +9,6 @@ With `quant.scale_gradient` the gradient also goes through the scales, in all of
 the last three. Weights are rounded once an update, whatever the microbatches.
 """
 
-import argparse
 import dataclasses
 import re
 from collections.abc import Callable
@@ -92,22 +91,10 @@ def of_unrolled(config: Config) -> Any:
   return quantizers(config, param_table.param_specs(unrolled))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags that choose a grid for a run that was trained without."""
-  parser.add_argument(
-    "--grid", choices=sorted(GRIDS), help="round to this grid as well"
-  )
-  parser.add_argument(
-    "--block_size",
-    type=int,
-    help="with --grid: weights that share a scale; 0, the default: a matrix",
-  )
-
-
 def override(
   config: Config, grid: str | None, block_size: int | None
 ) -> Config:
-  """The configuration with what `add_arguments` got, if anything.
+  """The configuration with what the flags of a grid say, if anything.
 
   Raises:
     ConfigError: For a block size without a grid, or below 0.

@@ -1,7 +1,14 @@
 """What the programs say, and what they keep to themselves."""
 
+import errno
 import subprocess
 import sys
+
+import pytest
+
+from lm.cli import program
+from lm.config import errors
+from lm.config.errors import ConfigError
 
 _LATE_WRITE = """
 import asyncio, sys, threading
@@ -49,3 +56,57 @@ def test_writes_that_outlive_a_failed_save_print_nothing():
   )
   assert "loop is closed" not in run.stderr
   assert "worth telling" in run.stderr
+
+
+def _caused(error, cause):
+  error.__cause__ = cause
+  return error
+
+
+def _while_handling(error, context):
+  error.__context__ = context
+  return error
+
+
+_FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+  ("error", "code"),
+  [
+    (ConfigError("config.seed=-1"), errors.BAD_INPUT),
+    (FileNotFoundError(errno.ENOENT, "No such file"), errors.BAD_INPUT),
+    (NotADirectoryError(errno.ENOTDIR, "Not a directory"), errors.BAD_INPUT),
+    (_FULL, errors.DISK),
+    (OSError(errno.EFBIG, "File too large"), errors.DISK),
+    (OSError(errno.EIO, "Input/output error"), errors.DISK),
+    (_caused(ValueError("--workdir cannot be written"), _FULL), errors.DISK),
+    (_while_handling(ValueError("closed file"), _FULL), errors.DISK),
+    (RuntimeError("write() failed: No space left on device"), errors.DISK),
+    (KeyboardInterrupt(), 130),
+    (RuntimeError("a bug"), 1),
+  ],
+)
+def test_codes_and_messages(monkeypatch, capsys, error, code):
+  def fail(args):
+    raise error
+
+  assert program.run(fail, [], None, ()) == code
+  said = capsys.readouterr().err
+  if code == 1:
+    assert said.startswith("Traceback")
+  else:
+    assert said == f"error: {str(error) or 'KeyboardInterrupt'}\n"
+  monkeypatch.setenv("GOLDENPATH_TRACEBACK", "1")
+  assert program.run(fail, [], None, ()) == code
+  assert capsys.readouterr().err.startswith("Traceback")
+
+
+def test_nobody_reads_what_is_printed():
+  command = [sys.executable, "-m", "lm.report", "--help"]
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  ) as process:
+    process.stdout.close()
+    said = process.stderr.read()
+  assert (process.returncode, said) == (141, b"")

@@ -17,6 +17,7 @@ from lm import sweep
 from lm.cli import children
 from lm.config import errors, load
 from lm.config.errors import InputError
+from lm.tools import sweeps as lib
 from ml_collections_configs import (
   gauss_newton_study,
   lotion_study,
@@ -56,8 +57,8 @@ def _tiny(**overrides):
 def test_shipped_sweeps_are_valid_and_their_flags_say_the_same(
   name, monkeypatch
 ):
-  runs = sweep.load_sweep(name)
-  jobs = sweep.expand(runs)
+  runs = lib.load_sweep(name)
+  jobs = lib.expand(runs)
   assert len({job.id for job in jobs}) == len(runs) >= 2
   command = jobs[-1].command(pathlib.Path("root"), [])
   assert command[1:3] == ["-m", "lm.main"]
@@ -67,7 +68,7 @@ def test_shipped_sweeps_are_valid_and_their_flags_say_the_same(
   config_flags.DEFINE_config_file("config", None, "", flag_values=values)
   values(sys.argv)
   expected = load.from_config_dict(values.config)
-  assert sweep.resolve(jobs[-1].config, jobs[-1].overrides) == expected
+  assert lib.resolve(jobs[-1].config, jobs[-1].overrides) == expected
 
 
 def test_the_critical_batch_pairs_of_151m():
@@ -78,7 +79,7 @@ def test_the_critical_batch_pairs_of_151m():
   ]
   assert pairs[0] == (64, 160_000)
   assert pairs[-1] == (16_384, 2_600)
-  config = sweep.resolve(runs[0]["config"], runs[0]["overrides"])
+  config = lib.resolve(runs[0]["config"], runs[0]["overrides"])
   assert config.data.seq_length == 512
   assert config.model.D == 1024
 
@@ -91,8 +92,8 @@ def test_product_varies_the_last_key_fastest():
 
 
 def test_an_id_follows_the_resolved_configuration_not_its_spelling():
-  rate = sweep.resolve(_TINY, {}).optim.learning_rate
-  plain, spelled, other = sweep.expand(
+  rate = lib.resolve(_TINY, {}).optim.learning_rate
+  plain, spelled, other = lib.expand(
     [
       {"config": _TINY, "name": "a"},
       {
@@ -109,7 +110,7 @@ def test_an_id_follows_the_resolved_configuration_not_its_spelling():
 
 
 def test_names_come_from_the_overrides_and_are_safe_as_folders():
-  (job,) = sweep.expand([_tiny(**{"eval.sets": ["sotu"]})])
+  (job,) = lib.expand([_tiny(**{"eval.sets": ["sotu"]})])
   assert re.fullmatch(r"tiny_seed=0_sets=-sotu-[0-9a-f]{8}", job.id)
 
 
@@ -118,7 +119,7 @@ def test_names_come_from_the_overrides_and_are_safe_as_folders():
   [
     ([_tiny(**{"optim.lr": 1.0})], "run 0: config.optim.lr is not a key"),
     ([_tiny(), _tiny(**{"seed.x": 1})], "run 1: config.seed.x is not a key"),
-    ([_tiny(**{"model.D": "wide"})], "config.model.D='wide'"),
+    ([_tiny(**{"model.D": "wide"})], "config.model.D=wide must be a whole"),
     ([_tiny(**{"model.D": 250})], r"config.model.D=250"),
     ([_tiny(**{"optim.name": "adamm"})], "adamm"),
     ([{"config": "nowhere.py"}], "no file nowhere.py"),
@@ -127,30 +128,30 @@ def test_names_come_from_the_overrides_and_are_safe_as_folders():
 )
 def test_bad_runs_are_refused_before_any_starts(runs, message):
   with pytest.raises(ValueError, match=message):
-    sweep.expand(runs)
+    lib.expand(runs)
 
 
 def test_all_problems_are_told_at_once():
   with pytest.raises(InputError, match="(?s)run 0: .*run 1: "):
-    sweep.expand([_tiny(a=1), _tiny(b=1)])
+    lib.expand([_tiny(a=1), _tiny(b=1)])
 
 
 def test_sweeps_from_files(tmp_path):
   runs = [_tiny()]
   (tmp_path / "s.json").write_text(json.dumps(runs))
-  assert sweep.load_sweep(f"{tmp_path}/s.json") == runs
+  assert lib.load_sweep(f"{tmp_path}/s.json") == runs
   (tmp_path / "s.py").write_text(f"def mine():\n  return {runs}\n")
-  assert sweep.load_sweep(f"{tmp_path}/s.py:mine") == runs
+  assert lib.load_sweep(f"{tmp_path}/s.py:mine") == runs
   with pytest.raises(InputError, match=r"\['mine'\]"):
-    sweep.load_sweep(f"{tmp_path}/s.py:yours")
+    lib.load_sweep(f"{tmp_path}/s.py:yours")
   (tmp_path / "bad.json").write_text('[{"overides": {}}]')
   with pytest.raises(InputError, match="run 0 has the keys"):
-    sweep.load_sweep(f"{tmp_path}/bad.json")
+    lib.load_sweep(f"{tmp_path}/bad.json")
 
 
 # Stands for lm.main. By its seed it: 0 finishes, 1 fails with code 3,
 # 2 waits for SIGTERM and then says that it saved, 3 heeds nothing; both give
-# up after 30 seconds.
+# up after 30 seconds. 4 prints its further arguments and finishes.
 _PROGRAM = """
 import json, os, pathlib, signal, sys, time
 folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
@@ -166,7 +167,9 @@ if seed == 0:
   (folder / "run.json").write_text(json.dumps({"status": "finished"}))
 if seed == 1:
   sys.exit(3)
-if seed > 1:
+if seed == 4:
+  print(sys.argv[3:])
+elif seed > 1:
   time.sleep(30)
   sys.exit(9)
 """
@@ -180,7 +183,7 @@ def _command(job, root, extra):
 @pytest.fixture
 def start(tmp_path, monkeypatch):
   """Runs the program of this module on a sweep of seeds; returns the code."""
-  monkeypatch.setattr(sweep.Job, "command", _command)
+  monkeypatch.setattr(lib.Job, "command", _command)
 
   def start(seeds, *args):
     runs = [{"config": _TINY, "overrides": {"seed": s}} for s in seeds]
@@ -263,7 +266,8 @@ import sys
 sys.path[:0] = [{root!r}, {here!r}]
 import test_sweep
 from lm import sweep
-sweep.Job.command = test_sweep._command
+from lm.tools import sweeps
+sweeps.Job.command = test_sweep._command
 sys.exit(sweep.main(sys.argv[1:]))
 """
 
@@ -299,9 +303,14 @@ def test_signals_reach_the_runs(tmp_path, seeds, signals, code, outcomes):
   assert [o in row for o, row in zip(outcomes, rows, strict=True)] == [True] * 2
 
 
-def test_extra_arguments_follow_two_dashes():
-  args, extra = sweep._parse(
-    ["--sweep=x", "--", "--distributed=auto", "--", "a"]
-  )
-  assert args.sweep == "x"
-  assert extra == ["--distributed=auto", "--", "a"]
+def test_extra_arguments_follow_two_dashes(start, tmp_path, capfd):
+  assert start([4], "--jobs=1", "--", "--distributed=auto", "--", "a") == 0
+  assert "['--distributed=auto', '--', 'a']" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "flags", [["--list", "--jobs=2"], ["--index=0", "--list"]]
+)
+def test_flags_that_exclude_each_other(start, capsys, flags):
+  assert start([0], *flags) == errors.BAD_INPUT
+  assert "exclude each other" in capsys.readouterr().err
