@@ -159,6 +159,7 @@ def export(
   Raises:
     ConfigError: If the run has no checkpoint, no such average, or the grid does
       not fit.
+    OSError: If the file cannot be written; nothing is left of it.
   """
   step = _pick(folder, None)
   config = workdir.read_config(folder)
@@ -170,8 +171,12 @@ def export(
     flat = npz.pack(params, None)
   flat[_CONFIG] = np.array(json.dumps(to_dict(config)))
   temporary = pathlib.Path(f"{out}.tmp.npz")
-  np.savez(temporary, allow_pickle=False, **flat)
-  temporary.replace(out)
+  try:
+    np.savez(temporary, allow_pickle=False, **flat)
+    temporary.replace(out)
+  except OSError as error:
+    temporary.unlink(missing_ok=True)  # A full disk would stay full.
+    raise OSError(error.errno, error.strerror, str(out)) from error
   return step
 
 

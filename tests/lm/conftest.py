@@ -111,3 +111,15 @@ def _dotted(changes: dict) -> dict:
 def tiny(tmp_path_factory) -> Tiny:
   """The tiny run of this test session; its data is never changed."""
   return Tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 1.5 MB; a checkpoint of the tiny run takes 0.3 MB."""
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)]
+  if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+    pytest.skip("mounting a small file system needs root")
+  yield disk
+  subprocess.run(["umount", "-l", str(disk)], check=True)
