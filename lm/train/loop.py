@@ -34,15 +34,15 @@ def train(config: Config, folder: str | os.PathLike) -> int:
     folder: The run's folder; made if missing.
 
   Returns:
-    An exit code of `lm/cli/program.py`.
+    An exit code of `lm/config/errors.py`.
 
   Raises:
     ValueError: If data, devices or the folder do not fit the configuration.
     CheckpointError: If a checkpoint cannot be written.
   """
   weights.check_source(config.train.init_from)
-  path = workdir.prepare(folder)
   data = build.find_data(config)
+  path = workdir.prepare(folder)
   parts = build.build(build.resolve(config, data))
   build.check_rows(parts.config, parts.mesh)
   memory.check(parts)

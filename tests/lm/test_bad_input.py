@@ -1,8 +1,10 @@
 """Whatever is wrong with the input: one clear message, and exit code 2.
 
-Nearly all of it is found without a device: no platform is called "nowhere".
+Nearly all of it is found without a device: no platform is called "nowhere". One
+process reads all of these, one after the other, and makes no folder.
 """
 
+import json
 import os
 import pathlib
 import shutil
@@ -29,7 +31,7 @@ _CASES = {
   # Types.
   "model.D=wide": ["model.D", "wide"],
   "model.D=1.5": ["model.D", "1.5"],
-  "model.tied=perhaps": ["model.tied", "perhaps"],
+  "model.tied=perhaps": ["model.tied=perhaps", "True or False"],
   "optim.learning_rate=fast": ["learning_rate", "fast"],
   "data.mixture=sotu": ["mixture"],
   "train.num_steps=many": ["num_steps", "many"],
@@ -106,6 +108,7 @@ _CASES = {
   "log.every=0": ["config.log.every=0"],
   "checkpoint.keep=0": ["config.checkpoint.keep=0"],
   "seed=-1": ["config.seed=-1"],
+  "seed=4294967296": ["config.seed=4294967296", "<= 4294967295"],
   # Sizes that do not fit each other.
   "model.D=33": ["config.model.D=33", "config.model.H=2", "34"],
   "model.D=34": ["rotary", "even"],
@@ -138,7 +141,11 @@ _CASES = {
   'eval.sets=("nowhere",)': ["config.eval.sets", "nowhere"],
   "data.tokenizer=word": ["config.data.tokenizer", "bytes"],
   "data.tokenizer=sp:/no/such.model": ["/no/such.model"],
-  "data.tokenizer=bpe data.vocab_size=300": ["vocab_size=300", ">= 512"],
+  "data.tokenizer=bpe data.vocab_size=259": [
+    "vocab_size=259",
+    "[260, 2097151]",
+  ],
+  "data.tokenizer=bpe data.vocab_size=2097152": ["vocab_size=2097152"],
   "data.seq_length=64": ["not prepared", "32", "lm.data.prepare"],
   "data.root=/nowhere": ["not prepared", "lm.data.prepare"],
   "train.init_from=/no/run": ["config.train.init_from", "/no/run"],
@@ -154,34 +161,78 @@ _WANT_DEVICES = (
 )
 
 
-def _run(flags, cwd, platforms):
+# Reads lists of flags, and writes the exit code and the message of each.
+_EACH = """
+import contextlib, io, json, sys
+from lm import main
+results = {}
+for name, flags in json.load(sys.stdin).items():
+  with contextlib.redirect_stderr(io.StringIO()) as said:
+    code = main.main(flags)
+  results[name] = code, said.getvalue()
+json.dump(results, sys.stdout)
+"""
+
+
+def _run(command, platforms, **options):
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   return subprocess.run(
-    [sys.executable, "-m", "lm.main", *flags],
+    [sys.executable, *command],
     check=False,
-    cwd=cwd,
+    cwd=_ROOT,
     env=env | {"JAX_PLATFORMS": platforms},
     capture_output=True,
     text=True,
+    **options,
   )
 
 
-def _fails(flags, words, cwd=_ROOT, platforms="nowhere"):
-  """Runs the program; checks code and message."""
-  done = _run(flags, cwd, platforms)
-  assert done.returncode == errors.BAD_INPUT, done.stdout + done.stderr
-  assert "Traceback" not in done.stderr
-  assert "error: " in done.stderr
+def _check(code, said, words):
+  assert code == errors.BAD_INPUT, said
+  assert "Traceback" not in said
+  assert said.startswith("error: ")
   for word in words:
-    assert word in done.stderr
+    assert word in said
 
 
-@pytest.mark.parametrize("overrides", _CASES)
-def test_a_wrong_configuration_never_starts_a_run(tiny, tmp_path, overrides):
-  flags = tiny.flags(tmp_path / "run")
-  flags += [f"--config.{override}" for override in overrides.split(" ")]
-  platforms = "cpu" if overrides in _WANT_DEVICES else "nowhere"
-  _fails(flags, _CASES[overrides], platforms=platforms)
+def _fails(flags, words, platforms="nowhere"):
+  """Runs the program; checks code and message."""
+  done = _run(["-m", "lm.main", *flags], platforms)
+  _check(done.returncode, done.stderr, words)
+
+
+def _flags(tiny, workdir, overrides):
+  changes = [f"--config.{override}" for override in overrides.split(" ")]
+  return [*tiny.flags(workdir), *changes]
+
+
+@pytest.fixture(scope="module")
+def without_devices(tiny, tmp_path_factory):
+  """A folder, and by overrides the code and the message of a run in it."""
+  folder = tmp_path_factory.mktemp("bad") / "run"
+  cases = {
+    overrides: _flags(tiny, folder, overrides)
+    for overrides in _CASES
+    if overrides not in _WANT_DEVICES
+  }
+  done = _run(["-c", _EACH], "nowhere", input=json.dumps(cases))
+  assert done.returncode == 0, done.stderr
+  return folder, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+  "overrides", [case for case in _CASES if case not in _WANT_DEVICES]
+)
+def test_a_wrong_configuration_touches_nothing(without_devices, overrides):
+  folder, results = without_devices
+  _check(*results[overrides], _CASES[overrides])
+  assert not folder.exists()
+
+
+@pytest.mark.parametrize("overrides", _WANT_DEVICES)
+def test_what_only_devices_or_a_trace_show(tiny, tmp_path, overrides):
+  flags = _flags(tiny, tmp_path / "run", overrides)
+  _fails(flags, _CASES[overrides], platforms="cpu")
   assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -195,18 +246,24 @@ def test_there_are_at_least_sixty_cases():
   assert len(_CASES) >= 60
 
 
-def test_several_problems_are_listed_at_once(tiny, tmp_path):
-  flags = [
-    *tiny.flags(tmp_path),
-    "--config.model.G=3",
-    "--config.optim.averages=('ema:2',)",
-  ]
-  _fails(flags, ["config.model.G=3", "config.optim.averages"])
+@pytest.mark.parametrize(
+  "overrides",
+  [
+    "model.DD=3 optim.lr=1",  # Keys.
+    "model.D=wide train.num_steps=many model.tied=perhaps",  # Types.
+    "model.N=0 schedule.name=cosin seed=-1",  # Values.
+    "model.G=3 optim.name=adamv mesh.data=0",  # Rules of all layers.
+  ],
+)
+def test_several_problems_are_listed_at_once(tiny, tmp_path, overrides):
+  names = [override.split("=")[0] for override in overrides.split(" ")]
+  words = [name.removesuffix(".data") for name in names]
+  _fails(_flags(tiny, tmp_path / "run", overrides), words)
 
 
 def test_a_right_configuration_wants_devices(tiny, tmp_path):
   """Guards the tests above: there are none, and the program would use them."""
-  done = _run(tiny.flags(tmp_path), _ROOT, "nowhere")
+  done = _run(["-m", "lm.main", *tiny.flags(tmp_path)], "nowhere")
   assert done.returncode == 1
   assert "nowhere" in done.stderr
 
@@ -216,18 +273,33 @@ def test_a_right_configuration_wants_devices(tiny, tmp_path):
   [
     ([], ["--config", "--workdir"]),
     (["--config=/no/such/file.py", "--workdir=x"], ["/no/such/file.py"]),
-    (["--confg=x"], ["confg"]),
-    (["--workdir=x", "extra"], ["extra"]),
+    (["--confg=x"], ["--confg", "--config"]),
+    (["--workdir=x", "extra"], ["extra", "--name=value"]),
+    (["--config.model.D=3", "--workdir=x"], ["--config=FILE.py"]),
+    (["--workdir"], ["Missing value", "--workdir"]),
+    (["--undefok=confg", "--confg=x"], ["--undefok"]),
+    (["--distributed=all"], ["--distributed=all", "auto"]),
+    (["--num_processes=two"], ["--num_processes=two", "whole number"]),
+    (["--process_id=-1"], ["--process_id=-1", ">= 0"]),
   ],
 )
 def test_wrong_flags(flags, words):
   _fails(flags, words)
 
 
-def test_a_config_file_that_does_not_parse(tmp_path):
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    ("def get_config(:\n", ["invalid syntax", "line 1"]),
+    ("x = 1\n", ["no function get_config"]),
+    ("def get_config():\n  return 1\n", ["returned int"]),
+    ("def get_config():\n  return D\n", ["line 2", "NameError", "'D'"]),
+  ],
+)
+def test_a_config_file_that_cannot_be_read(tmp_path, text, words):
   file = tmp_path / "broken.py"
-  file.write_text("def get_config(:\n")
-  _fails([f"--config={file}", "--workdir=x"], ["broken.py"])
+  file.write_text(text)
+  _fails([f"--config={file}", "--workdir=x"], ["broken.py", *words])
 
 
 def test_flags_of_several_processes(tiny, tmp_path):
