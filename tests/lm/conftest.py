@@ -8,6 +8,7 @@ import sys
 
 import ml_collections
 import pytest
+import waiting
 
 from lm.config import load
 from lm.config.schema import Config
@@ -94,7 +95,7 @@ class Tiny:
   def run(self, workdir: pathlib.Path, *flags: str, **changes):
     """Runs it to its end; returns (exit code, output)."""
     process = self.start(workdir, *flags, **changes)
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=waiting.LONG)[0]
     return process.returncode, output
 
 

@@ -2,11 +2,11 @@
 
 import math
 import signal
-import time
 
 import jax
 import numpy as np
 import pytest
+import waiting
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -224,9 +224,7 @@ def test_a_run_killed_on_the_ramp_goes_on_to_the_same_bits(tiny, tmp_path):
   assert tiny.run(tmp_path / "whole", **_RAMP)[0] == 0
   stopped = tmp_path / "stopped"
   process = tiny.start(stopped, **_RAMP, checkpoint__every=1)
-  deadline = time.monotonic() + 60
-  while len(checkpoint.list_steps(stopped)) < 1 and time.monotonic() < deadline:
-    time.sleep(0.01)
+  waiting.until(lambda: checkpoint.list_steps(stopped), process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert tiny.run(stopped, **_RAMP)[0] == 0

@@ -10,6 +10,7 @@ import sys
 
 import jax
 import pytest
+import waiting
 
 from lm import evaluate
 from lm.cli import program
@@ -76,7 +77,7 @@ def _evaluate(folder, victim=None):
     for i in range(2)
   ]
   try:
-    outputs = [p.communicate(timeout=120)[0] for p in running]
+    outputs = [p.communicate(timeout=waiting.LONG)[0] for p in running]
   except subprocess.TimeoutExpired:
     for process in running:
       process.kill()

@@ -1,11 +1,11 @@
 """`config.gauss_newton` in the trainer: the same program, saves and metrics."""
 
 import signal
-import time
 
 import jax
 import numpy as np
 import pytest
+import waiting
 
 import optim
 from lm.config import load
@@ -163,9 +163,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, changes):
   assert tiny.run(tmp_path / "whole", **changes)[0] == 0
   stopped = tmp_path / "stopped"
   process = tiny.start(stopped, **changes, checkpoint__every=1)
-  deadline = time.monotonic() + 60
-  while not checkpoint.list_steps(stopped) and time.monotonic() < deadline:
-    time.sleep(0.02)
+  waiting.until(lambda: checkpoint.list_steps(stopped), process)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   code, output = tiny.run(stopped, **changes)

@@ -7,9 +7,9 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+import waiting
 from absl import flags
 from ml_collections import config_flags
 
@@ -150,14 +150,15 @@ def test_sweeps_from_files(tmp_path):
 
 
 # Stands for lm.main. By its seed it: 0 finishes, 1 fails with code 3,
-# 2 waits for SIGTERM and then says that it saved, 3 heeds nothing; both give
-# up after 30 seconds. 4 prints its further arguments and finishes.
+# 2 waits for SIGTERM and then says that it saved, 3 notes it and stays; both
+# give up after some minutes. 4 prints its further arguments and finishes.
 _PROGRAM = """
 import json, os, pathlib, signal, sys, time
 folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)
 def stop(*_): sys.exit(75)
-signal.signal(signal.SIGTERM, stop if seed == 2 else signal.SIG_IGN)
+def stay(*_): (folder / "told").touch()
+signal.signal(signal.SIGTERM, stop if seed == 2 else stay)
 with (folder / "starts").open("a") as file:
   print("start", file=file)
 print("output of", seed)
@@ -170,7 +171,7 @@ if seed == 1:
 if seed == 4:
   print(sys.argv[3:])
 elif seed > 1:
-  time.sleep(30)
+  time.sleep(300)
   sys.exit(9)
 """
 
@@ -263,7 +264,7 @@ def test_list_starts_nothing(start, tmp_path, capsys):
 
 _DRIVER = """
 import sys
-sys.path[:0] = [{root!r}, {here!r}]
+sys.path[:0] = [{root!r}, {root!r} + "/tests", {here!r}]
 import test_sweep
 from lm import sweep
 from lm.tools import sweeps
@@ -290,14 +291,12 @@ def test_signals_reach_the_runs(tmp_path, seeds, signals, code, outcomes):
      f"--root={tmp_path}/runs"],
     stdout=subprocess.PIPE, text=True,
   ) as process:  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("runs/*/starts")):
-      assert time.monotonic() < deadline
-      time.sleep(0.02)
-    for number in signals:
+    waiting.until(lambda: list(tmp_path.glob("runs/*/starts")), process)
+    for earlier, number in enumerate(signals):
+      if earlier:
+        waiting.until(lambda: list(tmp_path.glob("runs/*/told")), process)
       process.send_signal(number)
-      time.sleep(0.3)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=waiting.LONG)
   assert process.returncode == code
   rows = out.strip().splitlines()[-len(seeds) :]
   assert [o in row for o, row in zip(outcomes, rows, strict=True)] == [True] * 2

@@ -12,6 +12,7 @@ import types
 
 import numpy as np
 import pytest
+import waiting
 
 from lm.data import corpora
 from lm.data import layout
@@ -219,7 +220,7 @@ def test_second_program_waits_for_the_first(
     thread.join(timeout=0.5)
     assert thread.is_alive()
     assert not (tmp_path / "bytes").exists()
-  thread.join(timeout=60)
+  thread.join(timeout=waiting.LONG)
   assert layout.find(cfg, folder_spec).path.is_dir()
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 import hypothesis
 import numpy as np
 import pytest
+import waiting
 from hypothesis import strategies as st
 
 from lm.data import layout
@@ -230,9 +231,7 @@ def test_prefetch_runs_ahead_but_not_without_bound():
   before = threading.active_count()
   batches = stream.prefetch(read, ((i, 1) for i in itertools.count()), depth=3)
   assert next(batches) == 0
-  deadline = time.monotonic() + 60
-  while len(calls) < 4 and time.monotonic() < deadline:
-    time.sleep(0.01)
+  waiting.until(lambda: len(calls) >= 4)
   time.sleep(0.05)
   assert calls == [0, 1, 2, 3]
   batches.close()

@@ -5,9 +5,9 @@ import pathlib
 import re
 import signal
 import subprocess
-import time
 
 import pytest
+import waiting
 
 _SCRIPT = pathlib.Path(__file__).parents[3] / "lm" / "launch" / "slurm.sh"
 
@@ -76,7 +76,7 @@ class Slurm:
   def run(self, *arguments: str, **variables: str) -> tuple[int, str]:
     """Exit code and output."""
     process = self.start(*arguments, **variables)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=waiting.LONG)[0]
     return process.returncode, output
 
   def read(self, name: str) -> list[str]:
@@ -89,13 +89,6 @@ class Slurm:
 def slurm(tmp_path):
   """A SLURM in a folder."""
   return Slurm(tmp_path)
-
-
-def _wait_for(path: pathlib.Path) -> None:
-  end = time.monotonic() + 20
-  while not path.exists():
-    assert time.monotonic() < end, f"{path} never came"
-    time.sleep(0.02)
 
 
 def test_a_single_run(slurm):
@@ -148,11 +141,11 @@ def test_told_to_stop_it_saves_and_goes_back_into_the_queue(
   slurm, variables, id_
 ):
   process = slurm.start("--workdir=w", **variables)
-  _wait_for(slurm.folder / "training")
+  waiting.until((slurm.folder / "training").exists)
   process.send_signal(signal.SIGTERM)
-  _wait_for(slurm.folder / "scancel")
+  waiting.until((slurm.folder / "scancel").exists)
   process.send_signal(signal.SIGTERM)  # A second one changes nothing.
-  output = process.communicate(timeout=60)[0]
+  output = process.communicate(timeout=waiting.LONG)[0]
   assert process.returncode == 75
   assert slurm.read("scancel") == [f"--signal=TERM {id_}"]
   assert slurm.read("scontrol") == [f"requeue {id_}"]

@@ -5,6 +5,7 @@ import subprocess
 import time
 
 import pytest
+import waiting
 
 from lm.runs import checkpoint, metrics
 
@@ -41,17 +42,13 @@ class Group:
       for i in range(processes)
     ]
 
-  def join(self, running, timeout=600):
+  def join(self, running):
     """Waits for all of them; returns exit codes and outputs."""
-    end = time.monotonic() + timeout
     try:
-      outputs = [
-        p.communicate(timeout=max(end - time.monotonic(), 1))[0]
-        for p in running
-      ]
+      outputs = [p.communicate(timeout=waiting.LONG)[0] for p in running]
     except subprocess.TimeoutExpired:
       outputs = [self.kill(p) for p in running]
-      pytest.fail("\n".join([f"Still running after {timeout} s:", *outputs]))
+      pytest.fail("\n".join(["Still running:", *outputs]))
     return [p.returncode for p in running], outputs
 
   def run(self, folder, processes, devices, **changes):

@@ -124,7 +124,7 @@ def test_all_others_of_a_killed_process_end_too(
 def test_an_error_of_one_process_ends_both(group, tmp_path, index):
   """One does not find the data: its own error, and an end for the other."""
   odd = (index, {"data__root": "gone"})
-  codes, outputs = group.join(group.start(tmp_path, 2, 1, odd, **_ENDLESS), 100)
+  codes, outputs = group.join(group.start(tmp_path, 2, 1, odd, **_ENDLESS))
   assert codes[index] == errors.BAD_INPUT, outputs[index]
   assert "lm.data.prepare" in outputs[index]
   assert codes[1 - index] == errors.PEER_LOST, outputs[1 - index]
@@ -134,7 +134,7 @@ def test_an_error_of_one_process_ends_both(group, tmp_path, index):
 @pytest.mark.slow
 def test_an_error_of_all_processes_is_told_by_all(group, tmp_path):
   running = group.start(tmp_path, 2, 1, **_ENDLESS, data__root="gone")
-  codes, outputs = group.join(running, timeout=60)
+  codes, outputs = group.join(running)
   assert codes == [errors.BAD_INPUT] * 2, "\n".join(outputs)
   assert all("lm.data.prepare" in output for output in outputs)
 

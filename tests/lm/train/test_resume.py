@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import waiting
 
 import optim
 from lm.config import errors, load
@@ -102,7 +103,7 @@ def test_told_to_stop_it_saves_and_says_how_to_go_on(
   process = tiny.start(tmp_path, **_LONG, log__progress="plain")
   _wait_for_checkpoints(tmp_path, 1, process)
   process.send_signal(number)
-  output = process.communicate(timeout=60)[0]
+  output = process.communicate(timeout=waiting.LONG)[0]
   assert process.returncode == errors.PREEMPTED, output
   assert "Run the same command again" in output
   status = json.loads((tmp_path / "run.json").read_text())
