@@ -43,9 +43,7 @@ def test_programs_answer_help(module):
     text=True,
   )
   assert done.returncode == 0, done.stderr
-  assert f"python -m {module} --" in done.stdout + done.stderr or (
-    f"usage: python -m {module}" in done.stdout
-  )
+  assert f"python -m {module} " in done.stdout
 
 
 def test_files_it_names_exist():
