@@ -88,7 +88,7 @@ def test_goldenpath_beside_a_folder_called_optim(tmp_path, first):
 def test_training_needs_no_other_framework():
   """Neither TensorFlow nor torch nor transformers, even where installed."""
   code = (
-    "import sys, lm.main, lm.train.loop, lm.evaluate, lm.generate\n"
+    "import sys, lm.main, lm.train.loop, lm.eval.sampler\n"
     "bad = {'tensorflow', 'torch', 'transformers', 'tensorflow_datasets'}\n"
     "assert not bad & set(sys.modules), bad & set(sys.modules)\n"
   )

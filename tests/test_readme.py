@@ -1,6 +1,7 @@
 """The README and the page on training run: examples, and commands."""
 
 import doctest
+import importlib
 import pathlib
 import re
 import subprocess
@@ -44,6 +45,30 @@ def test_programs_answer_help(module):
   )
   assert done.returncode == 0, done.stderr
   assert f"python -m {module} " in done.stdout
+
+
+def _commands():
+  """Every `python -m lm.PROGRAM ...` of the pages and configurations."""
+  files = [_ROOT / "README.md", *_ROOT.glob("docs/*.md"), *_ROOT.glob("ml_*/*")]
+  for path in filter(pathlib.Path.is_file, files):
+    text = path.read_text().replace("\\\n", " ")
+    for match in re.finditer(r"python -m (lm[.\w]*)([^`\n|)]*)", text):
+      yield path.name, match[1], match[2].partition(" -- ")[0]
+
+
+@pytest.mark.parametrize(
+  "program",
+  "main evaluate generate report sweep export data.prepare tools.plan "
+  "tools.estimate".split(),
+)
+def test_commands_of_the_pages_have_flags_that_exist(program):
+  module = importlib.import_module(f"lm.{program}")
+  known = {flag.name for flag in module._FLAGS}
+  commands = [c for c in _commands() if c[1] == f"lm.{program}"]
+  assert commands
+  for page, _, arguments in commands:
+    names = re.findall(r"(?<=\s)--(\w+)", arguments)
+    assert set(names) <= known, f"{page}: {arguments}"
 
 
 def test_files_it_names_exist():

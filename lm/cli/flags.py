@@ -86,12 +86,7 @@ DISTRIBUTED = (
 
 # Of a grid for a run that was trained without, for `rounded.override`.
 GRID = (
-  Flag(
-    "grid",
-    str,
-    "round to this grid as well",
-    choices=_GRIDS,
-  ),
+  Flag("grid", str, "round to this grid as well", choices=_GRIDS),
   Flag(
     "block_size",
     int,
@@ -264,15 +259,13 @@ def _help(doc: str | None, flags: Sequence[Flag]) -> str:
   lines = [(doc or "").strip(), "", "Flags:"]
   for flag in flags:
     value = "" if flag.kind is bool else f"={_form(flag)}"
-    notes = ["required"] if flag.required else []
-    if flag.default not in (None, False, ""):
-      notes.append(f"default {flag.default}")
     lines.append(f"  --{flag.name}{value}")
-    more = f" ({', '.join(notes)})" if notes else ""
-    lines += textwrap.wrap(
-      flag.help + more,
-      78,
-      initial_indent=" " * 6,
-      subsequent_indent=" " * 6,
-    )
+    about, default = flag.help, flag.default
+    if flag.required:
+      about += " (required)"
+    elif isinstance(default, list):
+      about += f" (default {','.join(default)})" if default else ""
+    elif default is not None and default is not False and default != "":
+      about += f" (default {default})"
+    lines.append(textwrap.indent(textwrap.fill(about, 72), " " * 6))
   return "\n".join(lines) + "\n"

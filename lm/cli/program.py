@@ -3,6 +3,7 @@
 Exit codes: 0 done, and those of `lm/config/errors.py`.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -46,7 +47,9 @@ def start(main: Callable[[], int]) -> None:
   code = main()
   if code in (errors.DISK, _NO_READER):
     # At once: the threads of a failed save would trip over a slow end, and
-    # what could not be printed would be printed again.
+    # Python would try once more to print what it could not.
+    with contextlib.suppress(OSError):
+      sys.stdout.flush()
     os._exit(code)
   sys.exit(code)
 

@@ -8,7 +8,7 @@ import pathlib
 import ml_collections
 import pytest
 
-from lm.config import load
+from lm.config import load, ramp
 from lm.config.schema import Config
 from lm.model import params as param_table
 from lm.step import build
@@ -96,6 +96,6 @@ def test_length_in_steps_or_tokens():
   config = base.get_config()
   config.train.num_tokens = 1025 * 1000
   config.data.batch_size, config.data.seq_length = 10, 100
-  assert load.from_config_dict(config).num_steps == 1025
+  assert ramp.num_steps(load.from_config_dict(config)) == 1025
   config.train.num_tokens += 1
-  assert load.from_config_dict(config).num_steps == 1026
+  assert ramp.num_steps(load.from_config_dict(config)) == 1026

@@ -19,6 +19,7 @@ from lm.data import prepare
 from lm.data.rows import Rows
 from lm.eval import evaluator as evaluators
 from lm.eval import score
+from lm.model import mesh as meshes
 from lm.runs import checkpoint, workdir
 from lm.step import build
 from ml_collections_configs import base
@@ -153,7 +154,9 @@ def _score(run, *, batch_size=8, max_batches=0, mesh=(8, 1, 1)):
   config = dataclasses.replace(
     config,
     eval=dataclasses.replace(config.eval, batch_size=batch_size),
-    mesh=MeshConfig(*mesh, rules="logical"),
+    mesh=MeshConfig(
+      **dict(zip(meshes.AXES, mesh, strict=True)), rules="logical"
+    ),
   )
   parts = build.build(config)
   params = jax.device_put(run.params, parts.shardings.params)
