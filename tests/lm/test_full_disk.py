@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -72,15 +73,20 @@ def test_prepared_data(tiny, full_disk, capsys, room):
   assert not list(full_disk.rglob("*.array_record"))
 
 
-@pytest.mark.parametrize("program", _PROGRAMS)
-def test_what_cannot_be_printed(program):
+def _print_to_a_full_disk(*arguments):
+  env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
   with open("/dev/full", "w") as full:
     done = subprocess.run(
-      [sys.executable, "-m", program, "--help"],
-      cwd=_ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
+      [sys.executable, "-m", *arguments],
+      cwd=_ROOT, env=env, stdout=full, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
   assert done.returncode == errors.DISK
   assert done.stderr == "error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("program", _PROGRAMS)
+def test_what_cannot_be_printed(program):
+  _print_to_a_full_disk(program, "--help")
 
 
 def test_a_table_that_does_not_reach_the_disk(tmp_path):
@@ -88,11 +94,4 @@ def test_a_table_that_does_not_reach_the_disk(tmp_path):
   (tmp_path / "s.json").write_text(
     json.dumps([{"config": "ml_collections_configs/tiny.py"}])
   )
-  program = ["-m", "lm.sweep", f"--sweep={tmp_path}/s.json", "--list"]
-  with open("/dev/full", "w") as full:
-    done = subprocess.run(
-      [sys.executable, *program],
-      cwd=_ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-  assert done.returncode == errors.DISK
-  assert done.stderr == "error: [Errno 28] No space left on device\n"
+  _print_to_a_full_disk("lm.sweep", f"--sweep={tmp_path}/s.json", "--list")
