@@ -85,6 +85,40 @@ def test_only_the_first_n_microbatches_count_and_n_compiles_nothing():
   assert train_step._cache_size() == 1
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_divisor_counts_the_targets_of_the_first_n_microbatches(n):
+  """Against NumPy: a buffer larger than the batch must not shrink gradients."""
+  rows = _rows((4, 2, 6), pads=2)
+  train_step, begin = _make()
+  after, metrics = train_step(begin, rows, np.int32(n))
+  used = np.asarray(rows[:n], np.float64).reshape(-1, 6)
+  x, y = used[:, :-1], used[:, 1:]
+  w, b = (float(_PARAMS[name]) for name in ("w", "b"))
+  weight, error = y != _PAD, w * x + b - y
+  total = weight.sum()
+  gradient = 2 * (weight * error * x).sum() / total
+  loss = (weight * error**2).sum() / total
+  np.testing.assert_allclose(metrics["train/loss"], loss, rtol=1e-5)
+  np.testing.assert_allclose(after.params["w"], w - 0.01 * gradient, rtol=1e-5)
+
+
+def test_the_logged_rate_is_the_one_that_moved_the_weights():
+  """Against NumPy: plain SGD moves by rate times gradient, nothing else."""
+  rates = np.array([0.0, 0.01, 0.03, 0.02])
+  schedule = lambda count: jnp.asarray(rates, jnp.float32)[count]  # noqa: E731
+  tx = optax.with_extra_args_support(optax.sgd(schedule))
+  config = update.StepConfig(0.0, 0.0, 0.0, _PAD, details=True)
+  train_step = jax.jit(update.make_train_step(_loss, tx, schedule, config))
+  now = state.init_state(_PARAMS, tx, 0.0)
+  for k, rate in enumerate(rates):
+    before = np.array([now.params[name] for name in "wb"], np.float64)
+    now, metrics = train_step(now, _rows((1, 4, 6), seed=k), np.int32(1))
+    moved = np.array([now.params[name] for name in "wb"], np.float64) - before
+    applied = np.linalg.norm(moved) / metrics["train/grad_norm"]
+    np.testing.assert_allclose(applied, rate, rtol=1e-3)
+    np.testing.assert_allclose(metrics["train/learning_rate"], rate, rtol=1e-6)
+
+
 def test_clipping_bounds_the_gradient_and_reports_it():
   rows = _rows((1, 4, 6))
   grads = jax.grad(_objective)(_PARAMS, rows[0])
