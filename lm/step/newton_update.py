@@ -149,12 +149,13 @@ def _finish(
   new = TrainState(
     state.step + good.astype(jnp.int32), params, opt_state, ~good
   )
-  own = newton.own_state(opt_state)
+  own, before = map(newton.own_state, (opt_state, state.opt_state))
   solver = getattr(own, "solver", own)
-  rate = newton.learning_rate(config)
+  before = getattr(before, "solver", before)
+  rate = newton.learning_rate(config)(before.count, before.inner_count)
   return new, {
     "train/loss": loss,
-    "train/learning_rate": rate(solver.count, solver.inner_count),
+    "train/learning_rate": rate,  # Of the first inner step of this update.
     "train/grad_norm": solver.info.grad_norm,
     "train/param_norm": optax.tree.norm(params),
     "halted": new.halted,

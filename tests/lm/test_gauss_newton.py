@@ -119,6 +119,23 @@ def test_microsteps_are_the_outer_step_in_parts(tiny, name):
   assert lines[-1]["gn/solve_tokens"] == 4 * 256
 
 
+def test_the_logged_rate_is_that_of_the_first_inner_step_made(tiny):
+  """Against NumPy: a cosine of the inner steps, over outer ones of 4 + 1."""
+  cosine = {"gauss_newton__inner_schedule": "global_cosine"}
+  steps = {"train__num_steps": 3}
+  _, lines = _train(_parts(tiny, _OUTER | cosine | steps), steps=3)
+  end = 0.1 * 0.01
+  wave = 1 + np.cos(np.pi * np.arange(12) / 12)
+  rates = end + (0.01 - end) * wave / 2
+  found = [line["train/learning_rate"] for line in lines]
+  np.testing.assert_allclose(found, rates[::4], rtol=1e-5)
+  steps = {"train__num_steps": 3 * 5}
+  _, lines = _train(_parts(tiny, _MICRO | cosine | steps), steps=9)
+  found = [line["train/learning_rate"] for line in lines]
+  solved = [0, 1, 2, 3, 5, 6, 7, 8]  # The fifth searches.
+  np.testing.assert_allclose(np.array(found)[solved], rates[:8], rtol=1e-5)
+
+
 def test_the_displacement_lies_as_the_weights_do(tiny):
   sizes = {"model__D": 64, "model__F": 128}
   parts = _parts(tiny, _OUTER | sizes, 8, mesh__data=4, mesh__fsdp=2)
