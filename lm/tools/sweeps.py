@@ -19,7 +19,7 @@ from ..cli import children, flags, overrides, text
 from ..config import errors, load
 from ..config.errors import InputError
 from ..config.schema import Config
-from ..runs import read
+from ..runs import lock, read
 from ..step import build
 
 # Exit codes of a run that a signal ended before it could save.
@@ -146,7 +146,7 @@ def run_sweep(
 
   Returns:
     Job id -> "finished", "finished before", "stopped", "not started" or
-    "failed (exit code N)".
+    "failed (exit code N)", with who else has the run open.
   """
   outcomes = {job.id: "finished before" for job in jobs}
   todo = [job for job in jobs if not read.is_finished(root / job.id)]
@@ -158,6 +158,8 @@ def run_sweep(
       id_, code = running.wait()
       free.append(lent.pop(id_))
       outcomes[id_] = _outcome(code, running.stopping)
+      if code == errors.BAD_INPUT and lock.holder(root / id_):
+        outcomes[id_] += f": open by {lock.describe(root / id_)}"
 
     for number, job in enumerate(todo):
       while len(running) >= parallel:

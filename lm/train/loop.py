@@ -20,7 +20,7 @@ from ..config import ramp
 from ..config.schema import Config
 from ..data.stream import Prefetcher, prefetch
 from ..model import mesh as meshes
-from ..runs import resume, weights, workdir
+from ..runs import lock, resume, weights, workdir
 from ..step import build, memory
 from . import compiles, jobs, samples
 from .session import Session, open_session
@@ -37,16 +37,19 @@ def train(config: Config, folder: str | os.PathLike) -> int:
     An exit code of `lm/config/errors.py`.
 
   Raises:
-    ValueError: If data, devices or the folder do not fit the configuration.
+    ValueError: If data, devices or the folder do not fit the configuration, or
+      another run is open in the folder.
     CheckpointError: If a checkpoint cannot be written.
   """
   weights.check_source(config.train.init_from)
   data = build.find_data(config)
   path = workdir.prepare(folder)
-  parts = build.build(build.resolve(config, data))
-  build.check_rows(parts.config, parts.mesh)
-  memory.check(parts)
-  with jax.set_mesh(parts.mesh), contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(lock.held(path))
+    parts = build.build(build.resolve(config, data))
+    build.check_rows(parts.config, parts.mesh)
+    memory.check(parts)
+    stack.enter_context(jax.set_mesh(parts.mesh))
     session = open_session(parts, data, path, stack)
     code = _steps(session)
     if code == 0:
