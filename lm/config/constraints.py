@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import ramp
-from .names import CORPORA, CORPUS_PREFIXES, nearest
-from .schema import Config
+from .names import CORPORA, CORPUS_PREFIXES, SAVED, nearest
+from .schema import Config, ModelConfig
 
 _REMAT = ("none", "full", "dots")
 # Pieces of BPE: 256 bytes, 3 control pieces and a character at least; as many
@@ -80,11 +80,7 @@ def _model(config: Config) -> Iterator[str]:
     yield (
       f"config.model.G={m.G} must divide config.model.H={m.H}; one of {fits}."
     )
-  if m.remat not in _REMAT and not m.remat.startswith("names:"):
-    yield (
-      f"config.model.remat={m.remat!r} is not one of {', '.join(_REMAT)} or "
-      f"names:NAME,NAME.{nearest(m.remat, _REMAT)}"
-    )
+  yield from _rematerialised(m)
   if m.norm == "rmsnorm" and m.norm_bias:
     yield (
       "config.model.norm_bias=True goes with norm='layernorm' only; an RMS "
@@ -94,6 +90,32 @@ def _model(config: Config) -> Iterator[str]:
     yield (
       "config.model.qk_norm_bias=True goes with qk_norm_type='layernorm' only."
     )
+
+
+def _rematerialised(m: ModelConfig) -> Iterator[str]:
+  key, known = f"config.model.remat={m.remat!r}", ", ".join(SAVED)
+  kind, colon, listed = m.remat.partition(":")
+  if not colon and kind in _REMAT:
+    return
+  if not colon or kind != "names":
+    yield (
+      f"{key} is not one of {', '.join(_REMAT)} or names:NAME,NAME with names "
+      f"out of {known}.{nearest(kind, (*_REMAT, 'names'))}"
+    )
+    return
+  names = listed.split(",")
+  if "" in names:
+    yield f"{key} has an empty name; write names:NAME,NAME, out of {known}."
+  for name in dict.fromkeys(names):
+    if name and name not in SAVED:
+      yield (
+        f"{key} names {name!r}, which the model does not have; known: {known}."
+        f"{nearest(name, SAVED)}"
+      )
+    if name and names.count(name) > 1:
+      yield f"{key} names {name!r} twice."
+  if "mlp_gate" in names and m.mlp != "swiglu":
+    yield f"{key}: 'mlp_gate' is of config.model.mlp='swiglu', not {m.mlp!r}."
 
 
 def _data(config: Config) -> Iterator[str]:

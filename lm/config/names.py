@@ -6,6 +6,8 @@ from collections.abc import Iterable
 # Corpora that have a name of their own (`lm/data/corpora.py`).
 CORPORA = ("sotu", "wiki", "awsdocs", "legal", "gcide", "stdlib", "c4")
 CORPUS_PREFIXES = ("dir:", "tfds:")  # Before a path.
+# What `config.model.remat` may save of a block: the model's `checkpoint_name`s.
+SAVED = ("q", "k", "v", "attention", "mlp_in", "mlp_gate")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from ..config.names import SAVED
 from . import attention, layers
 from . import params as param_table
 from .cache import Cache, LayerCache, append
@@ -368,7 +369,6 @@ def _remat(block, policy_name, *, prevent_cse):
   else:
     raise ValueError(
       f"config.model.remat={policy_name!r} is not a policy; use none, full, "
-      "dots or names:NAME,NAME with names out of q, k, v, attention, mlp_in, "
-      "mlp_gate."
+      f"dots or names:NAME,NAME with names out of {', '.join(SAVED)}."
     )
   return nn.remat(block, policy=policy, prevent_cse=prevent_cse)

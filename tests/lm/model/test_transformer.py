@@ -1,6 +1,7 @@
 """The model against NumPy, and what must hold for every set of options."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from oracles import transformer as oracle
 
+from lm.config.names import SAVED
 from lm.model import params as param_table
 from lm.model.cache import init_cache
 from lm.model.transformer import Transformer
@@ -171,6 +173,21 @@ def test_remat_is_really_on(make_config, make_params, rows, policy):
   assert forward == 8  # q, k, v, scores, values, out, in, out.
   again = products(jax.grad(loss)) - forward
   assert again == RECOMPUTED[policy]
+
+
+@pytest.mark.parametrize(("mlp", "missing"), [("swiglu", 0), ("gelu", 1)])
+def test_names_of_remat_are_those_in_the_traced_model(
+  make_config, make_params, rows, mlp, missing
+):
+  cfg = make_config(N=1, mlp=mlp)
+  model, params = Transformer(cfg), make_params(cfg)
+
+  def forward(p):
+    return model.apply({"params": p}, rows[:, :-1], method="hidden")
+
+  text = str(jax.make_jaxpr(forward)(params))
+  traced = re.findall(r"name\[name=(\w+)\]", text)
+  assert sorted(traced) == sorted(SAVED[: len(SAVED) - missing])
 
 
 def test_decoding_equals_the_full_forward(cfg, make_params, rows):
