@@ -139,9 +139,12 @@ def _schedule() -> ml_collections.ConfigDict:
   # cosine | wsd | constant | linear | inverse_sqrt | seesaw (a growing batch in
   # place of the cosine's decay; `lm/config/ramp.py`)
   c.name = "cosine"
-  c.unit = "fraction"  # Of the run | steps | tokens: unit of the two below.
+  c.unit = "fraction"  # Of the run | steps | tokens: unit of the three below.
   c.warmup = 0.1
   c.decay = 0.1  # wsd: length of the final decay.
+  c.offset = 0.0  # inverse_sqrt: A of sqrt(A / (t - warmup + A)); 0: warmup.
+  # May a run be resumed with another length, if its rates follow from that?
+  c.allow_new_length = False
   c.start_factor = 0.0  # Of the peak, at step 0.
   c.end_factor = 0.1  # Of the peak, at the end.
   c.alpha = 1.1  # seesaw: growth of the batch at a milestone.

@@ -194,10 +194,15 @@ def _optim(config: Config) -> Iterator[str]:
       f" exceeds the run, {length} {s.unit}: shorten it, lengthen the run, or "
       "check config.schedule.unit."
     )
-  if s.name == "inverse_sqrt" and s.warmup == 0:
+  if s.name == "inverse_sqrt" and s.warmup == s.offset == 0:
     yield (
       "config.schedule.name='inverse_sqrt' decays from the end of the warm-up: "
-      "config.schedule.warmup must be > 0."
+      "config.schedule.warmup or config.schedule.offset must be > 0."
+    )
+  if s.offset and s.name != "inverse_sqrt":
+    yield (
+      f"config.schedule.offset={s.offset} goes with schedule.name="
+      f"'inverse_sqrt', not {s.name!r}; set it to 0."
     )
 
 

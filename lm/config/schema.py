@@ -127,6 +127,10 @@ class ScheduleConfig:
   start_factor: float = _at_least(0)
   end_factor: float = _at_least(0)
   alpha: float
+  offset: float = dataclasses.field(
+    default=0.0, metadata={"least": 0, "unit": "schedule.unit"}
+  )
+  allow_new_length: bool = False
   max_batch_size: int = _at_least(0, "rows")
 
 

@@ -1,6 +1,6 @@
 """Learning rate as a function of the update count.
 
-A run is a warm-up of length W and a main part up to its end T; W, T and the
+A run is a warm-up of length W and a main part up to its end T; W, T, A and the
 final decay are converted from `schedule.unit` to updates, fractions of one
 included. With a = start_factor, z = end_factor and peak p:
 
@@ -9,7 +9,7 @@ included. With a = start_factor, z = end_factor and peak p:
     cosine        p (z + (1 - z) (1 + cos(pi s)) / 2),  s = (t - W) / (T - W)
     linear        p (1 - (1 - z) s)
     wsd           p until T - decay, then linear to z p at T
-    inverse_sqrt  p sqrt(W / t)
+    inverse_sqrt  p sqrt(A / (t - W + A)),  A = offset, W without one
     seesaw        p times the rate of the phase (`lm/config/ramp.py`)
 
 While batches grow, t counts tokens, in updates of the first size. After T the
@@ -46,6 +46,7 @@ def learning_rate(config: Config, peak: float | None = None) -> optax.Schedule:
   total = _length(config)
   clock = _clock(config)
   warmup, decay = warmup_steps(config), s.decay * _updates_per_unit(config)
+  offset = s.offset * _updates_per_unit(config) or warmup
   main = max(total - warmup, 1e-9)
 
   def rate(count):
@@ -62,7 +63,7 @@ def learning_rate(config: Config, peak: float | None = None) -> optax.Schedule:
       tail = jnp.maximum(past - (main - decay), 0.0) / max(decay, 1e-9)
       falling = 1 - (1 - s.end_factor) * tail
     elif s.name == "inverse_sqrt":
-      falling = jnp.sqrt(warmup / jnp.maximum(t, warmup))
+      falling = jnp.sqrt(offset / (past + offset))
     else:
       falling = 1.0
     height = jnp.where(t < warmup, rising, falling)

@@ -3,11 +3,13 @@
 import time
 from typing import Any, NamedTuple
 
+import jax
+
 from ..config import load, ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..step import build, methods
-from . import weights
+from . import length, weights
 from .checkpoint import Checkpointer
 from .checkpoint import CheckpointError
 from .checkpoint import abstract
@@ -20,7 +22,8 @@ _FREE = (
   "eval.",
   "checkpoint.",
   "log.",
-  "train.num_steps",
+  "schedule.allow_new_length",
+  "train.num_steps",  # Unless something follows from it: `length.check`.
   "train.num_tokens",
   "train.stop_at_loss",
   "train.stop_at_average",
@@ -107,7 +110,8 @@ def check(
     fingerprint: Of this command's data.
 
   Raises:
-    ConfigError: If a key that shapes the run differs, or the data does.
+    ConfigError: If a key that shapes the run differs, or the data does, or the
+      updates made would have had other batches or rates.
   """
   then = load.to_dict(load.from_dict(saved["config"]))
   differences = _differences(then, load.to_dict(config))
@@ -130,6 +134,9 @@ def check(
       f"{saved['fingerprint'][:12]}). Prepare the same data again, or use "
       "another --workdir."
     )
+  note = length.check(load.from_dict(saved["config"]), config, saved["step"])
+  if note and jax.process_index() == 0:
+    print(note, flush=True)
   return Clock(*(saved[field] for field in Clock._fields))
 
 
@@ -139,8 +146,8 @@ def _check_tokens(saved: dict[str, Any], config: Config) -> None:
   A growing batch may depend on the length of the run and on the microbatch,
   both free otherwise.
   """
-  step, length = saved["step"], config.data.seq_length
-  tokens = ramp.tokens_at(ramp.of_config(config), length, step)
+  step, row = saved["step"], config.data.seq_length
+  tokens = ramp.tokens_at(ramp.of_config(config), row, step)
   if tokens == saved["tokens"]:
     return
   then, now = saved["config"]["train"], config.train

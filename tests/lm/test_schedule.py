@@ -50,6 +50,24 @@ def test_formula_at_every_step_and_beyond(name):
   np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 20.0])
+@pytest.mark.parametrize("offset", [1.0, 7.5, 20.0, 500.0])
+@pytest.mark.parametrize("unit", ["steps", "tokens", "fraction"])
+def test_inverse_square_root_with_an_offset(warmup, offset, unit):
+  scale = {"steps": 1, "tokens": 4 * 256, "fraction": 1 / _STEPS}[unit]
+  c = base.get_config()
+  c.optim.learning_rate = _PEAK
+  c.train.num_tokens, c.train.num_steps = 0, _STEPS
+  c.schedule.name, c.schedule.unit = "inverse_sqrt", unit
+  c.schedule.warmup, c.schedule.offset = warmup * scale, offset * scale
+  rate = schedule.learning_rate(load.from_config_dict(c))
+  t = np.arange(_STEPS)
+  rise = t / max(warmup, 1)
+  fall = np.sqrt(offset / (np.maximum(t - warmup, 0) + offset))
+  expected = _PEAK * np.where(t < warmup, rise, fall)
+  np.testing.assert_allclose(rate(t), expected, rtol=2e-5)
+
+
 def test_units_name_the_same_schedule():
   tokens = 4 * 256
   configs_ = [

@@ -360,7 +360,7 @@ def _empty(tmp_path, spec):
     (_large_vocabulary, "vocab_size=60000"),
     (_unknown_corpus, "Did you mean sotu"),
     (_one_document, "no document in its validation split"),
-    (_empty, "no document in its train split"),
+    (_empty, "The folder is empty."),
   ],
 )
 def test_bad_input_is_said_in_one_line(
