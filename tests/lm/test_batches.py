@@ -163,10 +163,17 @@ def test_a_ramp_that_would_have_been_another_is_not_resumed(tiny, changes):
 
 
 def test_a_literal_ramp_can_be_made_longer(tiny):
-  config = _parts(tiny, **_RAMP).config
+  run = _RAMP | {"schedule__name": "constant", "schedule__warmup": 0.0}
+  config = _parts(tiny, **run).config
   saved = resume.to_json(resume.Clock(5, 28, 28 * 32), config, "x")
-  longer = _parts(tiny, **(_RAMP | {"train__num_tokens": 32 * 90})).config
+  longer = _parts(tiny, **(run | {"train__num_tokens": 32 * 90})).config
   assert resume.check(saved, longer, "x").step == 5
+  saved = resume.to_json(
+    resume.Clock(5, 28, 28 * 32), _parts(tiny, **_RAMP).config, "x"
+  )
+  cosine = _parts(tiny, **(_RAMP | {"train__num_tokens": 32 * 90})).config
+  with pytest.raises(ConfigError, match="decides the learning rate"):
+    resume.check(saved, cosine, "x")
 
 
 def test_the_ramp_is_described(tiny):
@@ -177,9 +184,9 @@ def test_the_ramp_is_described(tiny):
   line = batches.describe(rounded)
   assert line.startswith("Batches of 4 to ")
   assert "multiples of 2 " in line
-  assert f"{rounded.num_steps} updates" in line
-  assert line.endswith(f"would need {exact.num_steps}.")
-  assert exact.num_steps < rounded.num_steps
+  assert f"{batches.num_steps(rounded)} updates" in line
+  assert line.endswith(f"would need {batches.num_steps(exact)}.")
+  assert batches.num_steps(exact) < batches.num_steps(rounded)
   assert batches.describe(_parts(tiny, **_RAMP).config).startswith(
     "Batches of 2 to 8 rows in 3 phases"
   )
