@@ -83,6 +83,9 @@ def _data() -> ml_collections.ConfigDict:
   # ((tokens, rows), ...): rows from that many tokens on, the first from 0, all
   # multiples of train.microbatch_size. (): batch_size, always.
   c.batch_schedule = ()
+  c.limit_rows = 0  # Train on the first so many rows of each corpus; 0: all.
+  # Train on chosen rows: FILE.npz with row numbers for each corpus; "": all.
+  c.select = ""
   c.prefetch = 4  # Batches made ahead by a thread; 0: none.
   return c
 

@@ -144,6 +144,11 @@ def _data(config: Config) -> Iterator[str]:
       )
   for name in sorted({n for n in names if names.count(n) > 1}, key=str):
     yield f"config.data.mixture names {name!r} twice; add the weights up."
+  if d.limit_rows and d.select:
+    yield (
+      f"config.data.limit_rows={d.limit_rows} and config.data.select="
+      f"{d.select!r} both choose rows; leave one of them at its default."
+    )
   if d.tokenizer not in ("bpe", "bytes") and not d.tokenizer.startswith("sp:"):
     hint = nearest(d.tokenizer, ("bpe", "bytes"))
     yield (

@@ -97,6 +97,10 @@ class DataConfig:
   seq_length: int = _at_least(1, "tokens")
   batch_size: int = _at_least(1, "rows")
   batch_schedule: tuple[tuple[int, int], ...]
+  limit_rows: int = dataclasses.field(
+    default=0, metadata={"least": 0, "unit": "rows"}
+  )
+  select: str = ""
   prefetch: int = _at_least(0, "batches")
 
 

@@ -1,12 +1,17 @@
 """Random access to prepared rows."""
 
+import hashlib
+import io
 import os
+import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
 from . import layout
+from .errors import DataError
 
 
 class Rows:
@@ -16,7 +21,10 @@ class Rows:
     prepared: The corpus's folder and description.
     split: "train" or "validation".
     width: seq_length + 1.
+    chosen: A hash of the row numbers, of some rows; "" of all.
   """
+
+  chosen = ""
 
   def __init__(self, prepared: layout.Prepared, split: str):
     """Opens the files and compares their sizes with the description.
@@ -60,6 +68,108 @@ class Rows:
       raise layout.damaged(self.prepared.path, _first_line(error)) from None
     flat = np.frombuffer(b"".join(records), self._dtype)
     return flat.reshape(len(indices), self.width).astype(np.int32)
+
+
+class Chosen(Rows):
+  """Some rows of a split, in the order of the split."""
+
+  def __init__(self, prepared: layout.Prepared, split: str, numbers: np.ndarray):
+    """Opens the files.
+
+    Args:
+      prepared: The corpus.
+      split: Of it.
+      numbers: Row numbers of the split, ascending, int64 [n].
+
+    Raises:
+      DataError: If the files are not those that were written.
+    """
+    super().__init__(prepared, split)
+    self._numbers = numbers.astype("<i8")
+    self._length = len(numbers)
+    digest = hashlib.sha256(self._numbers.tobytes())
+    self.chosen = digest.hexdigest()[:16]
+
+  def read(self, indices: Sequence[int]) -> np.ndarray:
+    """Rows at these indices of the choice, int32 [n, seq_length + 1]."""
+    return super().read(self._numbers[np.asarray(indices, int)].tolist())
+
+
+def open_training(data_cfg) -> list[Rows]:
+  """The rows to train on of each corpus of `config.data.mixture`.
+
+  All of its training split; or the first `config.data.limit_rows`; or those
+  that the file `config.data.select` names, in any order: an .npz with an array
+  of row numbers for each corpus.
+
+  Raises:
+    DataError: If a corpus is not prepared or damaged, or the choice does not fit
+      it.
+  """
+  found = [layout.find(data_cfg, spec) for spec, _ in data_cfg.mixture]
+  if data_cfg.select:
+    chosen = _read_selection(data_cfg.select, found)
+  elif data_cfg.limit_rows:
+    chosen = [_first(data_cfg.limit_rows, prepared) for prepared in found]
+  else:
+    return [Rows(prepared, "train") for prepared in found]
+  return [Chosen(p, "train", n) for p, n in zip(found, chosen, strict=True)]
+
+
+def _first(count: int, prepared: layout.Prepared) -> np.ndarray:
+  meta = prepared.meta
+  if count > meta.splits["train"].rows:
+    raise DataError(
+      f"config.data.limit_rows={count}, but the training split of {meta.corpus} "
+      f"has {meta.splits['train'].rows} rows. Take fewer, or 0 for all."
+    )
+  return np.arange(count)
+
+
+def _read_selection(
+  path: str, found: Sequence[layout.Prepared]
+) -> list[np.ndarray]:
+  """Row numbers of each corpus, ascending."""
+  key = f"config.data.select={path}"
+  try:
+    data = io.BytesIO(pathlib.Path(path).expanduser().read_bytes())
+    with np.lib.npyio.NpzFile(data, allow_pickle=False) as file:
+      arrays = {name: file[name] for name in file.files}
+  except Exception as error:  # Whatever zip files and arrays can be ill of.
+    raise DataError(
+      f"{key} cannot be read as an .npz file of integer arrays "
+      f"({_first_line(error) or type(error).__name__})."
+    ) from None
+  names = [prepared.meta.corpus for prepared in found]
+  if set(arrays) != set(names):
+    raise DataError(
+      f"{key} has arrays for {sorted(arrays)}; it must have one for each corpus "
+      f"of config.data.mixture, and no other: {sorted(names)}."
+    )
+  return [
+    _numbers(f"{key}, {p.meta.corpus}", arrays[p.meta.corpus], p) for p in found
+  ]
+
+
+def _numbers(where: str, array: Any, prepared: layout.Prepared) -> np.ndarray:
+  rows = prepared.meta.splits["train"].rows
+  if array.dtype.kind not in "iu" or array.ndim != 1 or not array.size:
+    raise DataError(
+      f"{where}: {array.dtype} of shape {array.shape}, expected row numbers: "
+      "integers of shape [n], n > 0 (np.flatnonzero makes them of a mask)."
+    )
+  numbers, times = np.unique(array, return_counts=True)
+  if numbers[0] < 0 or numbers[-1] >= rows:
+    wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
+    raise DataError(
+      f"{where}: there is no row {wrong}; the training split has {rows}, "
+      "numbered from 0."
+    )
+  if times.max() > 1:
+    raise DataError(
+      f"{where}: row {numbers[times.argmax()]} is named {times.max()} times."
+    )
+  return numbers
 
 
 def open_split(data_cfg, corpus: str, split: str) -> Rows:

@@ -126,15 +126,14 @@ class Stream:
       meta = rows.prepared.meta
       digest = meta.splits[rows.split].rows_hash
       parts.append([meta.corpus, count, digest, meta.tokenizer_hash])
+      parts[-1] += [rows.chosen] if rows.chosen else []
     text = json.dumps([self._seed, BLOCK, _ROUNDS, parts])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def open_stream(data_cfg, seed: int) -> Stream:
   """The stream of `config.data.mixture` in the order of `seed`."""
-  sources = [
-    rows_lib.open_split(data_cfg, spec, "train") for spec, _ in data_cfg.mixture
-  ]
+  sources = rows_lib.open_training(data_cfg)
   return Stream(sources, [weight for _, weight in data_cfg.mixture], seed)
 
 

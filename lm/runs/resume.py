@@ -31,6 +31,7 @@ _FREE = (
   "train.microbatch_size",
   "data.root",
   "data.prefetch",
+  "data.select",  # The fingerprint has what is in the file.
   "model.remat",
   "model.attention",
   "model.loss_chunk",
@@ -129,7 +130,8 @@ def check(
   _check_tails(saved, config)
   if saved["fingerprint"] != fingerprint:
     raise ConfigError(
-      f"The data below config.data.root={config.data.root} is not what the "
+      f"The data below config.data.root={config.data.root}"
+      f"{_select(saved['config']['data'], config)} is not what the "
       f"checkpoint was trained on (fingerprint {fingerprint[:12]}, was "
       f"{saved['fingerprint'][:12]}). Prepare the same data again, or use "
       "another --workdir."
@@ -138,6 +140,14 @@ def check(
   if note and jax.process_index() == 0:
     print(note, flush=True)
   return Clock(*(saved[field] for field in Clock._fields))
+
+
+def _select(then: dict[str, Any], config: Config) -> str:
+  """Names a choice of rows, which may be why a fingerprint differs."""
+  old, new = then.get("select", ""), config.data.select
+  if not old and not new:
+    return ""
+  return f", of which config.data.select={new!r} (was {old!r}) chooses rows,"
 
 
 def _check_tokens(saved: dict[str, Any], config: Config) -> None:

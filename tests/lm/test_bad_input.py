@@ -100,6 +100,8 @@ _CASES = {
   "model.loss_chunk=-2": ["config.model.loss_chunk"],
   "data.seq_length=0": ["config.data.seq_length"],
   "data.batch_size=0": ["config.data.batch_size"],
+  "data.limit_rows=-1": ["config.data.limit_rows"],
+  "data.limit_rows=3 data.select=a.npz": ["limit_rows=3", "select='a.npz'"],
   "data.prefetch=-1": ["config.data.prefetch"],
   "optim.learning_rate=-1": ["config.optim.learning_rate"],
   "optim.learning_rate=nan": ["config.optim.learning_rate"],

@@ -40,17 +40,19 @@ def section(
     "seq_length": 16,
     "batch_size": 4,
     "prefetch": 2,
+    "limit_rows": 0,
+    "select": "",
   }
   return types.SimpleNamespace(**(values | changes))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_folder():
   """The function `write_folder`."""
   return write_folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_section():
   """The function `section`."""
   return section
