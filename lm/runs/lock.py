@@ -195,11 +195,16 @@ class Lock:
       "machine": _machine(),
       "token": self._token,
     }
-    with self._path.open("r+") as file:  # Object storage writes at its end.
-      file.truncate()
-      json.dump(facts, file, indent=1)
-      file.flush()
-      os.fsync(file.fileno())
+    try:
+      with self._path.open("r+") as file:  # Object storage writes at its end.
+        file.truncate()
+        json.dump(facts, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+      self._path.unlink(missing_ok=True)  # Empty, it would look like a start.
+      path = os.fspath(self._path)
+      raise OSError(error.errno, error.strerror, path) from None
 
   def _mine(self) -> bool:
     return holder(self._path.parent).get("token") == self._token

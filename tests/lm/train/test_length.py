@@ -148,7 +148,9 @@ def test_a_cosine_run_is_made_longer_only_if_told(tiny, tmp_path):
   assert code == 0, output
   line = "config.train.num_steps=9, was config.train.num_steps=6: the learning "
   assert line in output
-  rates = metrics.read(tmp_path)["train/learning_rate"].values
+  column = metrics.read(tmp_path)["train/learning_rate"]
+  rates = column.values  # Of update k, the k + 1st, in the line of step k + 1.
+  assert column.steps.tolist() == list(range(1, 10))
   share = np.array([5 - 0.6, 6 - 0.9]) / np.array([5.4, 8.1])
   wave = (1 + np.cos(np.pi * share)) / 2
   np.testing.assert_allclose(rates[5:7], 1e-3 * (0.1 + 0.9 * wave), rtol=1e-4)

@@ -178,6 +178,22 @@ def test_without_flock_a_living_process_is_seen_by_its_beat(
     pass
 
 
+def test_a_disk_without_room_leaves_no_lock(tmp_path, monkeypatch):
+  def full(_):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as patched:
+    patched.setattr(lock.os, "fsync", full)
+    with (
+      pytest.raises(OSError, match=r"No space left on device: .*lock\.json"),
+      lock.Lock(tmp_path),
+    ):
+      pass
+  assert not list(tmp_path.iterdir())
+  with lock.Lock(tmp_path, stale=1e9):
+    pass
+
+
 def test_an_open_run_can_be_read(tiny, tmp_path):
   folder = tmp_path / "run"
   assert tiny.run(folder)[0] == 0
