@@ -26,6 +26,7 @@ import threading
 import time
 import uuid
 from collections.abc import Generator
+from concurrent import futures
 from typing import IO, Any
 
 import jax
@@ -37,6 +38,8 @@ FILE = "lock.json"
 BEAT = 15.0  # Seconds between two signs of life.
 STALE = 90.0  # Seconds without one; network file systems cache times for 60.
 _OLD = 10 * STALE  # A sign this old needs no watching, whatever the clocks.
+_ROUND = 5.0  # Seconds between two words of process 0 to the others.
+_OPEN = "open"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)  # By a process that lives.
 
 
@@ -53,16 +56,36 @@ def held(folder: pathlib.Path) -> Generator[None]:
     InputError: On all processes, if another run is open in the folder.
   """
   with contextlib.ExitStack() as stack:
-    refusal = ""
-    if not jax.distributed.is_initialized() or jax.process_index() == 0:
-      try:
-        stack.enter_context(Lock(folder))
-      except InputError as error:
-        refusal = str(error)
-    refusal = distributed.said_by_first(refusal)
-    if refusal:
-      raise InputError(refusal)
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+      stack.enter_context(Lock(folder))
+    else:
+      _taken_by_first(folder, stack)
     yield
+
+
+def _taken_by_first(
+  folder: pathlib.Path, stack: contextlib.ExitStack
+) -> None:
+  """Has process 0 take the lock; the others hear of it every few seconds.
+
+  A collective gives up before a lock is stale, so one cannot wait for all that
+  time.
+
+  Raises:
+    InputError: On all processes, if process 0 is refused.
+  """
+  first, verdict = jax.process_index() == 0, ""
+  with futures.ThreadPoolExecutor(1) as thread:
+    taking = thread.submit(stack.enter_context, Lock(folder)) if first else None
+    while not verdict:
+      if taking and not futures.wait([taking], timeout=_ROUND).not_done:
+        error = taking.exception()
+        if error and not isinstance(error, InputError):
+          raise error
+        verdict = str(error or _OPEN)
+      verdict = distributed.said_by_first(verdict)
+  if verdict != _OPEN:
+    raise InputError(verdict)
 
 
 class Lock:

@@ -248,3 +248,12 @@ def test_a_second_group_of_processes_is_refused_by_each(group, tmp_path):
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   steps = [json.loads(x)["step"] for x in lines if "train/loss" in x]
   assert max(collections.Counter(steps).values()) == 1
+
+
+@pytest.mark.slow
+def test_a_group_whose_machine_was_lost_goes_on_elsewhere(group, tmp_path):
+  """Its process 0 watches for longer than a collective would wait for it."""
+  _leave_lock(tmp_path, machine="lost")
+  codes, outputs = group.join(group.start(tmp_path, 2, 1))
+  assert codes == [0, 0], "\n".join(outputs)
+  assert "waiting 90 s" in "".join(outputs)
