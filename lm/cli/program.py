@@ -136,7 +136,7 @@ def check_local(name: str, path: str | os.PathLike) -> None:
   if "://" in str(path):
     raise InputError(
       f"{name}={path} is not a folder of this machine; mount the bucket and "
-      "give the folder, as lm.launch.tpu does (docs/pods.md)."
+      "give the folder (docs/pods.md)."
     )
 
 

@@ -12,11 +12,13 @@ from ml_collections import config_flags
 
 from lm import sweep
 from lm.config import errors, load
-from lm.launch import tpu
 
 _ROOT = pathlib.Path(__file__).parents[3]
 _PAGE = (_ROOT / "docs" / "pods.md").read_text()
-_STUBS = ("python", "gcloud", "xpk", "sky", "sbatch", "pip", "ssh-add")
+_STUBS = (
+  "python", "gcloud", "xpk", "sky", "sbatch", "pip", "ssh-add",
+  "lm/launch/tpu.sh",
+)  # fmt: skip
 
 
 def _commands(tmp_path):
@@ -45,16 +47,17 @@ def commands(tmp_path):
   return _commands(tmp_path)
 
 
-def test_the_launcher_takes_what_the_page_gives_it(commands):
-  prefix = ["python", "-m", "lm.launch.tpu"]
-  ours = [c[3:] for c in commands if c[:3] == prefix and "--help" not in c]
-  assert {c[0] for c in ours} == {
-    "create", "status", "setup", "run", "logs", "keep", "delete",
-  }  # fmt: skip
-  for command in ours:
-    args = tpu._parse(command)
-    if command[0] in ("run", "keep"):
-      tpu.run_arguments(args.program, args.rest)
+def test_the_tpu_script_takes_what_the_page_gives_it(commands):
+  ours = [c[1:] for c in commands if c[0] == "lm/launch/tpu.sh"]
+  script = (_ROOT / "lm" / "launch" / "tpu.sh").read_text()
+  known = set(re.findall(r"^  (\w+)\)", script, re.MULTILINE))
+  assert {c[0] for c in ours} == known - {"stop"}
+
+
+def test_what_sets_a_worker_up_is_a_script(commands):
+  (script,) = [c[2] for c in commands if c[1:2] == ["all"]]
+  subprocess.run(["bash", "-n", "-c", script], check=True)
+  assert script.startswith("bucket=my-bucket; set -e\n")
 
 
 def _config(words, monkeypatch):
@@ -82,7 +85,8 @@ def test_sweeps_and_files_of_the_page_exist(commands):
   assert len(sweep.load_sweep("cbs_151m")) == 9
   assert "--array=0-8" in words
   files = {w for w in words if w.startswith("lm/launch/")}
-  assert files == {"lm/launch/slurm.sh", "lm/launch/skypilot.yaml"}
+  scripts = {"slurm.sh", "skypilot.yaml", "tpu.sh"}
+  assert files == {f"lm/launch/{name}" for name in scripts}
   assert all((_ROOT / file).is_file() for file in files)
 
 

@@ -1,7 +1,6 @@
 """The shell code of the launchers by shellcheck, which needs no network."""
 
 import pathlib
-import re
 import shutil
 import subprocess
 import sysconfig
@@ -9,22 +8,13 @@ import sysconfig
 import pytest
 import yaml
 
-from lm.launch import remote
-
 _LAUNCH = pathlib.Path(__file__).parents[3] / "lm" / "launch"
 _TASK = yaml.safe_load((_LAUNCH / "skypilot.yaml").read_text())
-_RUN = remote.run("lm.main", ["--workdir=gs://bucket/runs/a", "it's", "$x"])
 _SCRIPTS = {
+  "tpu": (_LAUNCH / "tpu.sh").read_text(),
   "slurm": (_LAUNCH / "slurm.sh").read_text(),
   "skypilot setup": _TASK["setup"],
   "skypilot run": _TASK["run"],
-  "setup": remote.setup("gs://bucket/input", ["bucket"]),
-  "run": _RUN,
-  # Quoted, so shellcheck takes it for a text.
-  "what run starts": re.findall(r"<<'END'\n(.*?)^END$", _RUN, re.S | re.M)[0],
-  "status": remote.STATUS,
-  "stop": remote.STOP,
-  "logs": remote.logs(50, follow=True),
 }
 
 

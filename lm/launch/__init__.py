@@ -1,1 +1,0 @@
-"""Programs that start `lm` on other machines: TPU pods, SLURM, SkyPilot."""
