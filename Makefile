@@ -42,7 +42,7 @@ slow: $(VENV)/.dev ## Run the long tests (tens of minutes).
 
 bench: $(VENV)/.dev ## Print the tables of every benchmark.
 	for name in train_step train_loop optimizer_step gauss_newton_step \
-	    lotion_step pinn theory theory_claims messages; do \
+	    lotion_step pinn theory messages; do \
 	  $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 notebooks: $(VENV)/.dev ## Execute the notebooks at their small size.

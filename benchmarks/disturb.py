@@ -7,7 +7,6 @@ from /proc.
 import json
 import os
 import pathlib
-import pydoc_data.topics
 import random
 import socket
 import subprocess
@@ -15,6 +14,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from benchmarks import corpus
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KILLED, PREEMPTED, PEER_LOST = -9, 75, 76
@@ -32,7 +33,7 @@ _SHAPE = {
   "optim.averages": ("ema:0.99",),
   "schedule.name": "constant", "schedule.unit": "steps",
   "schedule.warmup": 1.0, "checkpoint.every": 50, "log.every": 1,
-  "log.samples": 0, "log.progress": "none",
+  "log.samples": 0, "log.progress": "none", "train.num_steps": 1,
 }  # fmt: skip
 
 
@@ -235,18 +236,4 @@ def check(event: Event) -> None:
 
 def prepare(out: pathlib.Path) -> list[str]:
   """Writes and prepares a corpus, once; returns the flags of a run on it."""
-  text = out / "text"
-  values = _SHAPE | {
-    "data.root": str(out / "data"),
-    "data.mixture": ((f"dir:{text}", 1.0),),
-    "eval.sets": (f"dir:{text}",),
-  }
-  flags = [f"--config={ROOT / 'ml_collections_configs' / 'base.py'}"]
-  flags += [f"--config.{key}={value}" for key, value in values.items()]
-  if not text.exists():
-    text.mkdir(parents=True)
-    for name, topic in sorted(pydoc_data.topics.topics.items())[:120]:
-      (text / f"{name.replace(' ', '_')}.txt").write_text(topic)
-    run = [sys.executable, "-m", "lm.data.prepare", *flags]
-    subprocess.run(run, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-  return flags
+  return corpus.prepare(out, _SHAPE, documents=120)

@@ -15,12 +15,9 @@ import numpy as np
 import optax
 
 import optim
+from benchmarks import train_step
 
-SIZES = {
-  "T": dict(D=64, H=4, N=2, F=256, V=512, L=64, B=4),
-  "S": dict(D=256, H=4, N=4, F=1024, V=4096, L=256, B=4),
-  "W": dict(D=256, H=4, N=4, F=1024, V=32128, L=256, B=2),
-}
+SIZES = train_step.SIZES | {"T": dict(D=64, H=4, N=2, F=256, V=512, L=64, B=4)}
 INNER_STEPS, RATE, RATIO, CANDIDATES = 8, 1e-3, 2**-0.5, 5
 
 
@@ -29,26 +26,11 @@ class Problem:
 
   def __init__(self, name, remat="none", chunks=8):
     """Everything follows from the size."""
-    from lm.config import load
     from lm.model import params as param_table
     from lm.model.transformer import Transformer
-    from ml_collections_configs import base
 
     size = SIZES[name]
-    c = base.get_config()
-    for letter in "DHNF":
-      c.model[letter] = size[letter]
-    c.model.G = size["H"]
-    c.data.seq_length, c.data.batch_size = size["L"], size["B"]
-    c.train.num_tokens, c.train.num_steps = 0, 10
-    config = load.resolve(
-      load.from_config_dict(c),
-      vocab_size=size["V"],
-      eos_id=1,
-      pad_id=0,
-      platform="cpu",
-    )
-    cfg = dataclasses.replace(config.model, layers="unroll", remat=remat)
+    cfg = dataclasses.replace(train_step.config_of(size).model, remat=remat)
     self.model, self.size = Transformer(cfg), size
     self.params = param_table.init_params(cfg, jax.random.key(0))
     self.delta = jax.tree.map(lambda x: 0.01 * jnp.cos(x), self.params)

@@ -1,10 +1,10 @@
 """Gauss-Newton steps beside gradients and the study's scheme.
 
-    python benchmarks/gauss_newton_step.py [--size=S] [--rounds=7]
+    python -m benchmarks.gauss_newton_step [--size=S] [--rounds=7]
         [--remat=none,full] [--core=N]
 
-Each side has a process of its own; they take turns, one computing at a time,
-and ratios to the first side of a table are taken round by round. The tables:
+Each side has a process of its own and they take turns (`timing.py`); ratios are
+to the first side of a table. The tables:
 one inner gradient beside the model's own gradient (matrix products 5 : 3), the
 product with G beside the hand-written one, a line search of five candidates on
 one batch; then whole outer steps of eight inner steps: ours with a quarter of
@@ -18,12 +18,12 @@ which runs everything once at the smallest size and prints no times.
 """
 
 import argparse
-import json
+import itertools
 import os
 import statistics
-import subprocess
-import sys
 import time
+
+from benchmarks import timing
 
 INNER = (
   "gradient", "gradient, chunked", "quadratic", "quadratic, chunked",
@@ -35,13 +35,13 @@ OUTER = ("outer, study's", "outer", "outer, all data", "outer, chunked")
 
 
 def _serve(args):
-  """Worker: answers each line "n" on stdin with n calls' times."""
+  """The process of one side."""
   from lm.cli import allocator
 
   allocator.settle()
   if args.core is not None:
     os.sched_setaffinity(0, {args.core})
-  import gauss_newton_peers as peers
+  from benchmarks import gauss_newton_peers as peers
 
   problem = peers.Problem(args.size, args.remat)
   make = peers.outer_step if args.worker in OUTER else peers.inner_step
@@ -50,110 +50,49 @@ def _serve(args):
   facts = dict(compile=time.perf_counter() - start, memory=0)
   if compiled is not None:
     facts["memory"] = compiled.memory_analysis().temp_size_in_bytes
-  print("#" + json.dumps(facts), flush=True)
   call(0)
-  count = 0
-  for line in sys.stdin:
-    times = []
-    for _ in range(int(line)):
-      before, cpu = time.perf_counter(), time.process_time()
-      call(count)
-      times.append((time.perf_counter() - before, time.process_time() - cpu))
-      count += 1
-    print("#" + json.dumps(times), flush=True)
-
-
-class Worker:
-  """A side in a process of its own."""
-
-  def __init__(self, name, remat, args):
-    """Starts it and waits until it has compiled."""
-    self.name, self.turns = name, []
-    here = os.path.dirname(os.path.abspath(__file__))
-    paths = [here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")]
-    command = [
-      sys.executable, os.path.abspath(__file__), f"--worker={name}",
-      f"--size={args.size}", f"--remat={remat}",
-    ]  # fmt: skip
-    if args.core is not None:
-      command.append(f"--core={args.core}")
-    self._process = subprocess.Popen(
-      command,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-      text=True,
-    )
-    self.facts = self._answer()
-
-  def _answer(self):
-    for line in self._process.stdout:
-      if line.startswith("#"):
-        return json.loads(line[1:])
-    raise RuntimeError(f"The worker of {self.name} stopped; see above.")
-
-  def run(self, calls):
-    """One turn."""
-    self._process.stdin.write(f"{calls}\n")
-    self._process.stdin.flush()
-    self.turns.append(self._answer())
-
-  def stop(self):
-    """Ends the process."""
-    self._process.stdin.close()
-    self._process.wait()
-
-  def means(self, index):
-    """Mean wall time (0) or CPU time (1) of each turn."""
-    return [statistics.mean(t[index] for t in turn) for turn in self.turns]
+  counts = itertools.count()
+  timing.serve(lambda: call(next(counts)), facts)
 
 
 def _compare(title, names, remat, args, calls):
-  """One table: workers take turns; the first is what others are divided by."""
-  workers = [Worker(name, remat, args) for name in names]
-  for _ in range(args.rounds):
-    for worker in workers:
-      worker.run(calls)
-  base = workers[0]
-  rows = [
-    ["side", "median ms", "wall / first", "CPU / first", "memory MB",
-     "compile s"],
-  ]  # fmt: skip
-  for worker in workers:
-    ratios = [
-      statistics.median(
-        own / first
-        for own, first in zip(worker.means(i), base.means(i), strict=True)
-      )
-      for i in (0, 1)
-    ]
-    memory = worker.facts["memory"]
+  """One table: sides take turns; the first is what others are divided by."""
+  given = [f"--size={args.size}", f"--remat={remat}"]
+  if args.core is not None:
+    given.append(f"--core={args.core}")
+  sides = [
+    timing.Peer(
+      name,
+      [f"--worker={name}", *given],
+      module="benchmarks.gauss_newton_step",
+    )
+    for name in names
+  ]
+  timing.take_turns(sides, args.rounds, calls)
+  header = ["side", "median ms", "wall / first", "CPU / first", "memory MB"]
+  rows = []
+  for side in sides:
+    ratios = [statistics.median(side.ratios(sides[0], i)) for i in (0, 1)]
+    memory = side.facts["memory"]
     rows.append([
-      worker.name,
-      f"{1e3 * statistics.median(worker.means(0)):.1f}",
+      side.name,
+      f"{statistics.median(side.means(0)):.1f}",
       f"{ratios[0]:.2f}",
       f"{ratios[1]:.2f}",
       f"{memory / 1e6:.1f}" if memory else "-",
-      f"{worker.facts['compile']:.1f}",
+      f"{side.facts['compile']:.1f}",
     ])  # fmt: skip
-    worker.stop()
+    side.stop()
   print(f"{title}, remat {remat}, size {args.size}:")
-  _print_table(rows)
-
-
-def _print_table(rows):
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  for row in [rows[0], ["-" * w for w in widths], *rows[1:]]:
-    cells = (cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-    print("| " + " | ".join(cells) + " |")
-  print(flush=True)
+  timing.print_table([*header, "compile s"], rows)
 
 
 def _check():
   """Every side once; sides that claim the same numbers must have them."""
-  import gauss_newton_peers as peers
   import jax
   import numpy as np
+
+  from benchmarks import gauss_newton_peers as peers
 
   problem = peers.Problem("T")
   sides = peers.inner_sides(problem)
@@ -197,7 +136,6 @@ def main():
     _serve(args)
     return
   if args.check:
-    sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)) or ".")
     _check()
     return
   for remat in args.remat.split(","):

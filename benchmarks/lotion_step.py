@@ -21,6 +21,7 @@ import jax
 import optax
 
 import optim
+from benchmarks import timing
 
 _KERNEL = re.compile(
   r"^\s+(?:ROOT )?%?\S+ = .*?\b"
@@ -135,11 +136,7 @@ def main():
         case.times.clear()
   header = ["step", "bytes", "kernels", "products", "CPU ms", "/ adamw"]
   print(f"Width {args.width}, blocks of {args.block_size}, float32.")
-  rows = [header, *(case.row(table[0]) for case in table)]
-  widths = [max(len(str(row[i])) for row in rows) for i in range(len(header))]
-  for row in rows:
-    cells = (str(c).ljust(w) for c, w in zip(row, widths, strict=True))
-    print("| " + " | ".join(cells) + " |")
+  timing.print_table(header, [case.row(table[0]) for case in table])
 
 
 if __name__ == "__main__":

@@ -127,12 +127,7 @@ def rates_table(results: Sequence[Result], by: str) -> str:
 
 
 def at_best(results: Sequence[Result], by: str) -> Groups:
-  """Runs at the best rate and strength, one a seed, by grid and method.
-
-  Args:
-    results: All runs.
-    by: The score that chooses strengths.
-  """
+  """Runs at the best rate, and strength `by` a score, by grid and method."""
   rate = study.best(rates(results), lambda r: r.optimizer, lambda r: r.rate)
   strength = _best_strengths(results, by)
   found = {}

@@ -1,12 +1,11 @@
 """Whole optimiser steps, against peers: times, spikes, compilation, memory.
 
-    python benchmarks/optimizer_step.py [--size=S] [--frequencies=1,10,100]
+    python -m benchmarks.optimizer_step [--size=S] [--frequencies=1,10,100]
         [--rounds=3] [--torch-python=PATH] [--environments=settled,system]
         [--cores=2]
 
-Each peer has a worker process of its own; they take turns, one computing at a
-time, so that a busy machine slows all alike: compare ratios, which are taken
-round by round. Update and application are one jitted call, state donated.
+Each peer has a process of its own and they take turns (`timing.py`). Update and
+application are one jitted call, state donated.
 
 Environments: "settled" is `lm.cli.allocator.settle()` and one BLAS thread (XLA
 already factorises the matrices of a stack in parallel), "system" is neither.
@@ -17,12 +16,12 @@ each other burn CPU time when they are many and cores are few.
 """
 
 import argparse
-import json
+import itertools
 import os
 import statistics
-import subprocess
-import sys
 import time
+
+from benchmarks import timing
 
 
 def _optax_peer(tx):
@@ -42,9 +41,9 @@ def _jax_peer(name, frequency, params):
 
   import jax
   import optax
-  import optimizer_peers as peers
 
   import optim
+  from benchmarks import optimizer_peers as peers
 
   common = dict(
     precondition_frequency=frequency, max_precond_dim=peers.MAX_PRECOND_DIM
@@ -75,159 +74,88 @@ def _jax_peer(name, frequency, params):
   return _optax_peer(build[name]())
 
 
-def _jax_worker(name, frequency, size):
-  """Yields (milliseconds, CPU milliseconds) a step, after the facts."""
+def _jax_worker(args):
+  """(one step, facts) of a JAX peer."""
   import jax
   import jax.numpy as jnp
-  import optimizer_peers as peers
 
-  params = jax.tree.map(jnp.asarray, peers.tree(size, 0))
-  batches = [jax.tree.map(jnp.asarray, peers.tree(size, i)) for i in (1, 2, 3)]
-  init, step = _jax_peer(name, frequency, params)
-  state = init(params)
-  words = sum(x.size for x in jax.tree.leaves(state))
+  from benchmarks import optimizer_peers as peers
+
+  params = jax.tree.map(jnp.asarray, peers.tree(args.size, 0))
+  batches = itertools.cycle(
+    jax.tree.map(jnp.asarray, peers.tree(args.size, i)) for i in (1, 2, 3)
+  )
+  init, step = _jax_peer(args.worker, args.frequency, params)
+  carry = params, init(params)
   start = time.perf_counter()
-  step = step.lower(params, state, batches[0]).compile()
-  yield dict(compile=time.perf_counter() - start, words=words)
-  count = 0
-  while True:
-    before, cpu = time.perf_counter(), time.process_time()
-    params, state = step(params, state, batches[count % 3])
-    jax.block_until_ready((params, state))
-    after = time.perf_counter() - before
-    count += 1
-    yield 1e3 * after, 1e3 * (time.process_time() - cpu)
+  compiled = step.lower(*carry, next(batches)).compile()
+
+  def call():
+    nonlocal carry
+    carry = compiled(*carry, next(batches))
+    jax.block_until_ready(carry)
+
+  return call, dict(compile=time.perf_counter() - start)
 
 
-def _torch_worker(frequency, size):
+def _torch_worker(args):
   """The same for pytorch_optimizer's SOAP."""
   import jax  # For the tree functions of the shared parameters only.
-  import optimizer_peers as peers
   import torch
   from pytorch_optimizer import SOAP
 
+  from benchmarks import optimizer_peers as peers
+
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   leaves = [
-    [torch.from_numpy(x.copy()) for x in jax.tree.leaves(peers.tree(size, i))]
-    for i in range(4)
+    [torch.from_numpy(x.copy()) for x in jax.tree.leaves(tree)]
+    for tree in (peers.tree(args.size, i) for i in range(4))
   ]
   params = [torch.nn.Parameter(x) for x in leaves[0]]
+  batches = itertools.cycle(leaves[1:])
   tx = SOAP(
     params,
     lr=3e-3,
-    precondition_frequency=frequency,
+    precondition_frequency=args.frequency,
     max_precondition_dim=peers.MAX_PRECOND_DIM,
   )
-  yield dict(compile=0.0, words=0)
-  count = 0
-  while True:
-    for p, g in zip(params, leaves[1 + count % 3], strict=True):
+
+  def call():
+    for p, g in zip(params, next(batches), strict=True):
       p.grad = g.clone()
-    before, cpu = time.perf_counter(), time.process_time()
     tx.step()
-    after = time.perf_counter() - before
-    count += 1
-    yield 1e3 * after, 1e3 * (time.process_time() - cpu)
+
+  return call, dict(compile=0.0)
 
 
 def _serve(args):
-  """Worker: answers each line "n" on stdin with n steps' times."""
+  """The process of one peer."""
   if args.environment == "settled":
     from lm.cli import allocator
 
     allocator.settle()
   if args.cores:
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: args.cores]))
-  torch = args.worker == "torch"
-  steps = (
-    _torch_worker(args.frequency, args.size)
-    if torch
-    else _jax_worker(args.worker, args.frequency, args.size)
-  )
-  print("#" + json.dumps(next(steps)), flush=True)
-  next(steps)  # The first call makes the first bases.
-  for line in sys.stdin:
-    times = [next(steps) for _ in range(int(line))]
-    print("#" + json.dumps(times), flush=True)
+  make = _torch_worker if args.worker == "torch" else _jax_worker
+  call, facts = make(args)
+  call()  # The first call makes the first bases.
+  timing.serve(call, facts)
 
 
-class Worker:
-  """A peer in a process of its own."""
-
-  def __init__(self, name, frequency, args, environment):
-    """Starts it and waits until it has compiled."""
-    python = args.torch_python if name == "torch" else sys.executable
-    self.name, self.frequency, self.rounds = name, frequency, []
-    env = dict(os.environ)
-    if environment == "settled":
-      env["OPENBLAS_NUM_THREADS"] = "1"
-    here = os.path.dirname(os.path.abspath(__file__))
-    paths = [here, os.path.dirname(here), env.get("PYTHONPATH", "")]
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    self._process = subprocess.Popen(
-      [
-        python,
-        os.path.abspath(__file__),
-        f"--worker={name}",
-        f"--frequency={frequency}",
-        f"--size={args.size}",
-        f"--cores={args.cores}",
-        f"--environment={environment}",
-      ],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      env=env,
-      text=True,
-    )
-    self.facts = self._answer()
-
-  def _answer(self):
-    for line in self._process.stdout:
-      if line.startswith("#"):
-        return json.loads(line[1:])
-    raise RuntimeError(f"The worker of {self.name} stopped; see above.")
-
-  def run(self, steps):
-    """One turn."""
-    self._process.stdin.write(f"{steps}\n")
-    self._process.stdin.flush()
-    self.rounds.append(self._answer())
-
-  def stop(self):
-    """Ends the process."""
-    self._process.stdin.close()
-    self._process.wait()
-
-  def figures(self, base):
-    """Row of the table; ratios are medians over rounds of mean times."""
-    times = [ms for turn in self.rounds for ms, _ in turn]
-    median = statistics.median(times)
-    spikes = [max(ms for ms, _ in turn) / median for turn in self.rounds]
-    cpu = [c for turn in self.rounds for _, c in turn]
-    ratios = [
-      statistics.median(
-        own / theirs
-        for own, theirs in zip(self.means(i), base.means(i), strict=True)
-      )
-      for i in (0, 1)
-    ]
-    return [
-      self.name,
-      str(self.frequency) if self.frequency else "-",
-      f"{median:.1f}",
-      f"{max(times):.1f}",
-      f"{statistics.median(spikes):.2f}",
-      f"{statistics.mean(times):.1f}",
-      f"{statistics.median(cpu):.1f}",
-      f"{statistics.mean(cpu):.1f}",
-      f"{self.facts['compile']:.1f}",
-      f"{ratios[0]:.2f}",
-      f"{ratios[1]:.2f}",
-    ]
-
-  def means(self, index):
-    """Mean time (0) or CPU time (1) of each turn."""
-    return [statistics.mean(t[index] for t in turn) for turn in self.rounds]
+def _figures(peer, frequency, base):
+  """Row of the table; ratios are medians over rounds of mean times."""
+  calls = [call for turn in peer.turns for call in turn]
+  times, cpu = ([call[i] for call in calls] for i in (0, 1))
+  median = statistics.median(times)
+  spikes = [max(ms for ms, *_ in turn) / median for turn in peer.turns]
+  numbers = [
+    median, max(times), statistics.median(spikes), statistics.mean(times),
+    statistics.median(cpu), statistics.mean(cpu), peer.facts["compile"],
+    *(statistics.median(peer.ratios(base, i)) for i in (0, 1)),
+  ]  # fmt: skip
+  digits = (1, 1, 2, 1, 1, 1, 1, 2, 2)
+  cells = [f"{x:.{n}f}" for x, n in zip(numbers, digits, strict=True)]
+  return [peer.name, frequency or "-", *cells]
 
 
 HEADER = [
@@ -236,27 +164,31 @@ HEADER = [
 ]  # fmt: skip
 
 
-def _print_table(header, rows):
-  widths = [
-    max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))
-  ]
-  for row in [header, ["-" * w for w in widths], *rows]:
-    cells = (str(c).ljust(w) for c, w in zip(row, widths, strict=True))
-    print("| " + " | ".join(cells) + " |")
-  print(flush=True)
-
-
 def _compare(names, base, frequency, args, environment):
-  """One table: workers take turns; `base` is what the others are divided by."""
-  workers = {name: Worker(name, frequency, args, environment) for name in names}
+  """One table: peers take turns; `base` is what the others are divided by."""
+  given = [
+    f"--frequency={frequency}", f"--size={args.size}", f"--cores={args.cores}",
+    f"--environment={environment}",
+  ]  # fmt: skip
+  threads = {"OPENBLAS_NUM_THREADS": "1"} if environment == "settled" else {}
+  peers = {
+    name: timing.Peer(
+      name,
+      [f"--worker={name}", *given],
+      module="benchmarks.optimizer_step",
+      python=args.torch_python if name == "torch" else "",
+      env=threads,
+    )
+    for name in names
+  }
   # A whole number of periods a turn, so that a mean is the amortised time.
   steps = max(frequency or 10, 5)
-  for _ in range(args.rounds if steps < 100 else 1):
-    for worker in workers.values():
-      worker.run(steps)
-  _print_table(HEADER, [w.figures(workers.get(base)) for w in workers.values()])
-  for worker in workers.values():
-    worker.stop()
+  rounds = args.rounds if steps < 100 else 1
+  timing.take_turns(list(peers.values()), rounds, steps)
+  rows = [_figures(peer, frequency, peers[base]) for peer in peers.values()]
+  timing.print_table(HEADER, rows)
+  for peer in peers.values():
+    peer.stop()
 
 
 def _memory():
@@ -286,7 +218,7 @@ def _memory():
     )
     rows.append([name, f"{words / size:.2f}", f"{wanted:.1f}"])
   print("State, float32 words a parameter, block of 12 d^2 (d = 64):")
-  _print_table(["optimiser", "measured", "formula"], rows)
+  timing.print_table(["optimiser", "measured", "formula"], rows)
 
 
 def main():

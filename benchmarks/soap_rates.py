@@ -1,6 +1,6 @@
 r"""Learning rates of Adam and SOAP on a small problem: losses of a grid.
 
-    python benchmarks/soap_rates.py
+    python -m benchmarks.soap_rates
 
 A network of two hidden layers of 48 units learns one of 16 units, with noise of
 0.1 (so 0.01 is the least loss), from batches of 32 of 2,048 examples in 500

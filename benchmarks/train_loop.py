@@ -1,6 +1,6 @@
 """What surrounds the step: the loop, starting up, compiling. Three tables.
 
-    python benchmarks/train_loop.py [--rounds=5] [--steps=60]
+    python -m benchmarks.train_loop [--rounds=5] [--steps=60]
 
 1. The whole loop (data, metrics, logging) against the bare compiled step on
    buffers that already lie on the device, size S, in processes that take
@@ -17,42 +17,26 @@ import argparse
 import json
 import os
 import pathlib
-import pydoc_data.topics
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-BASE = ROOT / "ml_collections_configs" / "base.py"
+from benchmarks import corpus
+from benchmarks.corpus import ROOT
 
-
-def prepare(folder: pathlib.Path) -> list[str]:
-  """Writes and prepares the corpus; returns the flags of a run on it."""
-  text = folder / "text"
-  text.mkdir()
-  for name, topic in sorted(pydoc_data.topics.topics.items()):
-    (text / f"{name.replace(' ', '_')}.txt").write_text(topic)
-  flags = [
-    f"--config={BASE}",
-    f"--config.data.root={folder / 'data'}",
-    f"--config.data.mixture=(('dir:{text}',1.0),)",
-    f"--config.eval.sets=('dir:{text}',)",
-    "--config.data.tokenizer=bytes",
-    "--config.model.V=4096",  # Size S, whatever the tokenizer.
-  ]
-  run = [sys.executable, "-m", "lm.data.prepare", *flags]
-  subprocess.run(run, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-  return [
-    *flags,
-    "--config.eval.every=0",
-    "--config.eval.final_batches=1",
-    "--config.checkpoint.every=0",
-    "--config.train.num_tokens=0",
-    "--config.log.samples=0",
-    "--config.log.progress=none",
-  ]
+_VALUES = {
+  "data.tokenizer": "bytes",
+  "model.V": 4096,  # Size S, whatever the tokenizer.
+  "eval.every": 0,
+  "eval.final_batches": 1,
+  "checkpoint.every": 0,
+  "train.num_tokens": 0,
+  "train.num_steps": 100,
+  "log.samples": 0,
+  "log.progress": "none",
+}
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -78,7 +62,14 @@ def loop_ms(flags: list[str], steps: int) -> float:
 
 def bare_ms(flags: list[str], steps: int) -> float:
   """Median over tens of the same compiled step, called alone."""
-  run = [sys.executable, __file__, "--bare", f"--steps={steps}", *flags]
+  run = [
+    sys.executable,
+    "-m",
+    "benchmarks.train_loop",
+    "--bare",
+    f"--steps={steps}",
+    *flags,
+  ]
   out = subprocess.run(
     run, check=True, cwd=ROOT, env=environment(), stdout=subprocess.PIPE
   )
@@ -171,7 +162,7 @@ def main() -> None:
     bare(flags, options.steps)
     return
   with tempfile.TemporaryDirectory() as folder:
-    flags = prepare(pathlib.Path(folder))
+    flags = corpus.prepare(pathlib.Path(folder), _VALUES)
     ratios = []
     for _ in range(options.rounds):
       whole, alone = (

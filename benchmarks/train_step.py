@@ -1,12 +1,12 @@
 """Training steps against peers: one command, one table of ratios.
 
-    python benchmarks/train_step.py [--sizes=S,M,W] [--rounds=9]
+    python -m benchmarks.train_step [--sizes=S,M,W] [--rounds=9]
         [--torch-python=PATH] [--peers="NAME;NAME"] [--core=N]
 
-Each side has a process of its own and they take turns (A B C A B C ...), one
-computing at a time; ratios are taken round by round, and the table gives their
-median and quartiles, of wall time. On a busy machine `--core=N` pins every side
-to one core and compares CPU time, which others disturb less.
+Each side has a process of its own and they take turns (`timing.py`); the table
+gives median and quartiles of the ratios, of wall time. On a busy machine
+`--core=N` pins every side to one core and compares CPU time, which others
+disturb less.
 
 ours            the step that `python -m lm.main` runs, all its metrics
                 included, under the allocator settings it makes
@@ -23,16 +23,13 @@ tokens; unless the losses of the first steps agree, its times are not printed
 """
 
 import argparse
-import json
-import os
+import itertools
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from benchmarks import timing
+
 SIZES = {
   "S": dict(D=256, H=4, N=4, F=1024, V=4096, L=256, B=4),
   "M": dict(D=512, H=8, N=8, F=2048, V=4096, L=256, B=2),
@@ -51,34 +48,20 @@ BATCHES, FIRST_STEPS = 8, 4  # Batches in turn; steps whose losses must agree.
 TOLERANCE = 2e-3  # Relative, on losses after up to FIRST_STEPS updates.
 
 
-# --- Workers: "step" in, one JSON line out -----------------------------------
-
-
-def _ours(size, weights, *, base):
+def config_of(size, change=lambda config: None):
+  """The resolved configuration of a model of this size, layers unrolled."""
   import dataclasses
 
-  import jax
-  import jax.numpy as jnp
-  import train_step_peers as peers
-
   from lm.config import load
-  from lm.step import build
-  from ml_collections_configs import base as base_config
+  from ml_collections_configs import base
 
-  c = base_config.get_config()
+  c = base.get_config()
   for letter in "DHNF":
     c.model[letter] = size[letter]
   c.model.G = size["H"]
   c.data.seq_length, c.data.batch_size = size["L"], size["B"]
   c.train.num_tokens, c.train.num_steps = 0, 10_000
-  c.schedule.name, c.schedule.warmup = "constant", 0.0
-  c.optim.learning_rate, c.optim.clip_norm = peers.LEARNING_RATE, peers.CLIP
-  c.optim.kwargs.update(
-    b1=peers.B1, b2=peers.B2, eps=peers.EPS, weight_decay=peers.DECAY
-  )
-  if not base:
-    c.model.positions = "learned"
-    c.model.isolate_documents = c.model.restart_positions = False
+  change(c)
   config = load.resolve(
     load.from_config_dict(c),
     vocab_size=size["V"],
@@ -87,7 +70,27 @@ def _ours(size, weights, *, base):
     platform="cpu",
   )
   model = dataclasses.replace(config.model, layers="unroll")
-  parts = build.build(dataclasses.replace(config, model=model))
+  return dataclasses.replace(config, model=model)
+
+
+def _ours(size, weights, *, base):
+  import jax
+  import jax.numpy as jnp
+
+  from benchmarks import train_step_peers as peers
+  from lm.step import build
+
+  def change(c):
+    c.schedule.name, c.schedule.warmup = "constant", 0.0
+    c.optim.learning_rate, c.optim.clip_norm = peers.LEARNING_RATE, peers.CLIP
+    c.optim.kwargs.update(
+      b1=peers.B1, b2=peers.B2, eps=peers.EPS, weight_decay=peers.DECAY
+    )
+    if not base:
+      c.model.positions = "learned"
+      c.model.isolate_documents = c.model.restart_positions = False
+
+  parts = build.build(config_of(size, change))
   with jax.set_mesh(parts.mesh):
     train_step = build.compile_step(parts)
   state = build.init_state(parts)
@@ -108,7 +111,7 @@ def _ours(size, weights, *, base):
 
 
 def _flax(size, weights):
-  import train_step_peers as peers
+  from benchmarks import train_step_peers as peers
 
   train_step, state = peers.flax_step(size, weights)
 
@@ -130,7 +133,7 @@ def work(peer, size, weights_file):
 
   weights = np.load(weights_file, allow_pickle=True).item()
   if peer.startswith("torch"):
-    import train_step_peers as peers
+    from benchmarks import train_step_peers as peers
 
     step = peers.torch_step(
       size,
@@ -142,12 +145,8 @@ def work(peer, size, weights_file):
     step = _flax(size, weights)
   else:
     step = _ours(size, weights, base="base" in peer)
-  batches = _rows(size)
-  for i, _ in enumerate(sys.stdin):
-    wall, cpu = time.perf_counter(), time.process_time()
-    loss = step(batches[i % BATCHES])
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(json.dumps([loss, wall * 1e3, cpu * 1e3]), flush=True)
+  batches = itertools.cycle(_rows(size))
+  timing.serve(lambda: step(next(batches)))
 
 
 def _rows(size):
@@ -186,77 +185,42 @@ def write_weights(size, path):
   np.save(path, np.array(weights, dtype=object), allow_pickle=True)
 
 
-# --- The one who gives the turns ---------------------------------------------
+def _start(name, size_name, weights, options):
+  """The process of a side; it compiles at the first step."""
+  env = {
+    "JAX_PLATFORMS": "cpu",
+    "GOLDENPATH_ALLOCATOR": "system" if "system" in name else "",
+  }
+  given = [f"--worker={name}", f"--sizes={size_name}", f"--weights={weights}"]
+  return timing.Peer(
+    name,
+    given,
+    module="benchmarks.train_step",
+    python=options.torch_python if "torch" in name else "",
+    prefix=["taskset", "-c", options.core] if options.core else [],
+    env=env,
+  )
 
 
-class Worker:
-  """One side's process."""
-
-  def __init__(self, peer, size_name, weights, options):
-    """Starts the process; it compiles at the first step."""
-    env = dict(os.environ, JAX_PLATFORMS="cpu")
-    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
-      env.pop(name, None)  # They halve the BLAS that some peers use.
-    env["GOLDENPATH_ALLOCATOR"] = "system" if "system" in peer else ""
-    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
-    python = options.torch_python if "torch" in peer else sys.executable
-    pin = ["taskset", "-c", options.core] if options.core else []
-    command = [*pin, python, __file__, "--worker", peer]
-    command += ["--sizes", size_name, "--weights", str(weights)]
-    self._process = subprocess.Popen(
-      command,
-      env=env,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-
-  def step(self):
-    """Makes one update; returns loss, wall and CPU milliseconds."""
-    self._process.stdin.write("step\n")
-    self._process.stdin.flush()
-    line = self._process.stdout.readline()
-    if not line:
-      raise RuntimeError(f"{self._process.args} stopped; see above.")
-    return json.loads(line)
-
-  def close(self):
-    """Ends the process."""
-    self._process.stdin.close()
-    self._process.wait()
-
-
-def measure(size_name, peers, options):
-  """Times of each side: {peer: [[wall, cpu] of each round]}."""
+def measure(size_name, names, options):
+  """The sides, which have taken their turns; their first turn is left out."""
   with tempfile.TemporaryDirectory() as folder:
     weights = pathlib.Path(folder) / "weights.npy"
     write_weights(SIZES[size_name], weights)
-    workers = {p: Worker(p, size_name, weights, options) for p in peers}
+    sides = [_start(name, size_name, weights, options) for name in names]
     try:
-      losses = {
-        p: [worker.step()[0] for _ in range(FIRST_STEPS)]
-        for p, worker in workers.items()
-      }
-      agree(losses)
-      times = {p: [] for p in peers}
-      for _ in range(options.rounds):
-        for p, worker in workers.items():
-          steps = [worker.step()[1:] for _ in range(options.steps)]
-          times[p].append(
-            [statistics.mean(x) for x in zip(*steps, strict=True)]
-          )
-      return times
+      agree({side.name: side.run(FIRST_STEPS) for side in sides})
+      for side in sides:
+        side.turns.clear()
+      timing.take_turns(sides, options.rounds, options.steps)
+      return {side.name: side for side in sides}
     finally:
-      for worker in workers.values():
-        worker.close()
+      for side in sides:
+        side.stop()
 
 
 def agree(losses):
-  """Raises unless all sides of the same maths had the same losses.
-
-  Args:
-    losses: {peer: losses of the first steps}.
-  """
+  """Raises unless all sides of the same maths had the same losses."""
   same = {p: x for p, x in losses.items() if p not in OTHER_MATHS}
   reference, expected = next(iter(same.items()))
   for peer, found in same.items():
@@ -268,25 +232,26 @@ def agree(losses):
       )
 
 
-def table(size_name, times, clock):
+def table(size_name, sides, clock):
   """Lines of the table of one size; `clock` 0 compares wall, 1 CPU time."""
   size = SIZES[size_name]
   tokens = size["B"] * size["L"]
-  reference = "flax, system" if "flax, system" in times else next(iter(times))
+  reference = "flax, system" if "flax, system" in sides else next(iter(sides))
   columns = [
-    p for p in (reference, "flax, settled", "torch, compiled") if p in times
+    p for p in (reference, "flax, settled", "torch, compiled") if p in sides
   ]
   heads = "".join(f"{f'/ {p}':>26}" for p in columns)
   yield f"{size_name}: {size}"
   yield f"{'':18}{'ms':>8}{'CPU ms':>9}{'tok/s':>8}{heads}"
-  for peer, rounds in times.items():
-    wall, cpu = (statistics.median(x) for x in zip(*rounds, strict=True))
-    cells = "".join(f"{_ratio(rounds, times[c], clock):>26}" for c in columns)
-    yield f"{peer:18}{wall:8.1f}{cpu:9.1f}{tokens / wall * 1e3:8.0f}{cells}"
+  for name, side in sides.items():
+    wall, cpu = (statistics.median(side.means(i)) for i in (0, 1))
+    cells = "".join(
+      f"{_spread(side.ratios(sides[c], clock)):>26}" for c in columns
+    )
+    yield f"{name:18}{wall:8.1f}{cpu:9.1f}{tokens / wall * 1e3:8.0f}{cells}"
 
 
-def _ratio(rounds, reference, clock):
-  ratios = [a[clock] / b[clock] for a, b in zip(rounds, reference, strict=True)]
+def _spread(ratios):
   if len(ratios) < 2:
     return f"{ratios[0]:.3f}"
   low, middle, high = statistics.quantiles(ratios, n=4)
@@ -316,8 +281,8 @@ def main():
   if options.peers:
     peers = tuple(p.strip() for p in options.peers.split(";"))
   for size_name in options.sizes.split(","):
-    times = measure(size_name, peers, options)
-    for line in table(size_name, times, clock=1 if options.core else 0):
+    sides = measure(size_name, peers, options)
+    for line in table(size_name, sides, clock=1 if options.core else 0):
       print(line, flush=True)
 
 

@@ -31,21 +31,13 @@ class Milestone(NamedTuple):
 
 
 class Phase(NamedTuple):
-  """Updates of one size.
+  """Updates of one size."""
 
-  Attributes:
-    step: Updates made before its first.
-    tokens: Targets trained on before its first update.
-    rows: Of each of its updates.
-    rate: Factor of the learning rate.
-    updates: How many it has.
-  """
-
-  step: int
-  tokens: int
-  rows: int
-  rate: float
-  updates: int
+  step: int  # Updates made before its first.
+  tokens: int  # Targets trained on before its first update.
+  rows: int  # Of each of its updates.
+  rate: float  # Factor of the learning rate.
+  updates: int  # How many it has.
 
 
 def phases(

@@ -85,16 +85,11 @@ class Text(tfds.core.GeneratorBasedBuilder):
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-  """Texts of the two splits of a corpus.
+  """Texts of the two splits of a corpus."""
 
-  Attributes:
-    folder: Of the files.
-    sources: Random-access TFDS source of each split.
-    hashed: Whether the splits are cut out of one source by the id.
-  """
-
-  folder: pathlib.Path
-  sources: dict[str, Any]
+  folder: pathlib.Path  # Of the files.
+  sources: dict[str, Any]  # Random-access TFDS source of each split.
+  # Whether the splits are cut out of one source by the id.
   hashed: bool = False
 
   def texts(self, split: str) -> Iterator[str]:

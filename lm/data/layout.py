@@ -35,22 +35,14 @@ META = "meta.json"
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """What a prepared split holds.
+  """What a prepared split holds."""
 
-  Attributes:
-    documents: Number of documents.
-    utf8_bytes: Size of their text.
-    tokens: Number of targets: every token, and one eos a document.
-    rows: Number of records, each of seq_length + 1 tokens.
-    rows_hash: sha256 of the rows' bytes, first 16 digits.
-    files: [name, size in bytes, sha256] of each file, in order.
-  """
-
-  documents: int
-  utf8_bytes: int
-  tokens: int
-  rows: int
-  rows_hash: str
+  documents: int  # Number of documents.
+  utf8_bytes: int  # Size of their text.
+  tokens: int  # Number of targets: every token, and one eos a document.
+  rows: int  # Number of records, each of seq_length + 1 tokens.
+  rows_hash: str  # sha256 of the rows' bytes, first 16 digits.
+  # [name, size in bytes, sha256] of each file, in order.
   files: tuple[tuple[str, int, str], ...]
 
 

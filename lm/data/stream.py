@@ -42,7 +42,6 @@ class Stream:
   Attributes:
     fingerprint: Changes with the rows, their order and the mixture; a
       checkpoint that stores it can tell that its data is no longer the same.
-    examples_per_epoch: Rows until the first row comes a second time.
   """
 
   def __init__(
@@ -63,39 +62,13 @@ class Stream:
     self._counts = shares(dict(zip(self._names, weights, strict=True)))
     self._owner, self._rank = _pattern(self._counts, seed)
     self.fingerprint = self._fingerprint()
-    self.examples_per_epoch = min(
-      len(rows) * BLOCK // count
-      for rows, count in zip(sources, self._counts, strict=True)
-    )
 
-  def rows(
-    self,
-    start: int,
-    n: int,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
-  ) -> np.ndarray:
-    """Rows start, ..., start + n - 1 of the stream, or a process's part.
-
-    Args:
-      start: Rows seen before.
-      n: Rows over all processes.
-      process_index: Which of the equal contiguous parts.
-      process_count: Number of parts; divides n.
-
-    Returns:
-      int32 [n / process_count, seq_length + 1].
-    """
-    if n % process_count:
-      raise ValueError(
-        f"A batch of {n} rows does not divide over {process_count} processes."
-      )
-    part = n // process_count
-    examples = np.arange(part, dtype=np.int64) + start + process_index * part
+  def rows(self, start: int, n: int) -> np.ndarray:
+    """Rows start, ..., start + n - 1, int32 [n, seq_length + 1]."""
+    examples = np.arange(n, dtype=np.int64) + start
     block, place = np.divmod(examples, BLOCK)
     owner = self._owner[place]
-    result = np.empty((part, self._sources[0].width), np.int32)
+    result = np.empty((n, self._sources[0].width), np.int32)
     for c, (source, count) in enumerate(
       zip(self._sources, self._counts, strict=True)
     ):
@@ -103,15 +76,6 @@ class Stream:
       taken = block[mine] * count + self._rank[place[mine]]
       result[mine] = source.read([self._shuffled(c, int(k)) for k in taken])
     return result
-
-  def epochs(self, examples_seen: int) -> dict[str, float]:
-    """Passes over each corpus after that many rows of the stream."""
-    return {
-      name: examples_seen * count / BLOCK / len(rows)
-      for name, rows, count in zip(
-        self._names, self._sources, self._counts, strict=True
-      )
-    }
 
   def _shuffled(self, c: int, taken: int) -> int:
     """Index of the row that is drawn from corpus c after `taken` others."""
@@ -281,12 +245,3 @@ class Prefetcher(Generic[T]):
       if call is None:
         return
       self._pending.append(self._thread.submit(self._read, *call))
-
-
-def prefetch(
-  read: Callable[[int, int], T],
-  schedule: Iterable[tuple[int, int]],
-  depth: int,
-) -> Prefetcher[T]:
-  """See `Prefetcher`."""
-  return Prefetcher(read, schedule, depth)

@@ -119,14 +119,6 @@ def joined(
 ) -> Iterator[None]:
   """Within it this process is one of those that `distributed` connects.
 
-  Args:
-    mode: As for `distributed.initialize`, like the next three.
-    coordinator: Likewise.
-    num_processes: Likewise.
-    process_id: Likewise.
-    tell: As for `Watch`.
-    goes_on_from: As for `Watch`.
-
   Raises:
     ValueError: If the arguments do not say who this process is.
   """

@@ -20,29 +20,13 @@ import math
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
 
 METRICS_FILE = "metrics.jsonl"
-
-
-class Writer(Protocol):
-  """A sink of scalars."""
-
-  def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Records the scalars of one step."""
-    ...
-
-  def sync(self) -> None:
-    """Hands all that was written to the disk; it outlives the process."""
-    ...
-
-  def close(self) -> None:
-    """Flushes and releases; nothing may be written afterwards."""
-    ...
 
 
 class Column(NamedTuple):
@@ -83,24 +67,14 @@ class JsonlWriter:
     self._file.close()
 
 
-class TensorBoardWriter:
+class _TensorBoardWriter:
   """Writes TensorBoard event files through tensorboardX."""
 
-  def __init__(self, logdir: str | os.PathLike):
-    """Finds tensorboardX; the file is opened by the first write.
-
-    Args:
-      logdir: Folder of the event files.
-
-    Raises:
-      ValueError: If tensorboardX is not installed.
-    """
+  def __init__(self, logdir: pathlib.Path):
     self._make = _import("tensorboardX", "tensorboard").SummaryWriter
-    self._logdir = os.fspath(logdir)
-    self._writer: Any = None
+    self._logdir, self._writer = str(logdir), None
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Adds one event a key."""
     if self._writer is None:
       # Opened here to know the first step: TensorBoard then hides the events
       # an earlier life of the run wrote from that step on.
@@ -109,36 +83,25 @@ class TensorBoardWriter:
       self._writer.add_scalar(key, float(value), int(step))
 
   def sync(self) -> None:
-    """Writes the events that wait in memory, two minutes of them otherwise."""
-    if self._writer is not None:
+    if self._writer is not None:  # Else events wait in memory for two minutes.
       self._writer.flush()
 
   def close(self) -> None:
-    """Flushes the last events."""
     if self._writer is not None:
       self._writer.close()
 
 
-class WandbWriter:
+class _WandbWriter:
   """Writes to Weights & Biases; a resumed run continues the same W&B run.
 
   The project, entity and mode come from W&B's environment variables
   (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE). W&B ignores steps it has seen, so
-  of the steps repeated by a resume it keeps the first.
+  of the steps repeated by a resume it keeps the first. The file `wandb_id` of
+  the run's folder keeps W&B's id.
   """
 
-  def __init__(self, workdir: str | os.PathLike, config: Mapping[str, Any]):
-    """Starts or continues the W&B run.
-
-    Args:
-      workdir: Folder of the run, whose file `wandb_id` keeps W&B's id.
-      config: Resolved configuration, shown beside the run.
-
-    Raises:
-      ValueError: If wandb is not installed.
-    """
+  def __init__(self, workdir: pathlib.Path, config: Mapping[str, Any]):
     wandb = _import("wandb", "wandb")
-    workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     id_file = workdir / "wandb_id"
     if not id_file.exists():
@@ -152,36 +115,34 @@ class WandbWriter:
     )
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Logs the scalars of one step."""
     self._run.log({k: float(v) for k, v in scalars.items()}, step=int(step))
 
   def sync(self) -> None:
     """Nothing: W&B's own process has what it was given."""
 
   def close(self) -> None:
-    """Uploads what is left and marks the W&B run finished."""
     self._run.finish()
 
 
-class MultiWriter:
+class Writer:
   """Passes everything on to several writers; does nothing with none."""
 
-  def __init__(self, writers: Sequence[Writer]):
+  def __init__(self, *writers: Any):
     """Takes the writers in the order they will be called."""
-    self._writers = tuple(writers)
+    self._writers = writers
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Calls `write` of each."""
+    """Records the scalars of one step."""
     for writer in self._writers:
       writer.write(step, scalars)
 
   def sync(self) -> None:
-    """Calls `sync` of each."""
+    """Hands all that was written to the disk; it outlives the process."""
     for writer in self._writers:
       writer.sync()
 
   def close(self) -> None:
-    """Calls `close` of each."""
+    """Flushes and releases; nothing may be written afterwards."""
     for writer in self._writers:
       writer.close()
 
@@ -192,7 +153,7 @@ def open_writers(
   tensorboard: bool = False,
   wandb: bool = False,
   config: Mapping[str, Any] | None = None,
-) -> MultiWriter:
+) -> Writer:
   """Opens the writers of a run; process 0 writes, the others keep silent.
 
   Args:
@@ -201,21 +162,18 @@ def open_writers(
     wandb: Also log to Weights & Biases.
     config: Resolved configuration, for W&B.
 
-  Returns:
-    One writer that calls all of them.
-
   Raises:
     ValueError: If the package of an asked-for writer is not installed.
   """
   if jax.process_index() != 0:
-    return MultiWriter([])
+    return Writer()
   workdir = pathlib.Path(workdir)
-  extras: list[Writer] = []  # First: a missing package opens no file.
+  extras: list[Any] = []  # First: a missing package opens no file.
   if tensorboard:
-    extras.append(TensorBoardWriter(workdir / "tensorboard"))
+    extras.append(_TensorBoardWriter(workdir / "tensorboard"))
   if wandb:
-    extras.append(WandbWriter(workdir, config or {}))
-  return MultiWriter([JsonlWriter(workdir / METRICS_FILE), *extras])
+    extras.append(_WandbWriter(workdir, config or {}))
+  return Writer(JsonlWriter(workdir / METRICS_FILE), *extras)
 
 
 def read(path: str | os.PathLike) -> dict[str, Column]:

@@ -39,11 +39,6 @@ def draw(
 ) -> list[pathlib.Path]:
   """Writes loss.png, learning_rate.png and norms.png.
 
-  Args:
-    runs: In the order of the legend.
-    out: Folder; made if missing.
-    log_x: Logarithmic axes of steps, tokens and seconds.
-
   Returns:
     The files.
   """
@@ -51,8 +46,8 @@ def draw(
   out.mkdir(parents=True, exist_ok=True)
   figures = {
     "loss.png": loss_figure(runs, log_x=log_x),
-    "learning_rate.png": learning_rate_figure(runs, log_x=log_x),
-    "norms.png": norms_figure(runs, log_x=log_x),
+    "learning_rate.png": _learning_rate_figure(runs, log_x),
+    "norms.png": _norms_figure(runs, log_x),
   }
   for name, figure in figures.items():
     figure.savefig(out / name, dpi=150)
@@ -65,14 +60,7 @@ def loss_figure(
   """Train loss (light: as logged; full: smoothed) and evaluations (markers).
 
   One row an evaluation set, with the n-gram losses of its corpus as
-  horizontal lines.
-
-  Args:
-    runs: In the order of the legend.
-    log_x: Logarithmic horizontal axes.
-
-  Returns:
-    A figure.
+  horizontal lines. `runs` are in the order of the legend.
   """
   sets = list(dict.fromkeys(name for run in runs for name in run.eval_sets()))
   figure, grid = _grid(runs, rows=max(1, len(sets)), log_x=log_x)
@@ -83,29 +71,14 @@ def loss_figure(
     row[0].set_ylabel(f"{name} loss (nats/token)".strip())
     row[0].set_ylim(*_loss_limits(runs, name, 0 if log_x else 0.04))
     _draw_floors(row, runs, name)
-  _legend(
-    figure,
-    runs,
-    markers=bool(sets),
-    title="lines: train loss; markers: validation loss" if sets else None,
-  )
+  title = "lines: train loss; markers: validation loss"
+  _legend(figure, runs, title if sets else None)
   return figure
 
 
-def learning_rate_figure(
-  runs: Sequence[Run], *, log_x: bool = False
-) -> mpl_figure.Figure:
-  """The learning rate.
-
-  Args:
-    runs: In the order of the legend.
-    log_x: Logarithmic horizontal axes.
-
-  Returns:
-    A figure.
-  """
+def _learning_rate_figure(runs, log_x):
   figure, grid = _grid(runs, rows=1, log_x=log_x)
-  _draw_row(grid[0], runs, "train/learning_rate", smoothed=False)
+  _draw_row(grid[0], runs, "train/learning_rate")
   grid[0][0].set_ylabel("learning rate")
   grid[0][0].set_ylim(bottom=0)
   grid[0][0].ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
@@ -113,18 +86,8 @@ def learning_rate_figure(
   return figure
 
 
-def norms_figure(
-  runs: Sequence[Run], *, log_x: bool = False
-) -> mpl_figure.Figure:
-  """Global norms of gradients (before clipping), updates and parameters.
-
-  Args:
-    runs: In the order of the legend.
-    log_x: Logarithmic horizontal axes.
-
-  Returns:
-    A figure.
-  """
+def _norms_figure(runs, log_x):
+  """Global norms of gradients (before clipping), updates and parameters."""
   # The update's norm is written with `config.log.details_every` only.
   norms = [n for n in _NORMS if any(n[0] in run.columns for run in runs)]
   norms = norms or _NORMS[:1]
@@ -185,19 +148,14 @@ def _grid(
 
 
 def _legend(
-  figure: mpl_figure.Figure,
-  runs: Sequence[Run],
-  *,
-  markers: bool = False,
-  title: str | None = None,
+  figure: mpl_figure.Figure, runs: Sequence[Run], title: str | None = None
 ) -> None:
-  """One entry a run, below all panels."""
-  handles = []
-  for i, run in enumerate(runs):
-    marker = _marker(i) if markers else {}
-    handles.append(lines.Line2D([], [], label=run.name, **_look(i), **marker))
+  """One entry a run, below all panels; with a title, its marker as well."""
   figure.legend(
-    handles=handles,
+    handles=[
+      lines.Line2D([], [], label=run.name, **_look(i, bool(title)))
+      for i, run in enumerate(runs)
+    ],
     loc="outside lower center",
     ncols=_columns(runs),
     frameon=False,
@@ -222,60 +180,43 @@ def _time_unit(runs: Sequence[Run]) -> tuple[float, str]:
   return 1.0, "seconds"
 
 
-def _look(i: int) -> dict[str, Any]:
-  return {
-    "color": _COLORS[i % len(_COLORS)],
+def _look(i: int, marked: bool = False) -> dict[str, Any]:
+  color = _COLORS[i % len(_COLORS)]
+  look = {
+    "color": color,
     "linestyle": _STYLES[i % len(_STYLES)],
     "linewidth": 1.6,
-  }
-
-
-def _marker(i: int) -> dict[str, Any]:
-  return {
-    "marker": _MARKERS[i % len(_MARKERS)],
     "markersize": 5.5,
-    "markerfacecolor": _COLORS[i % len(_COLORS)],
+    "markerfacecolor": color,
     "markeredgecolor": "white",
     "markeredgewidth": 0.7,
   }
-
-
-def _clock(
-  run: Run, unit: str, steps: np.ndarray, runs: Sequence[Run]
-) -> np.ndarray:
-  """Steps in the unit of an axis; time in the unit all the runs share."""
-  scale = _time_unit(runs)[0] if unit == "seconds" else 1.0
-  return run.clock(unit, steps) / scale
+  return look | ({"marker": _MARKERS[i % len(_MARKERS)]} if marked else {})
 
 
 def _draw_row(
-  row: np.ndarray, runs: Sequence[Run], key: str, *, smoothed: bool
+  row: np.ndarray,
+  runs: Sequence[Run],
+  key: str,
+  *,
+  smoothed: bool = False,
+  marked: bool = False,
 ) -> None:
-  """The curve of a key against the three clocks."""
+  """The curve of a key, or a marker for each value, against three clocks."""
+  scale = _time_unit(runs)[0]
   for axes, unit in zip(row, _UNITS, strict=True):
     for i, run in enumerate(runs):
       if key not in run.columns:
         continue
       steps, values = run.columns[key]
-      x = _clock(run, unit, steps, runs)
+      x = run.clock(unit, steps) / (scale if unit == "seconds" else 1.0)
       width = len(values) // _SMOOTHING if smoothed else 1
       if width > 1:
         raw = _look(i) | {"alpha": 0.25, "linewidth": 0.7, "linestyle": "-"}
         axes.plot(x, values, **raw)
         values = smooth(values, width)
-      axes.plot(x, values, **_look(i))
-
-
-def _draw_evaluations(
-  row: np.ndarray, runs: Sequence[Run], key: str
-) -> None:
-  """A marker an evaluation."""
-  for axes, unit in zip(row, _UNITS, strict=True):
-    for i, run in enumerate(runs):
-      if key in run.columns:
-        steps, values = run.columns[key]
-        x = _clock(run, unit, steps, runs)
-        axes.plot(x, values, linestyle="none", zorder=4, **_marker(i))
+      bare = {"linestyle": "none", "zorder": 4} if marked else {}
+      axes.plot(x, values, **(_look(i, marked) | bare))
 
 
 def _draw_floors(

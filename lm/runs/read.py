@@ -130,9 +130,6 @@ def _todays(
 def load_runs(folders: Sequence[str | pathlib.Path]) -> list[Run]:
   """Reads several runs; equal folder names are told apart by their parents.
 
-  Args:
-    folders: As in `load_run`.
-
   Returns:
     The runs, in the same order.
   """

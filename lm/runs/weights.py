@@ -232,12 +232,6 @@ def _build_anywhere(config: Config) -> build.Parts:
 
 
 def _check_shapes(values: Any, expected: Any, source: str) -> None:
-  def shapes(tree):
-    return {
-      jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
   found, wanted = shapes(values), shapes(expected)
   none = "absent"
   wrong = [

@@ -16,25 +16,7 @@ which hide more, are ignored. The embedding look-up is free.
 """
 
 from ..config.schema import ModelConfig
-
-# bfloat16 TFLOP/s of one jax device (a core on TPU v3, else a chip), without
-# sparsity, as stated by the makers; none is assumed. The first name found in
-# the device kind counts. TPUs: https://docs.cloud.google.com/tpu/docs/v3 (123
-# of a chip, two cores), /v4, /v5e, /v5p, /v6e. GPUs: NVIDIA's data sheets of
-# A100 (312; 624 with sparsity), of H100 PCIe (1,513 with sparsity, half
-# without), and of H100 SXM and H200 SXM (1,979 with sparsity, half without).
-_PEAK_TFLOPS = (
-  ("tpu v3", 61.5),
-  ("tpu v4", 275.0),
-  ("tpu v5 lite", 197.0),  # v5e
-  ("tpu v5e", 197.0),
-  ("tpu v5", 459.0),  # v5p
-  ("tpu v6", 918.0),  # v6e
-  ("a100", 312.0),
-  ("h100 pcie", 756.0),
-  ("h100", 989.5),
-  ("h200", 989.5),
-)
+from .chips import peak_flops
 
 
 def forward_flops_per_token(
@@ -87,22 +69,6 @@ def train_flops_per_token(
   if cfg.loss_chunk:
     flops += _head(cfg)
   return flops
-
-
-def peak_flops(device_kind: str) -> float | None:
-  """Peak bfloat16 FLOP/s of one jax device, or None if it is not known.
-
-  Args:
-    device_kind: `jax.devices()[0].device_kind`.
-
-  Returns:
-    FLOP/s of dense products, as its maker states them.
-  """
-  kind = device_kind.lower()
-  for name, tflops in _PEAK_TFLOPS:
-    if name in kind:
-      return tflops * 1e12
-  return None
 
 
 def mfu(

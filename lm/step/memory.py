@@ -39,27 +39,17 @@ KEPT, GRADIENTS, BACKWARD, UPDATE = "kept", "gradients", "backward", "update"
 
 
 class Row(NamedTuple):
-  """One line of the table.
+  """One line of the table."""
 
-  Attributes:
-    name: What it is.
-    bytes: Of one device.
-    whole: Of all devices if each byte were held once; None for estimates.
-    phase: kept, gradients, backward or update: see the module docstring.
-  """
-
-  name: str
-  bytes: int
+  name: str  # What it is.
+  bytes: int  # Of one device.
+  # Of all devices if each byte were held once; None for estimates.
   whole: int | None
-  phase: str
+  phase: str  # kept, gradients, backward or update: see the module docstring.
 
 
 def kept(parts: build.Parts) -> list[Row]:
-  """Rows of the training state and of the batch; exact.
-
-  Args:
-    parts: From `setup.build`, on real or abstract devices.
-  """
+  """Rows of the training state and of the batch; exact."""
   now, lies = parts.abstract_state, parts.shardings
   rows = [_row("parameters", now.params, lies.params)]
   opt_state, places = now.opt_state, lies.opt_state
@@ -76,11 +66,7 @@ def kept(parts: build.Parts) -> list[Row]:
 
 
 def plan(parts: build.Parts) -> list[Row]:
-  """`kept`, and estimates of what an update needs besides.
-
-  Args:
-    parts: From `setup.build`, on real or abstract devices.
-  """
+  """`kept`, and estimates of what an update needs besides."""
   return [*kept(parts), *_gradient_rows(parts), *_backward_rows(parts)]
 
 

@@ -24,13 +24,7 @@ _MOST_ZEROS = 4
 
 
 def param_shardings(mesh: Mesh, specs: Any, rules: str = "logical") -> Any:
-  """Sharding of each parameter.
-
-  Args:
-    mesh: The mesh.
-    specs: Tree of `ParamSpec`.
-    rules: logical | fsdp_shape.
-  """
+  """Sharding of each parameter; `rules` is logical or fsdp_shape."""
 
   def sharding(spec: ParamSpec) -> NamedSharding:
     if rules == "fsdp_shape":

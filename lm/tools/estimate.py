@@ -5,11 +5,12 @@ r"""What a run would take: time, chip-hours and cost, from its configuration.
 
     hours = tokens * FLOPs per token / (chips * peak FLOP/s * MFU) / 3600
 
-FLOPs and peaks are those of `lm/step/flops.py`; the utilisation (MFU) is an
-assumption. Compilation, evaluation, checkpoints and waiting for data come on
-top, as does the optimiser's own work: for AdamW it is nothing, for matrix
-methods and Gauss-Newton it is not. Each combination of the lists is a row;
---price has one price of a chip-hour for each --chip, in any currency.
+FLOPs are those of `lm/step/flops.py`, peaks those of `lm/step/chips.py`; the
+utilisation (MFU) is an assumption. Compilation, evaluation, checkpoints and
+waiting for data come on top, as does the optimiser's own work: for AdamW it is
+nothing, for matrix methods and Gauss-Newton it is not. Each combination of the
+lists is a row; --price has one price of a chip-hour for each --chip, in any
+currency.
 """
 
 import itertools
@@ -24,53 +25,34 @@ from ..config import load, ramp
 from ..config.errors import ConfigError, InputError
 from ..config.schema import Config
 from ..model import params as param_table
-from ..step import build, flops
+from ..step import build, chips, flops
 
-# How jax calls the chips; not of a v3, whose chips are two devices.
-DEVICE_KINDS = {
-  "v4": "TPU v4",
-  "v5e": "TPU v5 lite",
-  "v5p": "TPU v5p",
-  "v6e": "TPU v6 lite",
-  "a100": "NVIDIA A100",
-  "h100": "NVIDIA H100",
-  "h200": "NVIDIA H200",
+# Peaks of a chip, FLOP/s; not of a v3, whose chips are two devices.
+PEAKS = {
+  name: kind.flops
+  for name, kind in chips.KINDS.items()
+  if kind.flops and name != "v3"
 }
 _BYTES_VOCABULARY = 258
 
 
 class Work(NamedTuple):
-  """What a configuration computes.
+  """What a configuration computes."""
 
-  Attributes:
-    parameters: By place.
-    updates: Of the whole run.
-    tokens: Targets of the whole run.
-    flops_per_token: Of a training step, without recomputation.
-  """
-
-  parameters: param_table.Counts
-  updates: int
-  tokens: int
-  flops_per_token: float
+  parameters: param_table.Counts  # By place.
+  updates: int  # Of the whole run.
+  tokens: int  # Targets of the whole run.
+  flops_per_token: float  # Of a training step, without recomputation.
 
 
 class Estimate(NamedTuple):
-  """What that takes on some hardware.
+  """What that takes on some hardware."""
 
-  Attributes:
-    chip: A key of `DEVICE_KINDS`.
-    chips: How many.
-    mfu: Assumed share of their peak.
-    tokens_per_s: Over all chips.
-    hours: Of training alone.
-  """
-
-  chip: str
-  chips: int
-  mfu: float
-  tokens_per_s: float
-  hours: float
+  chip: str  # A key of `PEAKS`.
+  chips: int  # How many.
+  mfu: float  # Assumed share of their peak.
+  tokens_per_s: float  # Over all chips.
+  hours: float  # Of training alone.
 
 
 def resolve(config: Config, platform: str) -> Config:
@@ -98,9 +80,6 @@ def resolve(config: Config, platform: str) -> Config:
 def work(config: Config) -> Work:
   """Counts a run.
 
-  Args:
-    config: Validated, not resolved.
-
   Raises:
     ConfigError: If only the tokenizer's file knows the vocabulary.
   """
@@ -114,26 +93,26 @@ def work(config: Config) -> Work:
   )
 
 
-def estimate(todo: Work, chip: str, chips: int, mfu: float) -> Estimate:
+def estimate(todo: Work, chip: str, number: int, mfu: float) -> Estimate:
   """Time of a run on some hardware, at an assumed utilisation.
 
   Args:
     todo: From `work`.
-    chip: A key of `DEVICE_KINDS`.
-    chips: How many, >= 1.
+    chip: A key of `PEAKS`.
+    number: Of chips, >= 1.
     mfu: Share of the bfloat16 peak, in (0, 1].
 
   Raises:
     ValueError: If an argument is out of its range.
   """
-  if chip not in DEVICE_KINDS:
-    raise ValueError(f"--chip={chip} is none of {', '.join(DEVICE_KINDS)}.")
-  if chips < 1:
-    raise ValueError(f"--chips={chips} must be >= 1.")
+  if chip not in PEAKS:
+    raise ValueError(f"--chip={chip} is none of {', '.join(PEAKS)}.")
+  if number < 1:
+    raise ValueError(f"--chips={number} must be >= 1.")
   if not 0 < mfu <= 1:
     raise ValueError(f"--mfu={mfu} must be in (0, 1], e.g. 0.4.")
-  rate = chips * _peak(chip) * mfu / todo.flops_per_token
-  return Estimate(chip, chips, mfu, rate, todo.tokens / rate / 3600)
+  rate = number * PEAKS[chip] * mfu / todo.flops_per_token
+  return Estimate(chip, number, mfu, rate, todo.tokens / rate / 3600)
 
 
 def table(
@@ -157,7 +136,7 @@ def table(
   for row in rows:
     seconds = row.hours * 3600 / todo.updates
     cells = [
-      row.chip, f"{row.chips}", f"{_peak(row.chip) / 1e12:g}", f"{row.mfu:g}",
+      row.chip, f"{row.chips}", f"{PEAKS[row.chip] / 1e12:g}", f"{row.mfu:g}",
       human(row.tokens_per_s), f"{1000 * seconds:.0f}", f"{row.hours:.2f}",
       f"{row.hours * row.chips:.1f}",
     ]  # fmt: skip
@@ -172,13 +151,6 @@ def table(
   )
 
 
-def _peak(chip: str) -> float:
-  peak = flops.peak_flops(DEVICE_KINDS[chip])
-  if peak is None:
-    raise ValueError(f"The peak of {chip} is not in lm/step/flops.py.")
-  return peak
-
-
 def _numbers(name: str, texts: Sequence[str], kind: type) -> Iterator[float]:
   for text in texts:
     try:
@@ -189,7 +161,7 @@ def _numbers(name: str, texts: Sequence[str], kind: type) -> Iterator[float]:
 
 _FLAGS = (
   flags.CONFIG,
-  Flag("chip", list, f"of {', '.join(DEVICE_KINDS)}", ["v5e"]),
+  Flag("chip", list, f"of {', '.join(PEAKS)}", ["v5e"]),
   Flag("chips", list, "how many of them", ["16"]),
   Flag("mfu", list, "assumed shares of the peak", ["0.4"]),
   Flag("price", list, "of an hour of each --chip", []),
@@ -203,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print(args: types.SimpleNamespace) -> None:
   todo = work(load.from_config_dict(args.config, build.problems))
-  chips = [int(n) for n in _numbers("chips", args.chips, int)]
+  numbers = [int(n) for n in _numbers("chips", args.chips, int)]
   mfus = list(_numbers("mfu", args.mfu, float))
   prices = list(_numbers("price", args.price, float))
   if prices and len(prices) != len(args.chip):
@@ -213,7 +185,7 @@ def _print(args: types.SimpleNamespace) -> None:
     )
   rows = [
     estimate(todo, chip, number, mfu)
-    for chip, number, mfu in itertools.product(args.chip, chips, mfus)
+    for chip, number, mfu in itertools.product(args.chip, numbers, mfus)
   ]
   print(table(todo, rows, dict(zip(args.chip, prices, strict=False))))
 

@@ -28,8 +28,8 @@ from ..config.errors import ConfigError, InputError
 from ..config.schema import Config
 from ..model import mesh as meshes
 from ..model import params as param_table
-from ..step import build, memory
-from . import chips, estimate
+from ..step import build, chips, memory
+from . import estimate
 
 _MOST_CPU_DEVICES = 64
 Change = tuple[str, dict[str, Any]]  # Section of the configuration, its keys.
@@ -37,17 +37,11 @@ _CLOSE = 0.8  # Of the memory: from here on an estimate decides little.
 
 
 class Plan(NamedTuple):
-  """What would lie on each device.
+  """What would lie on each device."""
 
-  Attributes:
-    rows: See `lm/step/memory.py`.
-    source: How the peak was found.
-    exact: Whether by a compiler for these devices.
-  """
-
-  rows: list[memory.Row]
-  source: str
-  exact: bool
+  rows: list[memory.Row]  # See `lm/step/memory.py`.
+  source: str  # How the peak was found.
+  exact: bool  # Whether by a compiler for these devices.
 
   @property
   def peak(self) -> int:
@@ -57,10 +51,6 @@ class Plan(NamedTuple):
 
 def by_formula(config: Config, devices: int) -> Plan:
   """The plan on so many devices, none of which need exist.
-
-  Args:
-    config: Resolved.
-    devices: How many.
 
   Raises:
     ValueError: If the mesh or the rows do not fit them.
@@ -74,10 +64,6 @@ def by_formula(config: Config, devices: int) -> Plan:
 
 def by_compiler(config: Config, devices: list[Any]) -> Plan:
   """The plan with the peak of the compiled program.
-
-  Args:
-    config: Resolved.
-    devices: Described (`topologies.described_devices`) or real.
 
   Raises:
     ValueError: If the mesh or the rows do not fit.
@@ -138,13 +124,7 @@ def make(config: Config, topology: chips.Topology, by: str = "auto") -> Plan:
 
 
 def text(plan: Plan, config: Config, topology: chips.Topology) -> str:
-  """The table with its surroundings, for people.
-
-  Args:
-    plan: From `make`.
-    config: The same.
-    topology: The same.
-  """
+  """The table with its surroundings, for people."""
   m, kind = config.mesh, topology.kind
   sizes = meshes.mesh_sizes((m.data, m.fsdp, m.tensor), topology.devices)
   mesh = " x ".join(
@@ -199,10 +179,6 @@ def _refusal(
 
 def ways_out(config: Config, topology: chips.Topology) -> Iterator[str]:
   """Flags that would make it hold by the formula, as few as possible.
-
-  Args:
-    config: Resolved.
-    topology: Of the run.
 
   Yields:
     The mildest setting of each smallest set of changes that is enough.

@@ -5,6 +5,7 @@ import numpy as np
 
 from ..config import errors, ramp
 from ..eval import rounded
+from ..eval.sampler import sample_texts
 from ..runs import resume
 from ..step.state import TrainState
 from .session import Session
@@ -100,6 +101,23 @@ def crash(s: Session) -> int:
     "--workdir, with --config.train.init_from to keep the weights."
   )
   return errors.NOT_FINITE
+
+
+def show_samples(s: Session) -> None:
+  """Prints what `config.log.samples` asks for; process 0 alone prints."""
+  log = s.parts.config.log
+  if not log.samples:
+    return
+  texts = sample_texts(
+    s.parts,
+    s.evaluator.point(s.state),
+    prompts=[""] * log.samples,
+    num_tokens=log.sample_tokens,
+    key=jax.random.key(s.parts.config.seed),
+    temperature=0.8,
+  )
+  for i, text in enumerate(texts, 1):
+    s.progress.log(f"--- sample {i} ---\n{text}")
 
 
 def _save(s: Session, train_state: TrainState, clock: resume.Clock) -> None:

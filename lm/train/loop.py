@@ -18,20 +18,16 @@ import numpy as np
 
 from ..config import ramp
 from ..config.schema import Config
-from ..data.stream import Prefetcher, prefetch
+from ..data.stream import Prefetcher
 from ..model import mesh as meshes
 from ..runs import lock, resume, weights, workdir
 from ..step import build, memory
-from . import compiles, jobs, samples
+from . import compiles, jobs
 from .session import Session, open_session
 
 
 def train(config: Config, folder: str | os.PathLike) -> int:
   """Trains to the end of the configuration, resuming if it was begun.
-
-  Args:
-    config: Validated, not yet resolved.
-    folder: The run's folder; made if missing.
 
   Returns:
     An exit code of `lm/config/errors.py`.
@@ -53,7 +49,7 @@ def train(config: Config, folder: str | os.PathLike) -> int:
     session = open_session(parts, data, path, stack)
     code = _steps(session)
     if code == 0:
-      samples.show(session)
+      jobs.show_samples(session)
       session.run_file.write("finished", step=session.clock.step)
     return code
 
@@ -155,7 +151,7 @@ def _buffers(s: Session) -> Prefetcher:
         yield start, phase.rows
         start += phase.rows
 
-  return prefetch(read, schedule(s.clock), config.data.prefetch)
+  return Prefetcher(read, schedule(s.clock), config.data.prefetch)
 
 
 def _profile(s: Session) -> Generator[None]:

@@ -25,15 +25,7 @@ class Reporter:
     stopwatch: Stopwatch,
     clock: Clock,
   ):
-    """Begins at `clock`.
-
-    Args:
-      parts: Of the run.
-      writer: Gets the due metrics.
-      progress: Gets the loss.
-      stopwatch: Of the run.
-      clock: Where the run is.
-    """
+    """Begins at `clock`."""
     self._parts = parts
     self._writer = writer
     self._progress = progress

@@ -13,23 +13,18 @@ from ..processes.stopping import StopSignals
 from ..runs import metrics, resume, workdir
 from ..runs.checkpoint import Checkpointer
 from ..step import build, memory, state
-from .progress import Progress, make_progress
+from .progress import Progress
 from .reporter import Reporter
 
 
 @dataclasses.dataclass
 class Session:
-  """What the loop and its jobs share; only the first group ever changes.
+  """What the loop and its jobs share; only the first group ever changes."""
 
-  Attributes:
-    state: Training state after the newest update.
-    clock: Where that is.
-    scores: Loss of the first eval set at this very step, if it was scored, by
-      the name of an average; None for the weights themselves.
-  """
-
-  state: state.TrainState
-  clock: resume.Clock
+  state: state.TrainState  # Training state after the newest update.
+  clock: resume.Clock  # Where that is.
+  # Loss of the first eval set at this very step, if it was scored, by the name
+  # of an average; None for the weights themselves.
   scores: dict[str | None, float]
 
   parts: build.Parts
@@ -52,12 +47,6 @@ def open_session(
   stack: contextlib.ExitStack,
 ) -> Session:
   """Restores or initialises, and opens what the loop writes to.
-
-  Args:
-    parts: Of the run; its mesh is entered.
-    data: Prepared corpora by name.
-    path: The run's folder.
-    stack: Closes everything.
 
   Raises:
     ConfigError: If the folder holds another run.
@@ -85,8 +74,13 @@ def open_session(
     config=load.to_dict(config),
   )
   stack.callback(writer.close)
-  progress = make_progress(
-    config.log.progress, ramp.num_steps(config), start_step=clock.step
+  steps, length = ramp.num_steps(config), config.data.seq_length
+  progress = Progress(
+    config.log.progress,
+    steps,
+    ramp.tokens_at(ramp.of_config(config), length, steps),
+    start_step=clock.step,
+    start_tokens=clock.tokens,
   )
   stack.callback(progress.close)
   progress.log(workdir.headline(parts, clock.step))

@@ -163,7 +163,7 @@ def gauss_newton_bartlett_diagonal(
   """
   checks.count("num_draws", num_draws)
   checks.choice("likelihood", likelihood, LIKELIHOODS)
-  pull = _sampler(model_fn, params, batch, weights, likelihood)
+  pull = sampler(model_fn, params, batch, weights, likelihood)
 
   def draw(total, key):
     return jax.tree.map(lambda t, g: t + jnp.square(g), total, pull(key)), None
@@ -227,7 +227,7 @@ def sampled_fisher_diagonal(
 
   def one(example, share, key):
     single = jax.tree.map(lambda x: x[None], example)
-    pull = _sampler(logits_fn, params, single, share[None], "categorical", 1.0)
+    pull = sampler(logits_fn, params, single, share[None], "categorical", 1.0)
     return jax.tree.map(jnp.square, pull(key))
 
   def add(total, chunk):
@@ -300,21 +300,6 @@ def ggn_rows(
   return jax.vmap(tree_of)(rows_KP), jax.vmap(tree_of)(scaled_KP)
 
 
-def sampled_row(
-  model_fn: Callable[[Any, Any], jax.Array],
-  params: Any,
-  batch: Any,
-  key: jax.Array,
-  weights: jax.Array | None,
-  likelihood: Likelihood,
-) -> Any:
-  """A vector c like params with E[c c^T] = G: sqrt(n) g of Bartlett's square.
-
-  Arguments and errors are those of `gauss_newton_bartlett_diagonal`.
-  """
-  return _sampler(model_fn, params, batch, weights, likelihood)(key)
-
-
 def check_floating(params: Any) -> None:
   """Raises unless all leaves are real floating-point arrays."""
   for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
@@ -327,7 +312,7 @@ def check_floating(params: Any) -> None:
       )
 
 
-def _sampler(model_fn, params, batch, weights, likelihood, total=None):
+def sampler(model_fn, params, batch, weights, likelihood, total=None):
   """key -> gradient of sum_b sqrt(w_b / total) (-log p(y_b | z_b)), y_b drawn.
 
   The root makes the square unbiased for any weights: E[(sum_b r_b g_b)^2] =

@@ -105,17 +105,7 @@ def sums(
   """Sums of the groups' own models, like those of `local_model.local_sums`.
 
   The value is the mean over the groups. The gradient of a leaf is the gradient
-  of its group's model.
-
-  Args:
-    model_fn: As for `ggn_vector_product`.
-    loss_fn: As for `ggn_vector_product`.
-    params: theta_t.
-    delta: Displacements of all groups, in one tree.
-    batch: Any tree.
-    mode: As for `local_value_and_grad`.
-    groups: From `find_groups`.
-    axis: Mesh axis whose devices share the groups out, under `jax.set_mesh`.
+  of its group's model. The devices along `axis` share the groups out.
   """
   solve = _nonlinear if mode == "nonlinear" else _linear
   parts = list(groups.values())

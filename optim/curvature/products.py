@@ -182,11 +182,7 @@ def loss_sums(
 ) -> tuple[jax.Array, jax.Array]:
   """Sum of the loss over a batch and its weight, forward only.
 
-  Args:
-    model_fn: As for `ggn_vector_product`.
-    loss_fn: As for `ggn_vector_product`; a plain function has weight 1.
-    params: The point at which the loss is taken.
-    batch: Any tree.
+  A plain function has weight 1.
 
   Returns:
     Two scalars. The mean loss of several batches is the quotient of the sums.
@@ -248,25 +244,6 @@ def linearize_at(
   Raises:
     ValueError: As for `ggn_vector_product`.
   """
-  outputs, jvp, vjp, sums = linear_sums(model_fn, loss_fn, params, batch)
-
-  def mean(total):
-    weight = losses.safe(total.weight)
-    grad = jax.tree.map(lambda g: g / weight, total.grad)
-    return total.values[0] / weight, grad
-
-  def ggn(v):
-    check_like_params("v", v, params)
-    return mean(sums(v, local_model.curvature_rule))[1]
-
-  value, grad = mean(sums(None, local_model.value_rule))
-  return Linearized(outputs, value, grad, ggn, jvp, vjp)
-
-
-def linear_sums(
-  model_fn: ModelFn, loss_fn: LossFn, params: Any, batch: Any
-) -> tuple[Any, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-  """Linearises once: (outputs, jvp, vjp, and (v, rule) -> Sums)."""
   body_fn, head = local_model.parts(model_fn)
   with local_model.explained_forward_mode():
     outputs, push = jax.linearize(lambda p: body_fn(p, batch), params)
@@ -279,17 +256,21 @@ def linear_sums(
   def vjp(ct):
     return upcast(transposed(like(ct, outputs))[0])
 
-  def sums(v, rule):
+  def mean(v, rule):
     u = None if v is None else jvp(v)
     values, weight, ct, ct_head = local_model.head_sums(
       model_fn, loss_fn, params, v, batch, outputs, u, rule, True
     )
-    grad = vjp(ct)
-    if head is not None:
-      grad = head.add(grad, ct_head)
-    return local_model.Sums(values, weight, grad)
+    grad = vjp(ct) if head is None else head.add(vjp(ct), ct_head)
+    weight = losses.safe(weight)
+    return values[0] / weight, jax.tree.map(lambda g: g / weight, grad)
 
-  return outputs, jvp, vjp, sums
+  def ggn(v):
+    check_like_params("v", v, params)
+    return mean(v, local_model.curvature_rule)[1]
+
+  value, grad = mean(None, local_model.value_rule)
+  return Linearized(outputs, value, grad, ggn, jvp, vjp)
 
 
 def check_like_params(name: str, tree: Any, params: Any) -> None:

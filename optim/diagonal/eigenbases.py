@@ -132,10 +132,6 @@ def sides(
   For G = sum_k vec(a_k) vec(b_k)^T the two averages are of sum_k a_k b_k^T and
   sum_k a_k^T b_k. Leaves without a matrix stay as they are.
 
-  Args:
-    dimension_numbers: Which axes are stack, input and output.
-    max_precond_dim: Sides longer than this get no basis.
-
   Returns:
     The family.
   """

@@ -254,10 +254,8 @@ def _pairs(o, moves, grads, params, extra) -> dict[str, tuple[Any, Any]]:
   if "ggn" in used:
     pairs["ggn"] = diagonals.ggn_rows(o.model_fn, o.loss_fn, params, batch)
   if "gnb" in used:
-    row = diagonals.sampled_row(
-      o.model_fn, params, batch, key, weights, o.likelihood
-    )
-    rows = jax.tree.map(lambda x: x[None], row)
+    draw = diagonals.sampler(o.model_fn, params, batch, weights, o.likelihood)
+    rows = jax.tree.map(lambda x: x[None], draw(key))
     pairs["gnb"] = rows, rows
   return pairs
 

@@ -98,12 +98,6 @@ def penalty_force(
 ) -> jax.Array:
   """The gradient of one leaf's penalty; see `rounding_penalty`.
 
-  Args:
-    w: The leaf.
-    g: The curvature of the leaf.
-    quantizer: The quantizer of the leaf, with an unbiased rule.
-    scale_gradient: Whether the scales move with the weights.
-
   Returns:
     Like w, float32.
   """
@@ -167,11 +161,6 @@ def match_curvature(
   """{path: g} of a tree whose leaves are some of the leaves of params.
 
   The tree may have leaves that `optax.masked` took out of params.
-
-  Args:
-    curvature: The tree of g.
-    params: The tree that `curvature` has to match.
-    leaves: The leaves of params.
 
   Returns:
     Arrays by path.

@@ -78,14 +78,9 @@ def solve(
   precond: Any | None,
   solver: CG,
 ) -> Solution:
-  """Minimises <g, d> + <d, A d> / 2, starting from a given d.
+  """Minimises <g, d> + <d, A d> / 2 from a first d, preconditioned by M.
 
-  Args:
-    product: v -> A v, symmetric and positive semi-definite.
-    grad: g.
-    start: First d.
-    precond: M, like g, or None.
-    solver: See `CG`.
+  `product` is v -> A v, symmetric and positive semi-definite.
   """
 
   def scaled(r):

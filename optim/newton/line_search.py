@@ -122,14 +122,6 @@ def losses_along(
 ) -> tuple[jax.Array, jax.Array]:
   """Mean losses at params + alpha delta for all alpha, one after the other.
 
-  Args:
-    model_fn: As for `ggn_vector_product`.
-    loss_fn: As for `ggn_vector_product`.
-    params: The start of the line.
-    delta: The direction of the line, like params.
-    alphas: [num]
-    batches: Batches along a leading axis.
-
   Returns:
     Losses [num], and the weight of the batches [].
   """

@@ -116,8 +116,6 @@ class SolverOptions(OuterOptions, Model):
       memory. The gradients of the parts are added with their weights.
     solver: "first_order" takes steps of `inner_optimizer`; a `CG` solves on all
       N batches at once.
-    linearization: "joint"; or "reuse", which linearises each batch once for its
-      `steps_per_batch` updates (cheaper only without rematerialisation).
     group_axis: Mesh axis over which the groups are shared out; None: each
       device computes all groups.
     matmul_precision: Precision of the products of model and loss, as for
@@ -129,7 +127,6 @@ class SolverOptions(OuterOptions, Model):
   steps_per_batch: int = 1
   splits: int = 1
   solver: Literal["first_order"] | cg.CG = "first_order"
-  linearization: Literal["joint", "reuse"] = "joint"
   group_axis: str | None = None
   matmul_precision: str | None = None
 
@@ -137,7 +134,6 @@ class SolverOptions(OuterOptions, Model):
     """Raises for any argument out of range, or options that clash."""
     super().__post_init__()
     checks.choice("mode", self.mode, local_model.MODES)
-    checks.choice("linearization", self.linearization, ("joint", "reuse"))
     checks.count("steps_per_batch", self.steps_per_batch)
     checks.count("splits", self.splits)
     if isinstance(self.solver, cg.CG):
@@ -162,7 +158,6 @@ class SolverOptions(OuterOptions, Model):
       (self.scope != "full", "a layerwise scope", "scope='full'"),
       (self.steps_per_batch > 1, "steps_per_batch > 1", "steps_per_batch=1"),
       (self.splits > 1, "splits > 1", "more and smaller batches"),
-      (self.linearization != "joint", "'reuse'", "linearization='joint'"),
     ]
     return [(clash, f"solver=CG with {a}", b) for clash, a, b in found]
 
@@ -180,13 +175,6 @@ class SolverOptions(OuterOptions, Model):
         self.adapts_damping and self.search is None,
         "LevenbergMarquardt without a line search, whose data it needs,",
         "line_search=LineSearch()",
-      ),
-      (
-        self.linearization == "reuse"
-        and (nonlinear or layerwise or self.splits > 1),
-        "linearization='reuse' with mode='nonlinear', a layerwise scope or "
-        "splits > 1",
-        "linearization='joint'",
       ),
       (
         self.group_axis is not None and not layerwise,

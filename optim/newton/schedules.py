@@ -7,7 +7,7 @@ steps.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,6 @@ Kind = Literal[
   "constant_with_inner_cosine",
   "cosine_with_global_schedule",
 ]
-_KINDS = (
-  "constant",
-  "global_cosine",
-  "constant_with_inner_cosine",
-  "cosine_with_global_schedule",
-)
 
 
 def inner_schedule(
@@ -71,7 +65,7 @@ def inner_schedule(
   Raises:
     ValueError: For an argument out of range.
   """
-  checks.choice("kind", kind, _KINDS)
+  checks.choice("kind", kind, get_args(Kind))
   for name, value in (("peak", peak), ("end", end)):
     checks.positive(name, value, zero_too=True)
   checks.count("outer_steps", outer_steps)

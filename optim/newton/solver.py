@@ -17,7 +17,7 @@ from ..common.options import takes
 from ..common.tree import dot, like
 from ..curvature import groups, local_model
 from ..curvature.losses import safe
-from ..curvature.products import add_damping, linear_sums
+from ..curvature.products import add_damping
 from . import cg
 from . import damping as damping_rules
 from . import line_search as searches
@@ -112,26 +112,15 @@ def _count_solve_tokens(state, weight):
 
 def _local_model(o, params, batch):
   """delta -> (mean value, mean gradient, weight) on one batch."""
-  if o.linearization == "reuse":
-    _, _, _, linear = linear_sums(o.model_fn, o.loss_fn, params, batch)
-
-  def sums(delta, batch):
-    if o.linearization == "reuse":
-      return linear(delta, local_model.RULES[o.mode])
-    return groups.scoped_sums(
-      o.model_fn,
-      o.loss_fn,
-      params,
-      delta,
-      batch,
-      o.mode,
-      o.scope,
-      o.group_axis,
-    )
 
   def local(delta):
-    parts = _split(batch, o.splits)
-    total = searches.over_batches(lambda part: sums(delta, part), parts)
+    total = searches.over_batches(
+      lambda part: groups.scoped_sums(
+        o.model_fn, o.loss_fn, params, delta, part, o.mode, o.scope,
+        o.group_axis,
+      ),
+      _split(batch, o.splits),
+    )  # fmt: skip
     weight = safe(total.weight)
     grad = jax.tree.map(lambda g: g / weight, total.grad)
     return total.values[0] / weight, grad, total.weight

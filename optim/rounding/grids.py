@@ -107,10 +107,6 @@ def times_power(
 def locate(y: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array | float]:
   """(k, spacing) with y = k spacing; the codes around y have whole k.
 
-  Args:
-    y: |y| <= code_max, float32 or float64.
-    grid: The grid.
-
   Returns:
     k, which is exact, and the spacing, which is a power of two.
   """

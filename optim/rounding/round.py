@@ -163,7 +163,6 @@ def straight_through(
   *,
   key: jax.Array | None = None,
   scale_gradient: bool = False,
-  saturated_gradient: bool = True,
 ) -> jax.Array:
   r"""Rounds x, and passes the gradient as if x had not been rounded.
 
@@ -178,15 +177,11 @@ def straight_through(
     key: The key of `round_random`; None is `round_nearest`.
     scale_gradient: True differentiates the scale, see above. It has an effect
       for "absmax" only: the other scales are constants.
-    saturated_gradient: False stops the gradient where |x| exceeds c s.
 
   Returns:
     Like x, float32.
   """
-  x = as_floats(x)
-  return _straight_through(
-    x, key, quantizer, scale_gradient, saturated_gradient
-  )
+  return _straight_through(as_floats(x), key, quantizer, scale_gradient)
 
 
 def quantize(x: jax.Array, quantizer: Quantizer) -> tuple[jax.Array, Any]:
@@ -262,29 +257,23 @@ def unique_codes(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   return jnp.sum(used.at[jnp.searchsorted(table, codes)].set(True))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _straight_through(x, key, quantizer, scale_gradient, saturated_gradient):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _straight_through(x, key, quantizer, scale_gradient):
   if key is None:
     return round_nearest(x, quantizer)
   return round_random(key, x, quantizer)
 
 
-def _straight_through_fwd(
-  x, key, quantizer, scale_gradient, saturated_gradient
-):
-  y = _straight_through(x, key, quantizer, scale_gradient, saturated_gradient)
+def _straight_through_fwd(x, key, quantizer, scale_gradient):
+  y = _straight_through(x, key, quantizer, scale_gradient)
   return y, (x, y if scale_gradient else None)
 
 
-def _straight_through_bwd(
-  quantizer, scale_gradient, saturated_gradient, residuals, cotangent
-):
+def _straight_through_bwd(quantizer, scale_gradient, residuals, cotangent):
   x, y = residuals
   blocks = to_blocks(x, quantizer)
   slope, _ = cut(cotangent, quantizer)
   passed = slope
-  if not saturated_gradient:
-    passed = jnp.where(saturated(blocks, quantizer), 0, slope)
   if scale_gradient and quantizer.scale == "absmax":
     moved = (cut(y, quantizer)[0] - blocks.x) / blocks.scale.factor
     passed = passed + to_largest(blocks, moved * slope, quantizer.grid)

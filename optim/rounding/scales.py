@@ -155,10 +155,6 @@ def block_max(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
   The maximum is taken over the bits as integers, where a NaN is the largest
   number. A vectorised maximum of floats may lose a NaN, as XLA's on a CPU does.
 
-  Args:
-    x: float32 or float64.
-    axes: The axes of a block.
-
   Returns:
     x, with length 1 along the axes.
   """
@@ -328,10 +324,6 @@ def _quotient(x: jax.Array, constant: float) -> jax.Array:
   XLA replaces a division by a known constant by a product with the rounded
   reciprocal. Then half of the scales would be off by a bit, and rounding again
   would change values. XLA cannot know the divisor of this division.
-
-  Args:
-    x: Any floating array.
-    constant: > 0.
 
   Returns:
     Like x; where x is not finite, x.

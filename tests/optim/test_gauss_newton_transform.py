@@ -146,23 +146,6 @@ def test_splitting_a_batch_changes_nothing(float64):
   )
 
 
-@pytest.mark.parametrize("mode", ["quadratic", "prox_linear"])
-def test_reusing_a_linearisation_changes_nothing(mode, float64):
-  data = lambda t: dict(batches=_data(t)["batches"])  # noqa: E731
-  joint, reused = (
-    _run(
-      _build(
-        steps_per_batch=3, linearization=kind, mode=mode, line_search=None
-      ),
-      steps=1,
-      data=data,
-    )[-1]
-    for kind in ("joint", "reuse")
-  )
-  np.testing.assert_allclose(_flat(joint[0]), _flat(reused[0]), atol=1e-10)
-  assert int(joint[1].info.depth) == 3 * N
-
-
 def test_nonlinear_mode_is_the_inner_optimizer_itself(float64):
   # Without line search, warm start or reset: plain AdamW on the batches.
   tx = _build(mode="nonlinear", line_search=None, learning_rate=0.05)
@@ -336,74 +319,3 @@ def test_a_step_is_compiled_once_for_all_numbers():
   for t in range(3):
     params, state = step(state, params, _data(t), 0.01 * (t + 1), 0.1 * t)
   assert step._cache_size() == 1
-
-
-@pytest.mark.parametrize(
-  ("changes", "message"),
-  [
-    (dict(mode="newton"), "mode='newton' is not known"),
-    (dict(inner_steps=0), "inner_steps=0 must be >= 1"),
-    (dict(inner_steps=2.0), "inner_steps=2.0 must be a Python int"),
-    (dict(damping=-0.1), "damping=-0.1 must be >= 0"),
-    (dict(warm_start=1.5), r"warm_start=1.5 must be in \[0, 1\]"),
-    (dict(clip_norm=-1.0), "clip_norm=-1.0 must be >= 0"),
-    (dict(scope="layers"), "scope='layers' is not known"),
-    (dict(line_search="armijo"), "line_search='armijo' is not known"),
-    (dict(line_search=optim.LineSearch(ratio=1.0)), "ratio=1.0 must be in"),
-    (dict(line_search=optim.LineSearch(num=0)), "num=0 must be >= 1"),
-    (dict(solver="newton"), "solver='newton' is not known"),
-    (dict(solver=optim.CG(), mode="prox_linear"), "CG with mode='prox_linear'"),
-    (
-      dict(solver=optim.CG(curvature_batches=1)),
-      "curvature_batches=1 of 4 with damping=0.*diverges",
-    ),
-    (dict(group_axis="data"), "group_axis='data' with scope='full'"),
-    (
-      dict(damping=optim.LevenbergMarquardt(), mode="nonlinear"),
-      "LevenbergMarquardt with mode='nonlinear'",
-    ),
-    (
-      dict(damping=optim.LevenbergMarquardt(), line_search=None),
-      "LevenbergMarquardt without a line search",
-    ),
-    (dict(damping=optim.LevenbergMarquardt(up=0.5)), "up > 1 > down"),
-    (dict(linearization="reuse", mode="nonlinear"), "linearization='reuse'"),
-  ],
-)
-def test_bad_arguments_are_explained(changes, message):
-  with pytest.raises(ValueError, match=message):
-    _build(**changes).init(_params())
-
-
-def test_a_bad_inner_optimizer_is_explained():
-  with pytest.raises(ValueError, match="inner_optimizer=0.1 must be an optax"):
-    optim.gauss_newton(_model, LOSS, 0.1, inner_steps=1)
-
-
-@pytest.mark.parametrize(
-  ("data", "message"),
-  [
-    (dict(), "takes its data itself: pass batches, 4"),
-    (_data(0, n=3), r"batches\['w'\] has shape \(3, 8\).*the 4 batches"),
-    (dict(batches=_batches(0, N)), "pass ls_batches, 2 batches"),
-    (_data(0, m=1), r"ls_batches\['w'\].*the 2 batches that line_search"),
-    (dict(batches={}), "batches has no arrays"),
-    (dict(batches=dict(x=1.0)), r"batches\['x'\] has shape \(\)"),
-  ],
-)
-def test_bad_batches_are_explained(data, message):
-  tx, params = _build(), _params()
-  with pytest.raises(ValueError, match=message):
-    tx.update(None, tx.init(params), params, **data)
-
-
-def test_rows_must_divide_into_splits():
-  tx, params = _build(splits=3), _params()
-  with pytest.raises(ValueError, match=r"splits=3 does not divide the 8 rows"):
-    tx.update(None, tx.init(params), params, **_data(0))
-
-
-def test_params_are_needed():
-  tx = _build()
-  with pytest.raises(ValueError, match="so pass them"):
-    tx.update(None, tx.init(_params()), **_data(0))

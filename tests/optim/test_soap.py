@@ -332,44 +332,6 @@ def test_momentum_turns_with_the_basis():
   _close(_run(tx, grads)[0], wanted, 1e-5)
 
 
-def test_first_call_neither_steps_nor_decays():
-  params = jnp.ones((4, 4))
-  for order in ("optax", "official"):
-    tx = optim.soap(0.1, weight_decay=0.5, decay_order=order, first_step="skip")
-    (first, second), _ = _run(tx, _grads((4, 4), steps=2), params)
-    np.testing.assert_array_equal(first, 0)
-    assert np.all(np.asarray(second) != 0)
-
-
-def test_decay_orders():
-  params, grads = jnp.full((4, 4), 2.0), _grads((4, 4), steps=2)
-  rate, decay = 0.1, 0.5
-  new = {}
-  for order in ("optax", "official"):
-    tx = optim.soap(rate, weight_decay=decay, decay_order=order)
-    updates, _ = _run(tx, grads, params)
-    new[order] = params + updates[-1]
-  u = _run(optim.scale_by_soap(), grads)[0][-1]
-  np.testing.assert_allclose(
-    new["optax"], params - rate * (u + decay * params), rtol=1e-5
-  )
-  np.testing.assert_allclose(
-    new["official"], (params - rate * u) * (1 - rate * decay), rtol=1e-5
-  )
-
-
-def test_schedule_counts_calls():
-  grads = _grads((4, 4), steps=3)
-
-  def schedule(count):
-    return 10.0**-count
-
-  scaled = _run(optim.soap(schedule, weight_decay=0.0), grads)[0]
-  plain = _run(optim.scale_by_soap(), grads)[0]
-  for t, (a, b) in enumerate(zip(scaled, plain, strict=True)):
-    np.testing.assert_allclose(a, -(10.0**-t) * b, rtol=1e-5)
-
-
 def test_types_of_storage_are_those_asked_for():
   grads = _grads((6, 6), steps=12)
   storage = optim.Storage(

@@ -75,37 +75,15 @@ def test_batch_schedule_does_not_matter(mixed, start, sizes):
   assert whole.dtype == np.int32
 
 
-@hypothesis.given(
-  start=st.integers(0, 10**6),
-  part=st.integers(1, 9),
-  processes=st.sampled_from([1, 2, 3, 8]),
-)
-@_SETTINGS
-def test_number_of_processes_does_not_matter(mixed, start, part, processes):
-  n = part * processes
-  parts = [
-    mixed.rows(start, n, process_index=i, process_count=processes)
-    for i in range(processes)
-  ]
-  np.testing.assert_array_equal(np.concatenate(parts), mixed.rows(start, n))
-
-
-def test_batch_must_divide_over_the_processes(mixed):
-  with pytest.raises(ValueError, match="10 rows .* 4 processes"):
-    mixed.rows(0, 10, process_count=4)
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_each_epoch_is_a_new_permutation(one, seed):
   s = stream.Stream([one], [1.0], seed)
-  assert s.examples_per_epoch == _ONE
   epochs = [_ids(s, _ONE * e, _ONE) for e in range(5)]
   for ids in epochs:
     assert sorted(ids) == list(range(10_000, 10_000 + _ONE))
   assert len(set(map(tuple, epochs))) == 5
   # A batch across the boundary takes the end of one and the start of the next.
   assert _ids(s, _ONE - 7, 20) == epochs[0][-7:] + epochs[1][:13]
-  assert s.epochs(2 * _ONE) == {"one": 2.0}
 
 
 def test_seeds_share_no_epoch(one):
@@ -137,8 +115,6 @@ def test_corpora_of_a_mixture_keep_their_own_order(one, other, mixed):
     alone = stream.Stream([source], [1.0], seed=5)
     mine = [i for i in ids if i // 10_000 == number]
     assert mine == _ids(alone, 0, len(mine))
-  assert mixed.examples_per_epoch == min(997_000 // 700, 401_000 // 300)
-  assert mixed.epochs(10_000) == {"one": 7000 / _ONE, "other": 3000 / _OTHER}
 
 
 def test_order_is_the_one_of_old_checkpoints(one, mixed):
@@ -213,7 +189,7 @@ def _schedule():
 @pytest.mark.parametrize("depth", [0, 1, 5])
 def test_prefetched_data_is_the_same(mixed, depth):
   schedule = list(itertools.islice(_schedule(), 20))
-  with stream.prefetch(mixed.rows, schedule, depth) as batches:
+  with stream.Prefetcher(mixed.rows, schedule, depth) as batches:
     made = list(batches)
     assert next(batches, None) is None
   assert len(made) == 20
@@ -229,7 +205,7 @@ def test_prefetch_runs_ahead_but_not_without_bound():
     return start
 
   before = threading.active_count()
-  batches = stream.prefetch(read, ((i, 1) for i in itertools.count()), depth=3)
+  batches = stream.Prefetcher(read, ((i, 1) for i in itertools.count()), depth=3)
   assert next(batches) == 0
   waiting.until(lambda: len(calls) >= 4)
   time.sleep(0.05)
@@ -246,7 +222,7 @@ def test_error_comes_where_its_batch_would(depth):
       raise OSError("disk gone")
     return start
 
-  with stream.prefetch(read, ((i, 1) for i in range(5)), depth) as batches:
+  with stream.Prefetcher(read, ((i, 1) for i in range(5)), depth) as batches:
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(OSError, match="disk gone"):
       next(batches)
@@ -257,7 +233,7 @@ def test_wait_is_measured(monkeypatch, depth):
   """By a clock that goes on by 3 s whenever it is read."""
   clock = types.SimpleNamespace(perf_counter=itertools.count(0, 3).__next__)
   monkeypatch.setattr(stream, "time", clock)
-  with stream.prefetch(lambda start, size: start, [(0, 1)], depth) as batches:
+  with stream.Prefetcher(lambda start, size: start, [(0, 1)], depth) as batches:
     assert batches.wait_seconds == 0
     assert next(batches) == 0
     assert batches.wait_seconds == 3

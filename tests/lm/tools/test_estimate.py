@@ -9,7 +9,7 @@ import pytest
 
 from lm.config import load
 from lm.config.errors import ConfigError
-from lm.step import flops
+from lm.step import chips, flops
 from lm.tools import estimate
 from ml_collections_configs import base, olmo150m
 
@@ -36,11 +36,11 @@ def test_the_150m_run_by_hand():
   assert found.hours == pytest.approx(seconds / 3600)
 
 
-@pytest.mark.parametrize("chip", list(estimate.DEVICE_KINDS))
+@pytest.mark.parametrize("chip", list(estimate.PEAKS))
 def test_utilisation_of_the_estimated_speed_is_the_assumed_one(chip):
   todo = estimate.work(_config(model__V=4096))
   found = estimate.estimate(todo, chip, 8, 0.25)
-  kind = estimate.DEVICE_KINDS[chip]
+  kind = chips.KINDS[chip].device_kind
   share = flops.mfu(found.tokens_per_s, todo.flops_per_token, 8, kind)
   assert share == pytest.approx(0.25)
 

@@ -14,8 +14,8 @@ import versions
 
 from lm.config import load
 from lm.config.errors import ConfigError
-from lm.step import build, memory
-from lm.tools import chips, estimate, plan
+from lm.step import build, chips, memory
+from lm.tools import estimate, plan
 from ml_collections_configs import base, olmo150m
 
 _ROOT = pathlib.Path(__file__).parents[3]

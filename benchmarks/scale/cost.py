@@ -1,81 +1,41 @@
-"""What an update costs on many devices: arithmetic, memory, communication.
+"""Bytes of an update in closed form, and the time that counts would take.
 
-Counts come from the program that XLA compiles for so many fake CPU devices
-(`measure`; jax allows up to 2,048): matrix products and the bytes of every
-collective, each as often as it runs. `law` says the same bytes in closed form
-for AdamW, with or without LOTION's penalty, which shows why they scale as they
-do; tests hold the two equal. Times (`seconds`) are estimates: counts over the
-rates that a chip's maker states, by the formulas of ring collectives.
-
-A program compiled for CPUs differs from one for TPUs in two known ways: weights
-are gathered in float32 (a TPU gathers the compute type), and a gradient is
-reduced to its shards by an all-reduce and a slice (a TPU reduce-scatters,
-which sends half). Both make the communication here an upper bound.
+`law` says what AdamW's update sends, with or without LOTION's penalty, which
+shows why the bytes scale as they do; tests hold it equal to compiled programs.
+Times (`seconds`) are estimates: counts over the rates that a chip's maker
+states, by the formulas of ring collectives.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from ..config.schema import Config
-from ..model import params as param_table
-from ..step import build, memory
-from . import hlo
-
-MOST_DEVICES = 2048  # Devices beyond are another process's to jax on a CPU.
-
-
-class Counts(NamedTuple):
-  """What one device does in an update.
-
-  Attributes:
-    mesh: Devices along each axis.
-    flops: Of matrix products.
-    hbm: Bytes read and written: the state twice, activations twice.
-    sent: Bytes of collectives by (kind, axes joined by "+").
-    tokens: Of the update, over all devices.
-  """
-
-  mesh: dict[str, int]
-  flops: int
-  hbm: int
-  sent: dict[tuple[str, str], int]
-  tokens: int
-
-  @property
-  def devices(self) -> int:
-    """How many there are."""
-    return math.prod(self.mesh.values())
+from benchmarks.scale.points import Counts
+from lm.config.schema import Config
+from lm.model import params as param_table
+from lm.step import chips
 
 
 class Chip(NamedTuple):
-  """Rates of one chip, in units a second.
+  """Rates of one chip, in units a second."""
 
-  Attributes:
-    flops: bfloat16 operations.
-    hbm: Bytes of its memory.
-    ici: Bytes of a ring over one axis of the torus, in both directions.
-    dcn: Bytes between slices, a chip's share of its host.
-    efficiency: Assumed share of `flops` that products reach.
-  """
-
-  flops: float
-  hbm: float
-  ici: float
-  dcn: float
-  efficiency: float
+  flops: float  # bfloat16 operations.
+  hbm: float  # Bytes of its memory.
+  ici: float  # Bytes of a ring over one axis of the torus, in both directions.
+  dcn: float  # Bytes between slices, a chip's share of its host.
+  efficiency: float  # Assumed share of `flops` that products reach.
 
 
 # Stated by https://docs.cloud.google.com/tpu/docs/v5p (2026-11-26), per chip:
-# 459 TFLOP/s in bfloat16; 2,765 GB/s (2,575 GiB/s) of HBM; 1,200 GB/s of links,
+# 2,765 GB/s (2,575 GiB/s) of HBM; 1,200 GB/s of links,
 # both directions together; 50 Gbit/s of the data-centre network.
 # Derived: six links in a 3D torus have 100 GB/s a direction each, and a ring
 # over an axis uses two; https://jax-ml.github.io/scaling-book/tpus has 90.
 # Assumed: the efficiency of products, and that links and memory reach all of
 # what is stated.
-V5P = Chip(459e12, 2765e9, 200e9, 6.25e9, 0.5)
+V5P = Chip(chips.KINDS["v5p"].flops, 2765e9, 200e9, 6.25e9, 0.5)
 
 
 class Seconds(NamedTuple):
@@ -97,43 +57,7 @@ class Seconds(NamedTuple):
     return self.local + self.ici + self.dcn
 
 
-def measure(
-  config: Config, devices: Sequence[jax.Device] | None = None
-) -> Counts:
-  """Compiles an update and counts.
-
-  Args:
-    config: Resolved.
-    devices: Of the mesh; None for all.
-  """
-  parts = build.build(config, devices)
-  build.check_rows(config, parts.mesh)
-  with jax.set_mesh(parts.mesh):
-    step: Any = build.compile_step(parts)
-    text = step.as_text()
-  mesh = dict(parts.mesh.shape)
-  passes = parts.buffer_shape[0]
-  return Counts(
-    mesh,
-    hlo.product_flops(text, passes),
-    hbm_bytes(parts),
-    hlo.totals(hlo.collectives(text, mesh, passes)),
-    config.tokens_per_step,
-  )
-
-
-def hbm_bytes(parts: build.Parts) -> int:
-  """Bytes of memory traffic: state and activations, once in and once out."""
-  rows = memory.plan(parts)
-  passes = parts.buffer_shape[0]
-  sums = {"kept": 0, "gradients": 0, "backward": 0, "update": 0}
-  for row in rows:
-    sums[row.phase] += row.bytes
-  once = sums["kept"] + sums["gradients"] + sums["update"]
-  return 2 * (once + passes * sums["backward"])
-
-
-def law(config: Config, mesh: Mapping[str, int]) -> dict[Any, int]:
+def law(config: Config, mesh: Mapping[str, int]) -> dict[tuple[str, str], int]:
   """Bytes that AdamW's update sends, in closed form, without its scalars.
 
   For stacked layers with an untied head, on a mesh without `tensor`. P are the

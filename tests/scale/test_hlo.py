@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm.tools import hlo
+from benchmarks.scale import hlo
 
 _MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -19,7 +19,7 @@ _PROGRAM = """HloModule m
 
 %body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
   %g = f32[8,8]{1,0} all-gather(%x), replica_groups=[4,2]<=[2,2,2]T(2,1,0), \
-dimensions={0}, metadata={op_name="a/gather"}
+dimensions={0}
   ROOT %t = (s32[], f32[4,8]) tuple(%i, %x)
 }
 
@@ -55,7 +55,6 @@ def test_a_program_by_hand():
     ("collective-permute", ("tensor",), 20, 1),
     ("all-gather", ("fsdp", "tensor"), 32, 1),
   ]
-  assert found[0].where == "a/gather"
   sums = hlo.totals(found)
   assert sums["all-gather", "data"] == 6 * 256
   assert sums["all-reduce", "tensor"] == 3 * 14
@@ -91,7 +90,7 @@ def compiled():
 
 def test_bodies_of_loops_count_as_often_as_they_run(compiled):
   (found,) = hlo.collectives(compiled, {"data": 2, "fsdp": 2})
-  assert found[:4] == ("all-gather", ("fsdp",), 4 * 16 * 16, 5)
+  assert found == ("all-gather", ("fsdp",), 4 * 16 * 16, 5)
 
 
 def test_products_are_counted_in_loops(compiled):

@@ -39,21 +39,13 @@ _DOT = re.compile(
 
 
 class Collective(NamedTuple):
-  """One collective instruction.
+  """One collective instruction."""
 
-  Attributes:
-    kind: One of `KINDS`.
-    axes: Mesh axes along which its groups lie.
-    bytes: Of its result on one device; of a reduce-scatter, of its operand.
-    times: How often a run of the program executes it.
-    where: What it computes, in the words of the traced program.
-  """
-
-  kind: str
-  axes: tuple[str, ...]
+  kind: str  # One of `KINDS`.
+  axes: tuple[str, ...]  # Mesh axes along which its groups lie.
+  # Of its result on one device; of a reduce-scatter, of its operand.
   bytes: int
-  times: int
-  where: str
+  times: int  # How often a run of the program executes it.
 
 
 def collectives(
@@ -79,12 +71,7 @@ def collectives(
         count = _result_bytes(match.group(1), "-start(" in line)
         if match.group(2) == "reduce-scatter":
           count *= size
-        where = re.search(r'op_name="([^"]*)"', line)
-        found.append(
-          Collective(
-            match.group(2), axes, count, times[name], where[1] if where else ""
-          )
-        )
+        found.append(Collective(match.group(2), axes, count, times[name]))
   return found
 
 

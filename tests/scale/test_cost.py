@@ -9,12 +9,12 @@ import sys
 import jax
 import pytest
 
+from benchmarks.scale import cost, measure, points
 from lm.config import load
 from lm.step import flops
-from lm.tools import cost
 from ml_collections_configs import base
 
-_ROOT = pathlib.Path(__file__).parents[3]
+_ROOT = pathlib.Path(__file__).parents[2]
 _SCALARS = 4096  # Bytes that the law leaves out, at most.
 _SHAPE = {
   "model.D": 64, "model.N": 2, "model.H": 4, "model.G": 4, "model.F": 192,
@@ -61,9 +61,9 @@ def _measure(data, fsdp, method="adamw", **more):
   """Counts, on fake devices: the test's own, or more in a child process."""
   if data * fsdp <= len(jax.devices()):
     config = _config(data, fsdp, method, **more)
-    return cost.measure(config, jax.devices()[: data * fsdp])
+    return measure.measure(config, jax.devices()[: data * fsdp])
   script = (
-    "import json, sys; sys.path[:0] = ['.', 'tests/lm/tools'];"
+    "import json, sys; sys.path[:0] = ['.', 'tests/scale'];"
     "import test_cost as t;"
     f"c = t._measure({data}, {fsdp}, {method!r}, **{more!r});"
     "sent = [[*k, n] for k, n in c.sent.items()];"
@@ -77,7 +77,7 @@ def _measure(data, fsdp, method="adamw", **more):
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
   found["sent"] = {(kind, axes): n for kind, axes, n in found["sent"]}
-  return cost.Counts(**found)
+  return points.Counts(**found)
 
 
 def _check(data, fsdp, method="adamw", **more):
@@ -164,7 +164,7 @@ def test_what_leaves_a_slice_goes_over_its_border():
   chip = cost.Chip(100, 10, 50, 1, 0.5)
   mesh = {"data": 4, "fsdp": 2, "tensor": 1}
   sent = {("all-gather", "fsdp"): 200, ("all-reduce", "data"): 100}
-  counts = cost.Counts(mesh, 1000, 30, sent, 8)
+  counts = points.Counts(mesh, 1000, 30, sent, 8)
   whole = cost.seconds(counts, chip)
   assert whole == cost.Seconds(20, 3, 2 + 3, 0)
   assert (whole.local, whole.total) == (20, 25)

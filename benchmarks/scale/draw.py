@@ -1,20 +1,20 @@
-"""Table and curves of `scale.py`: estimated times from exact counts.
+"""Table and curves of docs/scaling.md: estimated times from exact counts.
 
-AdamW and LOTION follow from the law of `lm/tools/cost.py` for every number of
-devices; SOAP and Gauss-Newton are what was compiled. Times are of TPU v5p, by
-ring formulas, and nothing hides communication: efficiency is a lower bound.
+    python -m benchmarks.scale.draw [--counts=FILE] [--figures=docs/figures]
+
+AdamW and LOTION follow from the law of `cost.py` for every number of devices;
+SOAP and Gauss-Newton are what was compiled. Times are of TPU v5p, by ring
+formulas, and nothing hides communication: efficiency is a lower bound.
 """
 
-import json
+import argparse
 import pathlib
 
-import scale
-
+from benchmarks.scale import cost, measure, points
 from lm.cli.text import format_table
 from lm.model import mesh as meshes
 from lm.runs import plots
 from lm.step import build, flops
-from lm.tools import cost
 
 DEVICES = (8, 64, 512, 2048, 4096)
 BATCH = 4096 * 1024  # Tokens of a pass, when scaling strongly.
@@ -24,19 +24,19 @@ _NAMES = {
   "adamw": "AdamW", "lotion": "LOTION", "soap": "SOAP",
   "gauss_newton": "Gauss-Newton",
 }  # fmt: skip
-_PASSES = {"gauss_newton": scale.INNER + scale.SEARCH}
+_PASSES = {"gauss_newton": points.INNER + points.SEARCH}
 
 
-def by_law(method: str, size: str, devices: int) -> cost.Counts:
+def by_law(method: str, size: str, devices: int) -> points.Counts:
   """Counts of AdamW, or of LOTION less its scalars, without compiling."""
-  config = scale.config_of(method, size, devices)
+  config = points.config_of(method, size, devices)
   m = config.mesh
   mesh = meshes.abstract_mesh((m.data, m.fsdp, m.tensor), devices)
-  plain = scale.config_of("adamw", size, devices)
-  return cost.Counts(
+  plain = points.config_of("adamw", size, devices)
+  return points.Counts(
     dict(mesh.shape),
     model_flops(config.model),
-    cost.hbm_bytes(build.build(config, mesh=mesh)),
+    measure.hbm_bytes(build.build(config, mesh=mesh)),
     cost.law(plain, dict(mesh.shape)),
     config.tokens_per_step,
   )
@@ -48,31 +48,16 @@ def model_flops(cfg) -> int:
   But for the last product of each block, which nobody needs again.
   """
   each = flops.train_flops_per_token(cfg, causal_half=False, recompute=True)
-  return round((each - 2 * cfg.N * cfg.D * cfg.F) * scale.TOKENS)
-
-
-def read(path: pathlib.Path) -> dict:
-  """(method, size) -> counts in the order of their devices."""
-  found = {}
-  for line in path.read_text().splitlines():
-    point = json.loads(line)
-    sent = {(kind, axes): n for kind, axes, n in point["sent"]}
-    counts = cost.Counts(
-      point["mesh"], point["flops"], point["hbm"], sent, point["tokens"]
-    )
-    found.setdefault((point["method"], point["size"]), {})[point["devices"]] = (
-      counts
-    )
-  return found
+  return round((each - 2 * cfg.N * cfg.D * cfg.F) * points.TOKENS)
 
 
 def check(measured: dict) -> list[str]:
   """How far the law is from what was compiled, one line a point."""
   lines = []
-  for (method, size), points in measured.items():
+  for (method, size), row in measured.items():
     if method not in ("adamw", "lotion"):
       continue
-    for devices, counts in points.items():
+    for devices, counts in row.items():
       wanted = by_law(method, size, devices)
       keys = {*wanted.sent, *counts.sent}
       rest = sum(counts.sent.get(k, 0) - wanted.sent.get(k, 0) for k in keys)
@@ -86,31 +71,26 @@ def check(measured: dict) -> list[str]:
 def curves(measured: dict) -> dict:
   """(method, size) -> counts by devices, for the figure."""
   found = {}
-  for size in scale.SIZES:
+  for size in points.SIZES:
     for method in ("adamw", "lotion"):
       found[method, size] = {n: by_law(method, size, n) for n in DEVICES}
     for method in ("soap", "gauss_newton"):
-      points = dict(sorted(measured.get((method, size), {}).items()))
-      if points:
-        found[method, size] = points
+      row = dict(sorted(measured.get((method, size), {}).items()))
+      if row:
+        found[method, size] = row
   return found
 
 
-def passes(method: str) -> int:
-  """Of an update."""
-  return _PASSES.get(method, 1)
-
-
-def strong(method: str, size: str, counts: cost.Counts) -> float:
+def strong(method: str, size: str, counts: points.Counts) -> float:
   """Tokens a second when a pass has `BATCH` tokens, whatever the devices.
 
-  With less than `scale.TOKENS` a device, products of the model shrink, those
+  With less than `points.TOKENS` a device, products of the model shrink, those
   of the optimiser and the communication of weights do not; with more, passes
   are repeated, and all but the reduction over replicas with them.
   """
-  config = scale.config_of(method, size, counts.devices)
-  share = BATCH / counts.devices / scale.TOKENS
-  model = model_flops(config.model) * passes(method)
+  config = points.config_of(method, size, counts.devices)
+  share = BATCH / counts.devices / points.TOKENS
+  model = model_flops(config.model) * _PASSES.get(method, 1)
   if method == "gauss_newton":  # Its local model has products of its own.
     model = counts.flops
   scaled = counts._replace(
@@ -121,7 +101,7 @@ def strong(method: str, size: str, counts: cost.Counts) -> float:
       for key, n in counts.sent.items()
     },
   )
-  return BATCH * passes(method) / cost.seconds(scaled, cost.V5P).total
+  return BATCH * _PASSES.get(method, 1) / cost.seconds(scaled, cost.V5P).total
 
 
 def table(found: dict) -> str:
@@ -132,8 +112,8 @@ def table(found: dict) -> str:
     f"slices of {SLICE}",
   ]  # fmt: skip
   rows = []
-  for (method, size), points in found.items():
-    for devices, counts in points.items():
+  for (method, size), row in found.items():
+    for devices, counts in row.items():
       time = cost.seconds(counts, cost.V5P)
       far = cost.seconds(counts, cost.V5P, SLICE)
       data = sum(n for (_, axes), n in counts.sent.items() if "data" in axes)
@@ -160,20 +140,20 @@ def draw(found: dict, path: pathlib.Path) -> None:
   from matplotlib import figure as mpl_figure
 
   figure = mpl_figure.Figure(figsize=(11, 6.2), layout="constrained")
-  grid = figure.subplots(2, len(scale.SIZES), sharex=True, squeeze=False)
+  grid = figure.subplots(2, len(points.SIZES), sharex=True, squeeze=False)
   colors = dict(zip(_NAMES, plots._COLORS, strict=False))
-  for column, size in enumerate(scale.SIZES):
+  for column, size in enumerate(points.SIZES):
     weak, hard = grid[0][column], grid[1][column]
     weak.set_title(f"{size} parameters")
     for method, name in _NAMES.items():
-      points = found.get((method, size), {})
+      row = found.get((method, size), {})
       style = dict(color=colors[method], linestyle=_STYLES[method], marker="o",
                    markersize=3, label=name)  # fmt: skip
-      times = {n: cost.seconds(c, cost.V5P) for n, c in points.items()}
+      times = {n: cost.seconds(c, cost.V5P) for n, c in row.items()}
       weak.plot(
         list(times), [t.local / t.total for t in times.values()], **style
       )
-      rates = {n: strong(method, size, c) for n, c in points.items()}
+      rates = {n: strong(method, size, c) for n, c in row.items()}
       hard.plot(list(rates), list(rates.values()), **style)
     ideal = hard.get_lines()[0].get_xydata()
     hard.plot(
@@ -194,11 +174,19 @@ def draw(found: dict, path: pathlib.Path) -> None:
   figure.savefig(path / "scaling.png", dpi=150)
 
 
-def show(path: pathlib.Path, figures: pathlib.Path | None) -> None:
+def main() -> None:
   """Prints the checks and the table; draws if told where."""
-  measured = read(path)
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--counts", type=pathlib.Path, default=points.COUNTS)
+  parser.add_argument("--figures", type=pathlib.Path, default=None)
+  args = parser.parse_args()
+  measured = points.read(args.counts)
   print("\n".join(check(measured)))
   found = curves(measured)
   print(table(found))
-  if figures is not None:
-    draw(found, figures)
+  if args.figures is not None:
+    draw(found, args.figures)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,15 +1,18 @@
-"""Accelerators by the names their users know: v5p-32, v5e-16, h100-8, cpu-8.
+"""The one table of accelerators, and names of slices: v5p-32, h100-8, cpu-8.
 
 2xv5p-32 are two slices, joined by the data centre's network.
 
-The number in a v2, v3, v4 or v5p name counts TensorCores, two of a chip, as in
-the cloud's accelerator types; in all others it counts jax devices. Memory is
-what the makers state for a chip; the part that a program can have is smaller by
-what the runtime reserves.
+The number in a v4 or v5p name counts TensorCores, two of a chip, as in the
+cloud's accelerator types; in all others it counts jax devices (cores of a v3,
+chips of the others). Memory and bfloat16 FLOP/s (without sparsity) are what the
+makers state; the part of memory that a program can have is smaller by what the
+runtime reserves.
 
-Sources: https://cloud.google.com/tpu/docs/v4 (32 GiB a chip), /v5e (16 GB),
-/v5p (95 GB), /v6e (32 GB), /v3 (16 GB a core); NVIDIA's data sheets of A100
-(40 or 80 GB), H100 SXM (80 GB) and H200 (141 GB).
+Sources: https://docs.cloud.google.com/tpu/docs/v3 (16 GB a core; 123 TFLOP/s of
+a chip, two cores), /v4 (32 GiB a chip), /v5e (16 GB), /v5p (95 GB), /v6e
+(32 GB); NVIDIA's data sheets of A100 (40 or 80 GB; 624 TFLOP/s with sparsity,
+half without), H100 PCIe (80 GB; 1,513 with sparsity), H100 SXM (80 GB) and H200
+SXM (141 GB; both 1,979 with sparsity).
 """
 
 import re
@@ -30,52 +33,69 @@ _CUBES = {
 
 
 class Kind(NamedTuple):
-  """One kind of accelerator.
+  """One kind of accelerator, by what holds for one jax device.
 
   Attributes:
     platform: tpu | gpu | cpu.
-    device_kind: How jax calls it, e.g. for `lm.step.flops.peak_flops`.
-    memory: Bytes of one jax device; None if it is not known.
+    device_kind: How jax calls it.
+    pattern: Expression that names of jax in small letters match; the first
+      kind that matches counts.
+    memory: Bytes; None if it is not known.
+    flops: bfloat16 operations a second; None if it is not known.
     cores: Counted by a name, for each jax device.
     shapes: Of slices, by jax devices, as the compiler's topologies spell them.
   """
 
   platform: str
   device_kind: str
+  pattern: str
   memory: int | None
+  flops: float | None
   cores: int = 1
   shapes: dict[int, str] = {}
 
 
 KINDS = {
-  "v3": Kind("tpu", "TPU v3", 16 * GIB),
-  "v4": Kind("tpu", "TPU v4", 32 * GIB, 2),
-  "v5e": Kind("tpu", "TPU v5 lite", 16 * GIB, shapes=_FLAT),
-  "v5p": Kind("tpu", "TPU v5p", 95 * GIB, 2, _CUBES),
-  "v6e": Kind("tpu", "TPU v6 lite", 32 * GIB, shapes=_FLAT),
-  "a100": Kind("gpu", "NVIDIA A100", 80 * GB),
-  "a100-40gb": Kind("gpu", "NVIDIA A100", 40 * GB),
-  "h100": Kind("gpu", "NVIDIA H100", 80 * GB),
-  "h200": Kind("gpu", "NVIDIA H200", 141 * GB),
-  "cpu": Kind("cpu", "cpu", None),
+  "v3": Kind("tpu", "TPU v3", "tpu v3", 16 * GIB, 61.5e12),
+  "v4": Kind("tpu", "TPU v4", "tpu v4", 32 * GIB, 275e12, 2),
+  "v5e": Kind(
+    "tpu", "TPU v5 lite", "tpu v5( lite|e)", 16 * GIB, 197e12, shapes=_FLAT
+  ),
+  "v5p": Kind("tpu", "TPU v5p", "tpu v5", 95 * GIB, 459e12, 2, _CUBES),
+  "v6e": Kind("tpu", "TPU v6 lite", "tpu v6", 32 * GIB, 918e12, shapes=_FLAT),
+  "a100": Kind("gpu", "NVIDIA A100", "a100", 80 * GB, 312e12),
+  "a100-40gb": Kind("gpu", "NVIDIA A100", "a100", 40 * GB, 312e12),
+  "h100-pcie": Kind("gpu", "NVIDIA H100 PCIe", "h100 pcie", 80 * GB, 756e12),
+  "h100": Kind("gpu", "NVIDIA H100", "h100", 80 * GB, 989.5e12),
+  "h200": Kind("gpu", "NVIDIA H200", "h200", 141 * GB, 989.5e12),
+  "cpu": Kind("cpu", "cpu", "cpu", None, None),
 }
 _ALIASES = {"v5litepod": "v5e"}
 
 
-class Topology(NamedTuple):
-  """Some number of devices of one kind.
+def peak_flops(device_kind: str) -> float | None:
+  """Peak bfloat16 FLOP/s of one jax device, or None if it is not known.
 
-  Attributes:
-    name: As the user wrote it.
-    kind: Which accelerator.
-    devices: jax devices in all.
-    slices: That they are in.
+  Args:
+    device_kind: `jax.devices()[0].device_kind`.
+
+  Returns:
+    FLOP/s of dense products, as its maker states them.
   """
+  name = device_kind.lower()
+  found = (
+    kind.flops for kind in KINDS.values() if re.search(kind.pattern, name)
+  )
+  return next(found, None)
 
-  name: str
-  kind: Kind
-  devices: int
-  slices: int = 1
+
+class Topology(NamedTuple):
+  """Some number of devices of one kind."""
+
+  name: str  # As the user wrote it.
+  kind: Kind  # Which accelerator.
+  devices: int  # jax devices in all.
+  slices: int = 1  # That they are in.
 
   @property
   def compiler_name(self) -> str | None:
