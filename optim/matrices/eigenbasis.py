@@ -1,5 +1,6 @@
 """The eigenbases of SOAP: the first ones, turning into them, and refreshes."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from ..common.tree import work_dtype
 from . import factors as kronecker
 from . import linalg
-from .elementwise import Sums
+from .elementwise import Sums, dense
 from .options import Precision
 from .refresh import Refresh, refresh_side
 from .round_off import coarsest, without_round_off
@@ -90,7 +91,7 @@ def refresh(
   inner_state: Any,
   factors: Stacks,
   make: Callable[..., tuple[jax.Array, jax.Array]],
-  turn: Callable[..., jax.Array],
+  turn: Callable[..., list],
 ) -> tuple[Any, Stacks]:
   """Refreshes the sides whose turn it is; what lives in their bases turns too.
 
@@ -101,25 +102,21 @@ def refresh(
       live in the bases.
     factors: A `Kronecker` for each bucket.
     make: (factor, old basis) -> (basis, ok), of `make_basis`.
-    turn: (name of the bucket, side, kind of the node, x, old, new) -> x, of
-      `turner`.
+    turn: (name of the bucket, its sides with a factor, side that turns, kinds
+      of the nodes, their stacks, old, new) -> stacks, of `turner`.
 
   Returns:
     The new inner state and the new factors.
   """
-  factors, kinds = Stacks(factors), (Momentum, Squares)
-  is_moment = lambda x: isinstance(x, kinds)  # noqa: E731
+  factors = Stacks(factors)
+  is_moment = lambda x: isinstance(x, (Momentum, Squares))  # noqa: E731
   nodes, treedef = jax.tree.flatten(inner_state, is_leaf=is_moment)
   nodes = [type(x)(x) if is_moment(x) else x for x in nodes]  # Copies.
   moments = [node for node in nodes if is_moment(node)]
+  kinds = [type(node) for node in moments]
   for (name, side), slots in schedule.items():
-
-    def carry(parts, old, new, name=name, side=side):
-      turned = zip(moments, parts, strict=True)
-      return tuple(
-        turn(name, side, type(node), x, old, new) for node, x in turned
-      )
-
+    sides = [s for n, s in schedule if n == name]
+    carry = functools.partial(turn, name, sides, side, kinds)
     factors[name], moved = refresh_side(
       slots,
       count,
@@ -127,23 +124,28 @@ def refresh(
       make,
       factors[name],
       side,
-      tuple(_part(moment[name], side) for moment in moments),
+      [moment[name] for moment in moments],
       carry,
     )
     for moment, x in zip(moments, moved, strict=True):
-      moment[name] = _with_part(moment[name], side, x)
+      moment[name] = x
   return jax.tree.unflatten(treedef, nodes), factors
 
 
 def turner(
   precision: Precision, grain: dict[str, float], *, squares: bool
-) -> Callable[..., jax.Array]:
+) -> Callable[..., list]:
   """How moments move from an old basis to a new one.
 
   A momentum M' is a sum of rotated gradients: out of the old basis and into the
-  new. An average of squares is a diagonal, and takes the diagonal of
-  Q_old diag(V') Q_old^T in the new basis: V' <- (Q_old^T Q_new)^2 on the side,
-  the overlaps squared element by element.
+  new. An average of squares V' takes two steps. First, it turns as a diagonal:
+  Q_old diag(V') Q_old^T has the diagonal (Q_old^T Q_new)^2 V' in the new basis,
+  the overlaps squared element by element. This diagonal is too flat, so that
+  the update would become shorter at each refresh. So V' is then scaled, and the
+  norm of M' / sqrt(V') stays what it was. The norm is that of a matrix, or,
+  where one side only has a factor, of each fibre along this side (so that no
+  device needs the fibres of another). M' is the first momentum of the state;
+  without one, V' only turns.
 
   Args:
     precision: Of the products.
@@ -151,21 +153,14 @@ def turner(
     squares: False leaves averages of squares as they are.
   """
 
-  def turn(name, side, kind, x, old, new):
-    work = x.astype(work_dtype(x))
-    if kind is Squares:
-      if not squares:
-        return x
-      matrix = jnp.square(jnp.matmul(old.mT, new, precision=precision.refresh))
-      # Sums over the other side have this side only.
-      place = min(side, x.ndim - 2)
-      return kronecker.mode_product(
-        work, matrix, place, transpose=True, precision=precision.refresh
-      ).astype(x.dtype)
-    for matrix, transpose in ((old, False), (new, True)):
-      work = kronecker.mode_product(
-        work, matrix, side, transpose=transpose, precision=precision.refresh
-      )
+  def product(x, matrix, side, transpose):
+    return kronecker.mode_product(
+      x, matrix, side, transpose=transpose, precision=precision.refresh
+    )
+
+  def momentum(name, side, x, old, new):
+    work = product(x.astype(work_dtype(x)), old, side, False)
+    work = product(work, new, side, True)
     turned = tuple(new if s == side else None for s in range(x.ndim - 1))
     # A rounded gradient's basis is as coarse as the gradient.
     coarse = max(grain[name], coarsest(work.dtype, x.dtype))
@@ -173,18 +168,52 @@ def turner(
       work, turned, grain=coarse, precision=precision.refresh
     ).astype(x.dtype)
 
+  def square(side, v, old, new):
+    if isinstance(v, Sums):
+      sums = list(v)
+      sums[side] = square(0, v[side], old, new)
+      return Sums(*sums)
+    matrix = jnp.square(jnp.matmul(old.mT, new, precision=precision.refresh))
+    return product(v.astype(work_dtype(v)), matrix, side, True).astype(v.dtype)
+
+  def turn(name, sides, side, kinds, parts, old, new):
+    moved = list(parts)
+    for i, kind in enumerate(kinds):
+      if kind is Momentum:
+        moved[i] = momentum(name, side, parts[i], old, new)
+      elif squares:
+        moved[i] = square(side, parts[i], old, new)
+    if squares and Momentum in kinds:
+      first = kinds.index(Momentum)
+      for i, kind in enumerate(kinds):
+        if kind is Squares:
+          before, after = (
+            _power(x[first], x[i], sides) for x in (parts, moved)
+          )
+          moved[i] = _scaled(moved[i], before, after)
+    return moved
+
   return turn
 
 
-def _part(kept, side):
-  """What a side's basis turns: all of a stack; of `Sums`, that side's."""
-  return kept[side] if isinstance(kept, Sums) else kept
+def _power(m, v, sides):
+  """Sum of M'^2 / V' over the sides."""
+  v = dense(v)
+  m, v = m.astype(work_dtype(m)), v.astype(work_dtype(v))
+  power = jnp.where(v > 0, m / jnp.where(v > 0, v, 1) * m, 0)
+  return jnp.sum(power, axis=[side + 1 for side in sides], keepdims=True)
 
 
-def _with_part(kept, side, x):
-  if not isinstance(kept, Sums):
-    return x
-  return kept._replace(**{kept._fields[side]: x})
+def _scaled(v, before, after):
+  """V' after / before, or V' where one of the two is not a positive number."""
+  ok = (before > 0) & (after > 0) & jnp.isfinite(before + after)
+  ratio = jnp.where(ok, after, 1) / jnp.where(ok, before, 1)
+
+  def scale(x):
+    by = ratio if x.ndim == ratio.ndim else ratio[..., 0]  # Of `Sums`.
+    return (x.astype(work_dtype(x)) * by).astype(x.dtype)
+
+  return jax.tree.map(scale, v)
 
 
 def _eigenbasis_or_old(factor, old, failures):

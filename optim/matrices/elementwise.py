@@ -149,7 +149,7 @@ def scale_by_split_adam(
       return Sums(average(v.rows, rows, b2), average(v.columns, columns, b2))
 
     def direction(g, m, v):
-      v = _dense(v)
+      v = dense(v)
       m, v = m.astype(work_dtype(g)), v.astype(work_dtype(g))
       root = (jnp.sqrt(v + within) if rooted else jnp.sqrt(v)) + small
       # No gradient so far, and eps 0: no step, not 0 / 0.
@@ -164,7 +164,7 @@ def scale_by_split_adam(
   return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _dense(v):
+def dense(v: Any) -> jax.Array:
   """v_ij = a_i c_j / sum(a), or `v` itself if `v` is not factorised."""
   if not isinstance(v, Sums):
     return v

@@ -6,7 +6,7 @@ longer than another.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,9 +74,9 @@ def refresh_side(
   make: Callable[..., tuple[jax.Array, jax.Array]],
   state: Kronecker,
   side: int,
-  carried: tuple[jax.Array, ...] = (),
-  carry: Callable[..., tuple] = lambda parts, old, new: parts,
-) -> tuple[Kronecker, tuple[jax.Array, ...]]:
+  carried: Any = (),
+  carry: Callable[..., Any] = lambda parts, old, new: parts,
+) -> tuple[Kronecker, Any]:
   """Refreshes the matrices of one side whose turn it is.
 
   Args:
@@ -86,7 +86,7 @@ def refresh_side(
     make: (factor, old) -> (new, ok_S), for a stack of matrices.
     state: The `Kronecker` of the bucket.
     side: The index of the side.
-    carried: Stacks that live in the basis, e.g. the momentum.
+    carried: Tree of stacks that live in the basis, e.g. the momentum.
     carry: (carried, old, new) -> carried, moves the matrices whose turn it is
       from the old basis to the new.
 
@@ -126,8 +126,8 @@ def refresh_side(
       turn_S = jnp.tile(turn, refresh.shards)
       bad_S, accept_S = turn_S & ~ok_S, turn_S & ok_S
     new = jnp.where(accept_S[:, None, None], made, old)
-    parts = carry(tuple(take(x) for x in carried), old, new)
-    moved = tuple(put(x, part) for x, part in zip(carried, parts, strict=True))
+    moved = carry(jax.tree.map(take, carried), old, new)
+    moved = jax.tree.map(put, carried, moved)
     failed_S = take(failures) + bad_S
     return put(derived, new), put(failures, failed_S), moved
 

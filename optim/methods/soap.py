@@ -65,9 +65,10 @@ class SoapOptions(MatrixOptions):
     momentum_fields: Names of the fields of the state of `inner` that are sums
       of gradients and have to be turned with the basis.
     square_fields: Names of the fields of the state of `inner` that are averages
-      of squares; they turn with the basis as diagonals do, and so does Adam's
-      V'. () leaves V' behind, as the authors' code does: after one gradient
-      that is much too large, M' then meets a V' that is not its own.
+      of squares; they turn with the basis as diagonals do, scaled so that a
+      refresh leaves the length of the update as it is, and so does Adam's V'.
+      () leaves V' behind, as the authors' code does: after one gradient that is
+      much too large, M' then meets a V' that is not its own.
     refresh: "qr" (one power iteration, orthonormalised by Householder),
       "cholesky" (the same by matrix products), or "eigh" (eigenvectors anew).
     first_step: "identity" makes Adam's steps until each matrix's first
@@ -127,9 +128,11 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
 
   and once in `precondition_frequency` calls Q <- orthonormalise(P Q) for L and
   R each. M' and V' then turn from the old basis into the new: M' as a matrix,
-  V' as a diagonal. The first bases are the identity; see `first_step`. Leaves
-  without a matrix, and matrices without a factor, get the element-wise rule as
-  they are.
+  V' as a diagonal. V' is scaled by one number a matrix, so that the norm of
+  M' / sqrt(V') stays what it was; where one side only has a factor, by one
+  number for each row or column that turns. The first bases are the identity;
+  see `first_step`. Leaves without a matrix, and matrices without a factor, get
+  the element-wise rule as they are.
 
   What G' holds as round-off only is replaced by 0: an entry below about 16
   machine epsilons of the norm of its row, of its column, and of the matrix over

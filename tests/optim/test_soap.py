@@ -110,6 +110,7 @@ def test_equals_authors_trajectory(case):
     dict(frequency=3, use_current=True),
     dict(frequency=2, eps=0.1),
     dict(frequency=3, turn_squares=False),
+    dict(frequency=3, modes=(1,)),
   ],
   ids=str,
 )
@@ -122,6 +123,8 @@ def test_equals_oracle_in_float64(options):
   frequency = arguments.pop("frequency")
   if not arguments.pop("turn_squares", True):
     arguments["square_fields"] = ()
+  if modes := arguments.pop("modes", None):
+    arguments["dimension_numbers"] = optim.DimensionNumbers(precondition=modes)
   with jax.enable_x64(True):
     tx = optim.scale_by_soap(
       **arguments,

@@ -2,9 +2,9 @@
 
 Momentum and second moment live in the rotated basis; at a refresh the columns
 are sorted by their estimated eigenvalues, the second moment is permuted with
-them (theirs) or turned as a diagonal (ours), and the momentum is mapped back
-and forth. Nothing is shared with the
-package under test, which permutes nothing and stacks everything.
+them (theirs) or turned as a diagonal and scaled (ours), and the momentum is
+mapped back and forth. Nothing is shared with the package under test, which
+permutes nothing and stacks everything.
 """
 
 import numpy as np
@@ -74,7 +74,7 @@ class Soap:
       self.factors[k] = self.beta * self.factors[k] + new
 
   def _refresh(self):
-    momentum = self.back(self.m)
+    momentum, power = self.back(self.m), self._power()
     for k, q in self.bases.items():
       image = self.factors[k] @ q
       order = np.argsort(-np.sum(q * image, axis=0), kind="stable")
@@ -85,6 +85,17 @@ class Soap:
         self.v = np.take(self.v, order, axis=k)
       self.bases[k] = new
     self.m = self.rotate(momentum)
+    if self.turn_squares:  # The norm of m / sqrt(v) is what it was.
+      self.v = self.v * self._power() / power
+
+  def _power(self):
+    v = self._second_moment()
+    some = v > 1e-20 * v.max()  # The rest is round-off.
+    return np.sum(
+      np.where(some, self.m**2 / np.where(some, v, 1), 0),
+      axis=tuple(self.modes),
+      keepdims=True,
+    )
 
   def _second_moment(self):
     if not self.factorized:
