@@ -2,12 +2,12 @@
 
 Differs from the authors' PyTorch code: the momentum is turned only when its
 basis changes (three two-sided products a step instead of five), the second
-moment turns with it, bases keep the order of their columns (so the second
-moment is never permuted), the first steps are Adam's, refreshes are spread over
-the steps, round-off of a rotation is replaced by 0, and eps is Adam's (not
-divided by the bias correction). `stagger=False, first_step="skip",
-decay_order="official", refresh="qr", square_fields=()` gives the authors'
-trajectories; the round-off is far below what matters to these.
+moment turns with it and the update keeps its length, bases keep the order of
+their columns (so the second moment is never permuted), the first steps are
+Adam's, refreshes are spread over the steps, round-off of a rotation is replaced
+by 0, and eps is Adam's (not divided by the bias correction). `stagger=False,
+first_step="skip", decay_order="official", refresh="qr", square_fields=()` gives
+the authors' trajectories; the round-off is far below what matters to these.
 
 Dimension key: see `matrices/plan.py`.
 """
@@ -128,11 +128,11 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
 
   and once in `precondition_frequency` calls Q <- orthonormalise(P Q) for L and
   R each. M' and V' then turn from the old basis into the new: M' as a matrix,
-  V' as a diagonal. V' is scaled by one number a matrix, so that the norm of
-  M' / sqrt(V') stays what it was; where one side only has a factor, by one
-  number for each row or column that turns. The first bases are the identity;
-  see `first_step`. Leaves without a matrix, and matrices without a factor, get
-  the element-wise rule as they are.
+  V' as a diagonal. V' is then scaled by one number for each matrix, so that the
+  norm of M' / sqrt(V') stays what it was; where one side only has a factor, by
+  one number for each row or column that turns. The first bases are the
+  identity; see `first_step`. Leaves without a matrix, and matrices without a
+  factor, get the element-wise rule as they are.
 
   What G' holds as round-off only is replaced by 0: an entry below about 16
   machine epsilons of the norm of its row, of its column, and of the matrix over
