@@ -11,6 +11,7 @@ from ..config import ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..methods import newton, schedule
+from ..step import methods
 
 _RATE = "learning rate"
 
@@ -72,7 +73,7 @@ def _curves(config: Config, end: int) -> dict[str, np.ndarray]:
   if q.method == "lotion" and q.strength and q.warmup:
     rise = max(1, round(q.warmup * ramp.num_steps(config)))
     found["strength of the penalty"] = q.strength * np.minimum(steps / rise, 1)
-  for name in getattr(config.optim, "averages", ()):
+  for name in config.optim.averages:
     if name.startswith("tail:"):
       found[f"number of weights in {name!r}"] = _tail(config, name, steps)
   return found
@@ -80,7 +81,7 @@ def _curves(config: Config, end: int) -> dict[str, np.ndarray]:
 
 def _tail(config: Config, name: str, steps: np.ndarray) -> np.ndarray:
   """How many weights an average of the last share of a run has taken."""
-  each = newton.updates_per_average(config)
+  each = methods.of(config).updates_per_step(config)
   total = -(-ramp.num_steps(config) // each)
   taken = max(1, round(float(name.removeprefix("tail:")) * total))
   return np.maximum((steps + 1) // each - (total - taken), 0)
@@ -88,7 +89,7 @@ def _tail(config: Config, name: str, steps: np.ndarray) -> np.ndarray:
 
 def _rates(config: Config, steps: np.ndarray) -> np.ndarray:
   """[updates], or [updates, inner steps] of Gauss-Newton."""
-  if not newton.chosen(config):
+  if config.optim.name not in (newton.OUTER, newton.MICRO):
     return np.asarray(schedule.learning_rate(config)(steps))
   g, rate = config.gauss_newton, newton.learning_rate(config)
   count = g.inner_steps * g.steps_per_batch

@@ -67,7 +67,7 @@ def loss_figure(
   for row, name in zip(grid, sets or [""], strict=True):
     _draw_row(row, runs, "train/loss", smoothed=True)
     for key in ("loss", "final_loss"):
-      _draw_evaluations(row, runs, f"eval/{name}/{key}")
+      _draw_row(row, runs, f"eval/{name}/{key}", marked=True)
     row[0].set_ylabel(f"{name} loss (nats/token)".strip())
     row[0].set_ylim(*_loss_limits(runs, name, 0 if log_x else 0.04))
     _draw_floors(row, runs, name)

@@ -232,7 +232,10 @@ def _build_anywhere(config: Config) -> build.Parts:
 
 
 def _check_shapes(values: Any, expected: Any, source: str) -> None:
-  found, wanted = shapes(values), shapes(expected)
+  found, wanted = (
+    {name: leaf.shape for name, leaf in by_path(tree).items()}
+    for tree in (values, expected)
+  )
   none = "absent"
   wrong = [
     f"  {name}: {found.get(name, none)} there, {wanted.get(name, none)} here"
