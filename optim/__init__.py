@@ -3,7 +3,6 @@
 Importing needs jax, optax and numpy only.
 """
 
-from .averages import primal as _primal  # noqa: F401  Registers its readers.
 from .averages.ema import AverageState, average_weights, averaged_params
 from .common.evaluation import eval_names, eval_params
 from .common.labels import path_groups

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax.contrib
 
-from .tree import by_path
+from .tree import by_path, like
 
 
 class Reader(NamedTuple):
@@ -137,3 +138,18 @@ def _matching(tree: Any, leaves: dict[str, Any]) -> Any:
     )
   own = [jnp.asarray(leaves[path]) for path in paths]
   return jax.tree.unflatten(jax.tree.structure(tree), own)
+
+
+def _schedule_free(state: Any, name: str | None) -> Any:
+  """x of y = b1 x + (1 - b1) z, where y are the parameters."""
+  if name is not None:
+    return None
+  x = optax.contrib.schedule_free_eval_params
+  return lambda params: like(x(state, params), params)
+
+
+# A type of optax has no file here that defines it.
+register(
+  optax.contrib.ScheduleFreeState,
+  Reader(lambda state: (), _schedule_free, lambda state: state.z),
+)
