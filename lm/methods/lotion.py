@@ -62,7 +62,8 @@ def make(
     "scale_gradient": q.scale_gradient,
   }
   if q.curvature == "factors":
-    factors = _factors(dict(config.optim.kwargs))
+    choice = optimizer.of_config(config)
+    factors = _factors(optimizer.arguments(config, choice, specs, placement))
     return optim.with_rounding_penalty(
       tx, quantizers, strength, factors, **options
     )

@@ -133,8 +133,26 @@ def make(
   Raises:
     ValueError: If the factory or the first update refuses a value.
   """
-  factory, kwargs = find(choice.name, choice.named), dict(choice.kwargs)
-  parameters = inspect.signature(factory).parameters
+  factory = find(choice.name, choice.named)
+  try:
+    kwargs = arguments(config, choice, specs, placement)
+    tx = factory(learning_rate=learning_rate, **kwargs)
+    tx = optax.with_extra_args_support(tx)
+    jax.eval_shape(_first_update(tx), _shapes(specs))
+  except (TypeError, ValueError, AttributeError) as error:
+    raise ValueError(
+      f"{choice.where}.kwargs={dict(choice.kwargs)} was refused by "
+      f"{choice.name}: {str(error).splitlines()[0]}"
+    ) from error
+  return tx
+
+
+def arguments(
+  config: Config, choice: Choice, specs: Any, placement: optim.Placement
+) -> dict[str, Any]:
+  """Keyword arguments of a factory, with what the table and the mesh say."""
+  kwargs = dict(choice.kwargs)
+  parameters = inspect.signature(find(choice.name, choice.named)).parameters
   if config.optim.decay == "matrices":
     mask = param_table.decay_mask(specs)
     kwargs |= {key: mask for key in _MASKS if key in parameters}
@@ -145,18 +163,9 @@ def make(
       )
   if _PLACEMENT in parameters:
     kwargs[_PLACEMENT] = placement
-  try:
-    if _STORAGE in kwargs:  # Configurations are data: {"mu": "bfloat16"}.
-      kwargs[_STORAGE] = optim.Storage(**kwargs[_STORAGE])
-    tx = factory(learning_rate=learning_rate, **kwargs)
-    tx = optax.with_extra_args_support(tx)
-    jax.eval_shape(_first_update(tx), _shapes(specs))
-  except (TypeError, ValueError, AttributeError) as error:
-    raise ValueError(
-      f"{choice.where}.kwargs={dict(choice.kwargs)} was refused by "
-      f"{choice.name}: {str(error).splitlines()[0]}"
-    ) from error
-  return tx
+  if _STORAGE in kwargs:  # Configurations are data: {"mu": "bfloat16"}.
+    kwargs[_STORAGE] = optim.Storage(**kwargs[_STORAGE])
+  return kwargs
 
 
 def _first_update(
