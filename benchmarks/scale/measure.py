@@ -26,6 +26,7 @@ import jax
 from benchmarks.scale import hlo, points
 from lm.config.schema import Config
 from lm.step import build, memory
+from lm.step.parts import Parts
 
 
 def measure(
@@ -48,7 +49,7 @@ def measure(
   )
 
 
-def hbm_bytes(parts: build.Parts) -> int:
+def hbm_bytes(parts: Parts) -> int:
   """Bytes of memory traffic: state and activations, once in and once out."""
   rows = memory.plan(parts)
   passes = parts.buffer_shape[0]

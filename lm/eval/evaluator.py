@@ -12,7 +12,8 @@ from ..data.rows import Rows
 from ..data.stream import eval_batches
 from ..model import mesh as meshes
 from ..objectives.next_token import row_losses
-from ..step import build, points
+from ..step import points
+from ..step.parts import Parts
 from ..step.state import TrainState
 from .score import EvalResult, summarize
 
@@ -20,7 +21,7 @@ from .score import EvalResult, summarize
 class Evaluator:
   """Loss of given weights on the validation split of each eval set."""
 
-  def __init__(self, parts: build.Parts, data: dict[str, layout.Prepared]):
+  def __init__(self, parts: Parts, data: dict[str, layout.Prepared]):
     """Opens the splits; compiles nothing yet.
 
     Args:

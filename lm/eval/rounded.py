@@ -10,13 +10,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 import optim
 
 from ..cli import text
-from ..step import build
+from ..step.parts import Parts
 
 
 class Rounder:
   """Rounds the parameters of a run, where they lie."""
 
-  def __init__(self, parts: build.Parts):
+  def __init__(self, parts: Parts):
     """Compiles nothing yet.
 
     Args:

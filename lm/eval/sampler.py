@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from ..data import tokenizer as tokenizers
 from ..model.cache import init_cache
 from ..model.transformer import Transformer
-from ..step import build
+from ..step.parts import Parts
 
 
 class Sampling(NamedTuple):
@@ -125,7 +125,7 @@ def restrict(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def sample_texts(
-  parts: build.Parts,
+  parts: Parts,
   params: Any,
   *,
   prompts: Sequence[str],

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ..step.parts import Parts
 from ..config import load, ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
@@ -208,7 +209,7 @@ def _plain(value: Any) -> Any:
 
 
 def start(
-  parts: build.Parts, checkpointer: Checkpointer, fingerprint: str
+  parts: Parts, checkpointer: Checkpointer, fingerprint: str
 ) -> tuple[TrainState, Clock]:
   """State and clock to begin with: the newest checkpoint's, or fresh ones.
 

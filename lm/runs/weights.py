@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..step.parts import Parts
 from ..config.errors import ConfigError
 from ..config.load import from_dict, to_dict
 from ..config.schema import Config, MeshConfig
@@ -26,7 +27,7 @@ _CONFIG = "config"
 
 
 def restore(
-  parts: build.Parts,
+  parts: Parts,
   folder: str | os.PathLike,
   step: int | None = None,
   average: str | None = None,
@@ -74,7 +75,7 @@ def open_run(
   average: str | None = None,
   grid: str | None = None,
   block_size: int | None = None,
-) -> tuple[build.Parts, Any]:
+) -> tuple[Parts, Any]:
   """Parts of a run, and the weights it is evaluated at, on all devices.
 
   They lie on the mesh that the run was started with; where that does not fit
@@ -115,7 +116,7 @@ def check_source(source: str) -> None:
     _pick(source, None)
 
 
-def load(parts: build.Parts, source: str) -> Any:
+def load(parts: Parts, source: str) -> Any:
   """Weights to start from, laid out for `parts`.
 
   Args:
@@ -219,7 +220,7 @@ def _pick(folder: str | os.PathLike, step: int | None) -> int:
   return steps[-1] if step is None else step
 
 
-def _build_anywhere(config: Config) -> build.Parts:
+def _build_anywhere(config: Config) -> Parts:
   """Parts on all devices, by the first mesh that fits them and the model."""
   own = config.mesh
   for data, fsdp in ((1, -1), (-1, 1)):

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from ..step.parts import Parts
 from ..config import ramp
 from ..cli import program
 from ..model import params as param_table
@@ -104,7 +105,7 @@ def versions() -> dict[str, str]:
 
 
 def facts(
-  parts: build.Parts, data: dict[str, layout.Prepared]
+  parts: Parts, data: dict[str, layout.Prepared]
 ) -> dict[str, Any]:
   """Sizes, mesh, versions and n-gram floors of a run, for `run.json`."""
   counts = param_table.count_params(parts.config.model)
@@ -125,7 +126,7 @@ def facts(
   }
 
 
-def headline(parts: build.Parts, step: int) -> str:
+def headline(parts: Parts, step: int) -> str:
   """One line about a run that begins or goes on."""
   config, counts = parts.config, param_table.count_params(parts.config.model)
   mesh = " x ".join(f"{n} {axis}" for axis, n in parts.mesh.shape.items())

@@ -29,7 +29,8 @@ from ..config.schema import ModelConfig
 from ..model import params as param_table
 from ..model.transformer import Transformer
 from ..objectives.next_token import loss_sums
-from . import build, methods, sharding
+from . import methods, sharding
+from .parts import Parts
 
 # Fields of `optim`'s states that only say how arrays are stored.
 _STORAGE = ("stacks", "rest")
@@ -48,7 +49,7 @@ class Row(NamedTuple):
   phase: str  # kept, gradients, backward or update: see the module docstring.
 
 
-def kept(parts: build.Parts) -> list[Row]:
+def kept(parts: Parts) -> list[Row]:
   """Rows of the training state and of the batch; exact."""
   now, lies = parts.abstract_state, parts.shardings
   rows = [_row("parameters", now.params, lies.params)]
@@ -65,7 +66,7 @@ def kept(parts: build.Parts) -> list[Row]:
   return rows
 
 
-def plan(parts: build.Parts) -> list[Row]:
+def plan(parts: Parts) -> list[Row]:
   """`kept`, and estimates of what an update needs besides."""
   return [*kept(parts), *_gradient_rows(parts), *_backward_rows(parts)]
 
@@ -92,7 +93,7 @@ def table(rows: Sequence[Row]) -> str:
   return format_table(["bytes of a device", "size", "share", "phase"], cells)
 
 
-def check(parts: build.Parts) -> None:
+def check(parts: Parts) -> None:
   """Refuses a state that the devices of this process cannot hold.
 
   Raises:
@@ -145,7 +146,7 @@ def _optimizer_rows(opt_state: Any, lies: Any) -> list[Row]:
   return [*rows, Row("optimiser: counts", small, None, KEPT)]
 
 
-def _gradient_rows(parts: build.Parts) -> list[Row]:
+def _gradient_rows(parts: Parts) -> list[Row]:
   params, lies = parts.abstract_state.params, parts.shardings.params
   one = sharding.bytes_per_device(params, lies)
   passes = parts.buffer_shape[0]
@@ -174,7 +175,7 @@ def _momenta(opt_state: Any) -> list[optim.Momentum]:
   return [node for node in nodes if is_momentum(node)]
 
 
-def _backward_rows(parts: build.Parts) -> list[Row]:
+def _backward_rows(parts: Parts) -> list[Row]:
   config, mesh = parts.config, dict(parts.mesh.shape)
   tensor = mesh["tensor"]
   rows = -(-config.microbatch_size // (mesh["data"] * mesh["fsdp"]))

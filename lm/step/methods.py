@@ -4,9 +4,6 @@ A new method is one entry of `METHODS`. `config.optim.name` chooses the entry of
 that name, else "lotion" if `config.quant.method` says so, else "optax".
 """
 
-from __future__ import annotations
-
-import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,10 +16,8 @@ from ..methods import lotion, newton, optimizer, plain, schedule
 from ..objectives.next_token import loss_sums
 from ..weights import rounded
 from . import newton_update, update
+from .parts import Parts
 from .state import TrainState
-
-if typing.TYPE_CHECKING:
-  from .build import Parts
 
 TrainStep = Callable[
   [TrainState, jax.Array, jax.Array], tuple[TrainState, update.Metrics]

@@ -12,7 +12,7 @@ import jax
 
 import optim
 
-from .build import Parts
+from .parts import Parts
 from .state import TrainState
 
 

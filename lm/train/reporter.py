@@ -10,7 +10,7 @@ import jax
 from ..runs.metrics import Writer
 from ..runs.resume import Clock, Stopwatch
 from ..step import flops
-from ..step.build import Parts
+from ..step.parts import Parts
 from .progress import Progress
 
 

@@ -12,7 +12,8 @@ from ..eval.rounded import Rounder
 from ..processes.stopping import StopSignals
 from ..runs import metrics, resume, workdir
 from ..runs.checkpoint import Checkpointer
-from ..step import build, memory, state
+from ..step import memory, state
+from ..step.parts import Parts
 from .progress import Progress
 from .reporter import Reporter
 
@@ -27,7 +28,7 @@ class Session:
   # of an average; None for the weights themselves.
   scores: dict[str | None, float]
 
-  parts: build.Parts
+  parts: Parts
   path: pathlib.Path
   stream: Stream
   evaluator: Evaluator
@@ -41,7 +42,7 @@ class Session:
 
 
 def open_session(
-  parts: build.Parts,
+  parts: Parts,
   data: dict[str, layout.Prepared],
   path: pathlib.Path,
   stack: contextlib.ExitStack,
