@@ -49,7 +49,8 @@ class Problem:
 
   def hidden(self, params, tokens):
     """The body."""
-    return self.model.apply({"params": params}, tokens[:, :-1], method="hidden")
+    variables = {"params": params}
+    return self.model.apply(variables, tokens[:, :-1], method="hidden")[0]
 
   def logits(self, part, hidden):
     """The head."""

@@ -22,12 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: types.SimpleNamespace) -> int:
+  from .probes import table as probes
   from .processes import peers
   from .runs import checkpoint
   from .step import build
   from .train import loop
 
-  config = load.from_config_dict(args.config, build.problems)
+  config = load.from_config_dict(
+    args.config, lambda c: [*build.problems(c), *probes.problems(c)]
+  )
   with peers.joined(
     *flags.in_order(args, flags.DISTRIBUTED),
     tell=program.tell,

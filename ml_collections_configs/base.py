@@ -29,7 +29,16 @@ def get_config() -> ml_collections.ConfigDict:
   c.checkpoint = _checkpoint()
   c.log = _log()
   c.lock()
-  c.optim.kwargs.unlock()  # Another optimiser takes other names.
+  for free in (
+    c.optim.kwargs,  # Another optimiser takes other names,
+    c.model.mixer_kwargs,  # as does another entry.
+    c.model.ffn_kwargs,
+    c.model.product_kwargs,
+    c.train.objective_kwargs,
+    c.train.weights_kwargs,
+    c.log.probes,
+  ):
+    free.unlock()
   return c
 
 
@@ -51,7 +60,14 @@ def _model() -> ml_collections.ConfigDict:
   c.qk_norm = "none"  # none | full (over D, before the split) | head
   c.qk_norm_type = "layernorm"  # layernorm | rmsnorm
   c.qk_norm_bias = False
-  c.mlp = "gelu"  # gelu | swiglu | relu2
+  # Entries of the tables in `lm/model/seams.py`, and each entry's own keys.
+  c.mixer = "softmax"
+  c.mixer_kwargs = ml_collections.ConfigDict(allow_dotted_keys=False)
+  c.ffn = "dense"
+  c.ffn_kwargs = ml_collections.ConfigDict(allow_dotted_keys=False)
+  c.product = "plain"
+  c.product_kwargs = ml_collections.ConfigDict(allow_dotted_keys=False)
+  c.mlp = "gelu"  # Nonlinearity of "dense": gelu | swiglu | relu2
   c.tied = True  # The head is the transposed embedding.
   c.attention_soft_cap = 0.0  # c tanh(s / c) on attention scores; 0: off.
   c.logit_soft_cap = 0.0  # The same on the output logits; 0: off.
@@ -163,6 +179,12 @@ def _train() -> ml_collections.ConfigDict:
   c.stop_at_loss = 0.0  # Stop once the first eval set is below it; 0: never.
   c.stop_at_average = ""  # Of `optim.averages`: whose loss; "": the weights'.
   c.init_from = ""  # Checkpoint or export to take the weights from.
+  c.objective = "next_token"  # A name of lm/objectives/table.py.
+  c.objective_kwargs = ml_collections.ConfigDict()  # Its own keys.
+  # What the model sees of what is trained: a name of lm/weights/table.py.
+  # quant.method qat and rat choose "rounded".
+  c.weights = "identity"
+  c.weights_kwargs = ml_collections.ConfigDict()
   return c
 
 
@@ -219,9 +241,11 @@ def _checkpoint() -> ml_collections.ConfigDict:
 def _log() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.every = 10  # Steps between lines of metrics.jsonl.
-  # Steps between lines with the update's norm and statistics of every leaf;
-  # 0: none, which saves compiling the step a second time.
-  c.details_every = 0
+  # Names of lm/probes/table.py with their own keys, e.g.
+  # {"noise_scale": {"every": 100}}. Each set of probes that is due together
+  # compiles the step once more.
+  c.probes = ml_collections.ConfigDict()
+  c.details_every = 0  # Short for leaf_statistics with that `every`; 0: none.
   c.progress = "auto"  # auto (bar on a terminal) | bar | plain | none
   c.tensorboard = False
   c.wandb = False

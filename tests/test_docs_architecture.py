@@ -85,3 +85,28 @@ def test_the_new_point_is_found_in_a_chain():
   point = optim.eval_params((optax.EmptyState(), state), params)
   assert point["w"].dtype == jnp.bfloat16
   np.testing.assert_array_equal(point["w"].astype(jnp.float32), [3.0, 3.0])
+
+
+def test_the_new_objective_hides_a_third_and_looks_ahead():
+  from types import SimpleNamespace
+
+  from lm.objectives import table
+  from lm.objectives.view import row_keys
+
+  try:
+    _run(2)
+    entry = table.OBJECTIVES.pop("hidden")
+  finally:
+    table.OBJECTIVES.pop("hidden", None)
+  cfg = SimpleNamespace(pad_id=0, eos_id=1, real_V=9, isolate_documents=False)
+  rows = np.random.default_rng(0).integers(2, 9, (64, 31)).astype(np.int32)
+  rows[0, 20:] = 0
+  keys = row_keys(0, table.TRAINING, jnp.arange(64, dtype=jnp.int32))
+  view = entry.view(cfg, jnp.asarray(rows), keys)
+  hidden = np.asarray(view.inputs_BL) == 9
+  np.testing.assert_array_equal(view.weights_BL, 3.0 * hidden)
+  np.testing.assert_array_equal(view.inputs_BL[~hidden], rows[:, 1:][~hidden])
+  counts = (rows[:, 1:] != 0).sum(axis=1)
+  np.testing.assert_array_equal(entry.count(cfg, jnp.asarray(rows)), counts)
+  assert abs(hidden.sum() / counts.sum() - 1 / 3) < 0.05
+  assert np.all(np.asarray(view.places.last_BL) == 29)

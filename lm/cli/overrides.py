@@ -8,6 +8,8 @@ import ml_collections
 
 from ..config.names import nearest
 
+# Sections of sections, beside those named ...kwargs: keys of their own.
+_SECTIONS = ("optim.by_role", "log.probes")
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)")
 # How Python and absl say that a text is no value of a type.
 _REASONS = {
@@ -52,7 +54,8 @@ def unknown_keys(
     section, last = ".".join(key.split(".")[:2]), key.rpartition(".")[2]
     if key in keys or "[" in key:
       continue
-    if section in ("optim.kwargs", "optim.by_role") and key != section:
+    free = section in _SECTIONS or section.endswith("kwargs")
+    if free and section in keys and key != section:
       yield (
         f"config.{key} is not set in the configuration, so it cannot be "
         "overridden alone; give all arguments at once: "

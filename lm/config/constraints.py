@@ -23,7 +23,7 @@ _BPE_PIECES = (260, 2**21 - 1)
 
 def bounds(config: Config) -> list[str]:
   """What is wrong with single values, or else with the growth of batches."""
-  return list(_bounds(config, "config")) or list(ramp.problems(config))
+  return list(of_section(config, "config")) or list(ramp.problems(config))
 
 
 def rules(config: Config) -> list[str]:
@@ -34,12 +34,12 @@ def rules(config: Config) -> list[str]:
   return found
 
 
-def _bounds(section: Any, path: str) -> Iterator[str]:
+def of_section(section: Any, path: str) -> Iterator[str]:
   """What the fields of the dataclasses say of their values."""
   for field in dataclasses.fields(section):
     name, value = f"{path}.{field.name}", getattr(section, field.name)
     if dataclasses.is_dataclass(value):
-      yield from _bounds(value, name)
+      yield from of_section(value, name)
     choices = field.metadata.get("choices")
     if choices and value not in choices:
       hint = nearest(value, choices)

@@ -19,10 +19,14 @@ import ml_collections
 
 from ml_collections_configs import base
 
-from . import constraints, translations
+from . import constraints, options, translations
 from .errors import ConfigError, InputError
 from .names import nearest
 from .schema import Config
+
+# Sections of sections. Their keys, and those of "...kwargs", belong to the
+# optimiser or to an entry of a seam.
+_SECTIONS = ("by_role", "probes")
 
 
 def import_file(file: str) -> types.ModuleType:
@@ -153,7 +157,9 @@ def resolve(
 def to_dict(config: Config) -> dict[str, Any]:
   """Nested plain dictionary, for JSON; inverse of `from_dict`."""
   plain = dataclasses.asdict(config)
-  plain["optim"]["kwargs"] = dict(config.optim.kwargs)
+  for section in (plain["optim"], plain["model"], plain["train"]):
+    section |= {k: dict(section[k]) for k in section if k.endswith("kwargs")}
+  plain["log"]["probes"] = {k: dict(v) for k, v in config.log.probes}
   plain["optim"]["by_role"] = _section(config.optim.by_role)
   return plain
 
@@ -179,10 +185,10 @@ def _build(cls: type, values: Any) -> Any:
     value = values[field.name]
     if dataclasses.is_dataclass(field.type):
       value = _build(typing.cast(type, field.type), value)
-    elif field.name == "kwargs":
+    elif field.name in _SECTIONS:
+      value = _pairs({name: _pairs(keys) for name, keys in value.items()})
+    elif field.name.endswith("kwargs"):
       value = _pairs(value)
-    elif field.name == "by_role":
-      value = _pairs({role: _pairs(fields) for role, fields in value.items()})
     else:
       value = _tuple(value)
     made[field.name] = value
@@ -232,22 +238,17 @@ def _key_problems(config: Any, reference: Any, path: str) -> list[str]:
     if isinstance(default, ml_collections.ConfigDict):
       if not hasattr(value, "keys"):
         problems.append(f"{name}={value!r} must be a section of keys.")
-      elif key not in ("kwargs", "by_role"):
+      elif key == "probes":
+        problems += [
+          f"{name}.{probe}={keys!r} must be a section of keys."
+          for probe, keys in value.items()
+          if not hasattr(keys, "keys")
+        ]
+      elif key not in _SECTIONS and not key.endswith("kwargs"):
         problems += _key_problems(value, default, name)
-    elif not _fits(value, default):
+    elif not options.fits(value, default):
       problems.append(
         f"{name}={value!r} is {type(value).__name__}, expected "
         f"{type(default).__name__} as in {default!r}."
       )
   return problems
-
-
-def _fits(value: Any, default: Any) -> bool:
-  """Whether `value` may stand where base.py has `default`."""
-  if isinstance(default, bool) or isinstance(value, bool):
-    return isinstance(value, bool) and isinstance(default, bool)
-  if isinstance(default, float):
-    return isinstance(value, int | float)
-  if isinstance(default, tuple):
-    return isinstance(value, tuple | list)
-  return isinstance(value, type(default))

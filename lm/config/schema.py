@@ -40,7 +40,11 @@ LARGEST_SEED = 2**32 - 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-  """Section `model`; the last five fields are filled in by `resolve`."""
+  """Section `model`; the last four fields are filled in by `resolve`.
+
+  `mixer`, `ffn` and `product` name entries of `lm/model/seams.py`; the pairs
+  beside each are the entry's own keys.
+  """
 
   D: int = _at_least(1, "channels")
   N: int = _at_least(1, "layers")
@@ -59,7 +63,13 @@ class ModelConfig:
   qk_norm: str = _one_of("none", "full", "head")
   qk_norm_type: str = _one_of("layernorm", "rmsnorm")
   qk_norm_bias: bool
-  mlp: str = _one_of("gelu", "swiglu", "relu2")
+  mixer: str = "softmax"
+  mixer_kwargs: tuple[tuple[str, Any], ...] = ()
+  ffn: str = "dense"
+  ffn_kwargs: tuple[tuple[str, Any], ...] = ()
+  product: str = "plain"
+  product_kwargs: tuple[tuple[str, Any], ...] = ()
+  mlp: str
   tied: bool
   attention_soft_cap: float = _at_least(0)
   logit_soft_cap: float = _at_least(0)
@@ -140,7 +150,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-  """Section `train`."""
+  """Section `train`; `..._kwargs` are sorted (name, value) pairs."""
 
   num_steps: int = _at_least(0, "updates")
   num_tokens: int = _at_least(0, "tokens")
@@ -148,6 +158,10 @@ class TrainConfig:
   stop_at_loss: float = _at_least(0, "nats")
   stop_at_average: str = ""
   init_from: str
+  objective: str = "next_token"  # A name of `lm/objectives/table.py`.
+  objective_kwargs: tuple[tuple[str, Any], ...] = ()
+  weights: str = "identity"  # A name of `lm/weights/table.py`.
+  weights_kwargs: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,7 +252,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-  """Section `log`."""
+  """Section `log`; `probes` are sorted (name, (key, value) pairs)."""
 
   every: int = _at_least(1, "updates")
   details_every: int = _at_least(0, "updates")
@@ -249,6 +263,7 @@ class LogConfig:
   profile_steps: int = _at_least(0, "updates")
   samples: int = _at_least(0, "texts")
   sample_tokens: int = _at_least(1, "tokens")
+  probes: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

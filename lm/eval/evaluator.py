@@ -11,8 +11,8 @@ from ..data import layout
 from ..data.rows import Rows
 from ..data.stream import eval_batches
 from ..model import mesh as meshes
-from ..objectives.next_token import row_losses
-from ..step import points
+from ..objectives import table as objectives
+from ..step import points, seen
 from ..step.parts import Parts
 from ..step.state import TrainState
 from .score import EvalResult, summarize
@@ -37,26 +37,41 @@ class Evaluator:
     self._ways = parts.mesh.shape["data"] * parts.mesh.shape["fsdp"]
     padded = -(-config.eval.batch_size // self._ways) * self._ways
     self._shape = (padded, config.data.seq_length + 1)
-    self._rows = meshes.batch_sharding(parts.mesh)
+    self._rows = objectives.Batch(
+      meshes.batch_sharding(parts.mesh),
+      meshes.batch_sharding(parts.mesh, trailing=0),
+    )
     self._step: Any = None
     self._points: dict[str | None, Any] = {}
+    self._seen: Any = None
 
   def compile(self) -> None:
     """Compiles the step; may run in a thread beside other compilations."""
     parts = self._parts
-    abstract = parts.abstract_state
-    rows = jax.ShapeDtypeStruct(self._shape, jnp.int32)
+    objective = objectives.chosen(parts.config)
+    rows = objectives.Batch(
+      jax.ShapeDtypeStruct(self._shape, jnp.int32),
+      jax.ShapeDtypeStruct(self._shape[:1], jnp.int32),
+    )
+
+    def losses(params, rows):
+      sums = objective.row_sums(
+        parts.model, params, rows, objectives.EVALUATION
+      )
+      return sums.loss, objective.count(parts.model.cfg, rows.tokens)
+
     score = jax.jit(
-      lambda params, tokens: row_losses(parts.model, params, tokens),
-      in_shardings=(parts.shardings.params, self._rows),
+      losses,
+      in_shardings=(parts.weight_shardings, self._rows),
       out_shardings=NamedSharding(parts.mesh, PartitionSpec()),
     )
     with jax.set_mesh(parts.mesh):  # Of this thread, which may be a helper.
-      self._step = score.lower(abstract.params, rows).compile()
+      self._step = score.lower(parts.abstract_weights, rows).compile()
 
   def compile_points(self) -> None:
     """Compiles `point` for all names; may run in a thread as well."""
     with jax.set_mesh(self._parts.mesh):
+      self._seen = seen.compiled(self._parts, "eval")
       for name in (None, *self.averages):
         self._points[name] = points.compiled(self._parts, name)
 
@@ -66,16 +81,19 @@ class Evaluator:
     return points.names(self._parts)
 
   def point(self, train_state: TrainState, name: str | None = None) -> Any:
-    """Weights to evaluate: the method's own, or an average by its name."""
+    """Weights to evaluate: the method's own, or an average by its name.
+
+    They are as the model sees them.
+    """
     if name not in self._points:
       self.compile_points()
-    return self._points[name](train_state)
+    return self._seen(self._points[name](train_state), train_state)
 
   def run(self, params: Any, max_batches: int) -> dict[str, EvalResult]:
     """Scores every set.
 
     Args:
-      params: Weights; not donated.
+      params: Weights as the model sees them; not donated.
       max_batches: Per set; 0 for whole splits.
 
     Returns:
@@ -91,13 +109,22 @@ class Evaluator:
   def _losses(
     self, params: Any, rows: Rows, max_batches: int
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Summed loss and number of targets of each row that is not padding."""
-    first, end = meshes.row_range(self._rows, self._shape)
+    """Summed loss and count of each row that is not padding."""
+    first, end = meshes.row_range(self._rows.tokens, self._shape)
     pending = []
     size = self._parts.config.eval.batch_size
-    for batch in eval_batches(rows, size, max_batches, self._ways):
-      tokens = meshes.put_rows(self._rows, batch.tokens[first:end], self._shape)
-      pending.append((self._step(params, tokens), batch.rows))
+    for i, batch in enumerate(
+      eval_batches(rows, size, max_batches, self._ways)
+    ):
+      # Of the row in its split: draws are the same at each evaluation.
+      index = np.arange(i * size + first, i * size + end, dtype=np.int32)
+      put = objectives.Batch(
+        meshes.put_rows(
+          self._rows.tokens, batch.tokens[first:end], self._shape
+        ),
+        meshes.put_rows(self._rows.index, index, self._shape[:1]),
+      )
+      pending.append((self._step(params, put), batch.rows))
     losses = [np.asarray(loss)[:n] for (loss, _), n in pending]
     weights = [np.asarray(weight)[:n] for (_, weight), n in pending]
     return np.concatenate(losses), np.concatenate(weights)

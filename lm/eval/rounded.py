@@ -14,7 +14,7 @@ from ..step.parts import Parts
 
 
 class Rounder:
-  """Rounds the parameters of a run, where they lie."""
+  """Rounds the weights that the model of a run sees, where they lie."""
 
   def __init__(self, parts: Parts):
     """Compiles nothing yet.
@@ -36,7 +36,7 @@ class Rounder:
   def compile(self) -> None:
     """Compiles all of it; may run in a thread beside other compilations."""
     parts, chosen = self._parts, self._parts.quantizers
-    lies, params = parts.shardings.params, parts.abstract_state.params
+    lies, params = parts.weight_shardings, parts.abstract_weights
     replicated = NamedSharding(parts.mesh, PartitionSpec())
 
     def measure(params):
@@ -62,11 +62,11 @@ class Rounder:
         self._random = jitted.lower(params, self._key).compile()
 
   def nearest(self, params: Any) -> Any:
-    """Parameters rounded to nearest."""
+    """Weights rounded to nearest."""
     return self._nearest(params)
 
   def random(self, params: Any, draw: int) -> Any:
-    """Parameters rounded at random; the same for the same run and draw."""
+    """Weights rounded at random; the same for the same run and draw."""
     return self._random(params, jax.random.fold_in(self._key, draw))
 
   def measure(self, params: Any) -> dict[str, float]:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import optim
@@ -19,6 +18,8 @@ import optim
 from ..config import ramp
 from ..config.schema import Config
 from ..model.transformer import Transformer
+from ..objectives import sums
+from ..objectives import table as objectives
 from ..weights import rounded
 from . import optimizer, plain
 
@@ -26,6 +27,8 @@ from . import optimizer, plain
 def problems(config: Config) -> list[str]:
   """What is wrong with `config.optim`, or does not go with the curvature."""
   found = plain.problems(config)
+  if config.quant.curvature == "sampled":
+    found += objectives.without_view(config, "config.quant.curvature='sampled'")
   if found or config.quant.curvature != "factors":
     return found
   name = config.optim.name
@@ -73,7 +76,7 @@ def make(
 
 def sampled_curvature(
   config: Config, model: Transformer
-) -> Callable[[Any, jax.Array, jax.Array], dict[str, Any]]:
+) -> Callable[[Any, objectives.Batch, jax.Array], dict[str, Any]]:
   """Extra arguments of the optimiser: the Fisher diagonal by drawn labels.
 
   Args:
@@ -81,22 +84,24 @@ def sampled_curvature(
     model: Its model.
 
   Returns:
-    (params, rows [B, L + 1], step) -> {"curvature": tree}, from the first
+    (params, `Batch` [B], step) -> {"curvature": tree}, from the first
     `quant.fisher_rows` rows; {} unless `quant.curvature` is "sampled".
   """
-  q = config.quant
+  q, objective = config.quant, objectives.chosen(config)
   if q.curvature != "sampled":
     return lambda *_: {}
 
-  def logits(params: Any, tokens: jax.Array) -> Any:
-    return model.apply({"params": params}, tokens[:, :-1])
+  def view(rows):
+    return objective.view(model.cfg, rows, objectives.TRAINING)
 
-  def extra(params, tokens, step):
-    tokens = tokens[: q.fisher_rows]
-    weights = (tokens[:, 1:] != config.model.pad_id).astype(jnp.float32)
+  def logits(params: Any, rows: objectives.Batch) -> Any:
+    return sums.view_logits(model, params, view(rows))
+
+  def extra(params, rows, step):
+    rows = jax.tree.map(lambda x: x[: q.fisher_rows], rows)
     key = rounded.key_of(config, step, "labels")
     fisher = optim.sampled_fisher_diagonal(
-      logits, params, tokens, key, weights=weights
+      logits, params, rows, key, weights=view(rows).weights_BL
     )
     return {"curvature": fisher}
 

@@ -16,10 +16,13 @@ import optax
 import optim
 
 from ..config import ramp
+from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..model import params as param_table
 from ..model.mesh import constrain
 from ..model.transformer import Transformer
+from ..objectives import sums
+from ..objectives import table as objectives
 from . import optimizer, schedule
 
 OUTER, MICRO = "gauss_newton", "gauss_newton_microsteps"
@@ -94,6 +97,12 @@ def _own_problems(config: Config) -> Iterator[str]:
       f"config.quant.method={config.quant.method!r} is not for {OUTER}; take "
       "'ptq', or another optimiser."
     )
+  elif g.scope == "layerwise" and config.train.weights != "identity":
+    yield (
+      f"config.train.weights={config.train.weights!r} trains other leaves than "
+      "the layers of config.gauss_newton.scope='layerwise'; take 'full'."
+    )
+  yield from objectives.without_view(config, config.optim.name)
 
 
 def make(
@@ -102,8 +111,13 @@ def make(
   specs: Any,
   placement: optim.Placement,
   quantizers: Any = None,
+  seen: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """The transform; see `Method.make` for the arguments."""
+  """The transform; see `Method.make` for the arguments.
+
+  An update sees the model with the weights seen(params), as in `model_fn`; the
+  state does not depend on it.
+  """
   del quantizers  # Only evaluations round.
   g: Any = config.gauss_newton
   inner = optimizer.make(
@@ -124,7 +138,7 @@ def make(
   if config.optim.name == MICRO:
     return optim.gauss_newton_microsteps(inner, **shared)
   return optim.gauss_newton(
-    model_fn(model, config),
+    model_fn(model, config, seen),
     loss_fn(config),
     inner,
     mode=g.mode,
@@ -166,18 +180,42 @@ def num_outer_steps(config: Config) -> int:
   return -(-ramp.num_steps(config) // each)
 
 
-def model_fn(model: Transformer, config: Config) -> Callable[[Any, Any], Any]:
-  """(params, tokens [B, L + 1]) -> logits, the head in chunks if told."""
+def model_fn(
+  model: Transformer,
+  config: Config,
+  seen: Callable[[Any], Any] | None = None,
+) -> Callable[[Any, Any], Any]:
+  """(params, `Batch` [B]) -> logits, the head in chunks if told.
+
+  Args:
+    model: Of the run.
+    config: Of the run.
+    seen: params -> the weights that the model sees; None: params. With it the
+      head is not cut, since its weights need not be a subtree of params.
+  """
+  objective = objectives.chosen(config)
+  if seen is not None:
+    return lambda params, batch: sums.view_logits(
+      model, seen(params), objective.view(model.cfg, batch, objectives.TRAINING)
+    )
 
   specs = param_table.param_specs(model.cfg)
 
-  def body(params: Any, tokens_BL1: jax.Array) -> Any:
-    inputs_BL = tokens_BL1[:, :-1]
+  def body(params: Any, batch: objectives.Batch) -> Any:
     if config.mesh.rules == "logical":
       # For the gradients: where each is split, replicas only reduce its shards.
       wait = lambda s, p: constrain(p, s.axes)  # noqa: E731
       params = {k: jax.tree.map(wait, specs[k], p) for k, p in params.items()}
-    return model.apply({"params": params}, inputs_BL, method="hidden")
+    view = objective.view(model.cfg, batch, objectives.TRAINING)
+    hidden, aux = sums.view_hidden(model, params, view)
+    if found := [key for key in aux if key.endswith("/loss")]:
+      raise ConfigError(
+        f"config.optim.name={config.optim.name!r} minimises the loss of the "
+        f"logits alone, but the model adds {', '.join(found)} "
+        f"(config.model.ffn={model.cfg.ffn!r}, config.model.mixer="
+        f"{model.cfg.mixer!r}); take another optimiser."
+      )
+    return hidden
 
   name = "embed" if model.cfg.tied else "head"
 
@@ -192,11 +230,12 @@ def model_fn(model: Transformer, config: Config) -> Callable[[Any, Any], Any]:
 
 
 def loss_fn(config: Config) -> optim.MeanLoss:
-  """Cross-entropy over the targets that are not padding."""
+  """Cross-entropy over the targets of the objective's view, by its weights."""
+  objective = objectives.chosen(config)
 
-  def targets(tokens_BL1):
-    targets_BL = tokens_BL1[:, 1:]
-    return targets_BL, targets_BL != config.model.pad_id
+  def targets(batch):
+    view = objective.view(config.model, batch, objectives.TRAINING)
+    return view.targets_BL, view.weights_BL
 
   return optim.softmax_cross_entropy(targets, z_loss=config.model.z_loss)
 

@@ -1,4 +1,4 @@
-"""Causal attention that can be confined to documents, in plain XLA or fused.
+"""Attention, causal or not, that can be confined to documents; XLA or fused.
 
 Dimension key: see `transformer.py`. The XLA form is differentiable in forward
 and in reverse mode, to any order; the fused kernels only once, in reverse.
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from . import layers
 from .mesh import RULES, platform
-from .products import product
+from .products import Context
 
 if typing.TYPE_CHECKING:
   from ..config.schema import ModelConfig
@@ -21,9 +21,42 @@ if typing.TYPE_CHECKING:
 class Places(typing.NamedTuple):
   """Where the queries stand in their rows; B may be 1 for all rows alike."""
 
-  index_BL: jax.Array  # In the row: the last key the query may see.
+  index_BL: jax.Array  # In the row.
   first_BL: jax.Array | None  # The first key it may see; None: 0.
   rope: tuple[jax.Array, jax.Array] | None  # From `layers.rope_angles`.
+  last_BL: jax.Array | None = None  # The last one; None: itself, causal.
+
+
+class Reach(typing.NamedTuple):
+  """What each position may see where that is not all before it.
+
+  Attributes:
+    start_BL: Index of the first token of its document: positions count from it
+      with `restart_positions`, and with `isolate_documents` it is the first key
+      that the position sees; otherwise that is key 0.
+    last_BL: Index of the last key that the position sees.
+  """
+
+  start_BL: jax.Array
+  last_BL: jax.Array
+
+
+def both_ways(tokens_BL: jax.Array, cfg: "ModelConfig") -> Reach:
+  """Each position sees its whole document, or, not isolated, its whole row.
+
+  Args:
+    tokens_BL: Token ids; `cfg.eos_id` opens a document.
+    cfg: Reads `eos_id` and `isolate_documents`.
+  """
+  start_BL = document_starts(tokens_BL, cfg.eos_id)
+  end = tokens_BL.shape[1] - 1
+  last_BL = jnp.full_like(start_BL, end)
+  if cfg.isolate_documents:
+    index_L = jnp.arange(end + 1, dtype=jnp.int32)
+    opens_BL = jnp.where(tokens_BL == cfg.eos_id, index_L - 1, end)
+    after_BL = jax.lax.cummin(opens_BL, axis=1, reverse=True)[:, 1:]
+    last_BL = last_BL.at[:, :-1].set(after_BL)
+  return Reach(start_BL, last_BL)
 
 
 def document_starts(tokens_BL: jax.Array, eos_id: int) -> jax.Array:
@@ -43,7 +76,7 @@ def attend(
   k_BMGK: jax.Array,
   v_BMGK: jax.Array,
   places: Places,
-  cfg: "ModelConfig",
+  context: Context,
 ) -> jax.Array:
   """Softmax attention of each query over the keys that `places` allows.
 
@@ -52,7 +85,7 @@ def attend(
     k_BMGK: Keys; query head h reads group h // (H / G).
     v_BMGK: Values.
     places: Which keys each query sees.
-    cfg: Reads `attention`, `positions`, `attention_soft_cap`.
+    context: Reads `attention`, `positions`, `attention_soft_cap` of its `cfg`.
 
   Returns:
     Weighted values, [B, L, H, K] in the dtype of the values.
@@ -60,8 +93,9 @@ def attend(
   Raises:
     ValueError: If the kernel named by `cfg.attention` cannot run here.
   """
+  cfg = context.cfg
   if cfg.attention == "xla":
-    return _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, cfg)
+    return _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, context)
   if cfg.attention == "cudnn":
     return _attend_cudnn(q_BLHK, k_BMGK, v_BMGK, places, cfg)
   if cfg.attention == "splash":
@@ -72,7 +106,8 @@ def attend(
   )
 
 
-def _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, cfg):
+def _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, context):
+  cfg = context.cfg
   b, l, h, k = q_BLHK.shape
   m, g = k_BMGK.shape[1:3]
   # Heads first, and the query heads of a group as further rows: all products
@@ -80,7 +115,8 @@ def _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, cfg):
   q_BHLK, k_BGMK, v_BGMK = (
     x.swapaxes(1, 2) for x in (q_BLHK * k**-0.5, k_BMGK, v_BMGK)
   )
-  scores = product(
+  scores = context.contract(
+    "attention.scores",
     "bgqk,bgmk->bgqm",
     q_BHLK.reshape(b, g, -1, k),
     k_BGMK,
@@ -93,13 +129,19 @@ def _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, cfg):
   mask_BLM = _mask(places, m)
   scores_BHLM = jnp.where(mask_BLM[:, None], scores_BHLM, -jnp.inf)
   weights_BHLM = jax.nn.softmax(scores_BHLM).astype(v_BMGK.dtype)
-  out = product("bgqm,bgmk->bgqk", weights_BHLM.reshape(b, g, -1, m), v_BGMK)
+  out = context.contract(
+    "attention.values",
+    "bgqm,bgmk->bgqk",
+    weights_BHLM.reshape(b, g, -1, m),
+    v_BGMK,
+  )
   return out.reshape(b, h, l, k).swapaxes(1, 2)
 
 
 def _mask(places, num_keys):
   key_M = jnp.arange(num_keys, dtype=jnp.int32)
-  mask_BLM = key_M <= places.index_BL[..., None]
+  last_BL = places.index_BL if places.last_BL is None else places.last_BL
+  mask_BLM = key_M <= last_BL[..., None]
   if places.first_BL is not None:
     mask_BLM &= key_M >= places.first_BL[..., None]
   return mask_BLM
@@ -109,6 +151,8 @@ def _alibi(places, num_keys, num_heads):
   # Distances in the row: within a document they equal those of positions.
   key_M = jnp.arange(num_keys, dtype=jnp.int32)
   distance_BLM = places.index_BL[..., None] - key_M
+  if places.last_BL is not None:
+    distance_BLM = jnp.abs(distance_BLM)
   slopes_H = layers.alibi_slopes(num_heads)
   return -slopes_H[:, None, None] * distance_BLM[:, None]
 
@@ -138,6 +182,11 @@ def _attend_cudnn(q_BLHK, k_BMGK, v_BMGK, places, cfg):
 def _attend_splash(q_BLHK, k_BMGK, v_BMGK, places, cfg):
   _require_platform("splash", "tpu")
   _require_plain_scores(cfg, allow_alibi=False)
+  if places.last_BL is not None:
+    raise ValueError(
+      "config.model.attention='splash' is causal, but "
+      "config.train.objective looks ahead. Set config.model.attention='xla'."
+    )
   return splash_attention(q_BLHK, k_BMGK, v_BMGK, places.first_BL)
 
 

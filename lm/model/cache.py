@@ -1,4 +1,4 @@
-"""Keys and values of past tokens, for decoding. Dimension key: transformer.py.
+"""What decoding remembers of past tokens. Dimension key: `transformer.py`.
 
 The arrays have a fixed size, so a decoding step compiles once.
 """
@@ -8,11 +8,11 @@ import typing
 import jax
 import jax.numpy as jnp
 
+from .mixers import table as mixers
+from .param_spec import Tree
+
 if typing.TYPE_CHECKING:
   from ..config.schema import ModelConfig
-
-# Keys and values of one layer, [B, M, G, K] each; None outside decoding.
-LayerCache = tuple[jax.Array, jax.Array] | None
 
 
 class Cache(typing.NamedTuple):
@@ -24,31 +24,14 @@ class Cache(typing.NamedTuple):
   be `eos_id`, which would open a document.)
   """
 
-  keys_NBMGK: jax.Array
-  values_NBMGK: jax.Array
+  layers: Tree  # The mixer's, of all layers: [N, B, ...].
   length_B: jax.Array  # Tokens seen.
   start_B: jax.Array  # Index of the current document's first token.
 
 
 def init_cache(cfg: "ModelConfig", batch_size: int, size: int) -> Cache:
   """An empty cache for `batch_size` rows of at most `size` tokens."""
-  shape = (cfg.N, batch_size, size, cfg.G, cfg.K)
-  keys = jnp.zeros(shape, cfg.compute_dtype)
+  layer = mixers.of(cfg).init_cache(cfg, batch_size, size)
+  layers = jax.tree.map(lambda x: jnp.broadcast_to(x, (cfg.N, *x.shape)), layer)
   zeros = jnp.zeros(batch_size, jnp.int32)
-  return Cache(keys, keys, zeros, zeros)
-
-
-def append(
-  cache: tuple[jax.Array, jax.Array],
-  new: tuple[jax.Array, jax.Array],
-  length_B: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """Writes `new` [B, T, G, K] into a layer's cache from `length_B` on."""
-
-  def write(old_MGK, new_TGK, length):
-    zero = jnp.zeros_like(length)
-    return jax.lax.dynamic_update_slice(old_MGK, new_TGK, (length, zero, zero))
-
-  return jax.tree.map(
-    lambda old, x: jax.vmap(write)(old, x, length_B), cache, new
-  )
+  return Cache(layers, zeros, zeros)

@@ -5,44 +5,9 @@ the dtype of their inputs; products run in the dtype of the activations.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-
-from .products import product
-
-# The type of `jax.lax.dot_general`; a quantised product has the same.
-DotGeneral = Callable[..., jax.Array]
-
-
-def contract(
-  equation: str,
-  x: jax.Array,
-  w: jax.Array,
-  *,
-  out_dtype: jax.typing.DTypeLike | None = None,
-  dot_general: DotGeneral | None = None,
-) -> jax.Array:
-  """The product of activations with a parameter, as an einsum.
-
-  Args:
-    equation: Such as "bld,df->blf".
-    x: Activations.
-    w: Parameter; it is cast to the dtype of `x`.
-    out_dtype: Of the result; None: that of `x`.
-    dot_general: Takes the place of `jax.lax.dot_general`; None: `product`.
-
-  Returns:
-    What `equation` says.
-  """
-  w = w.astype(x.dtype)
-  out_dtype = out_dtype or x.dtype
-  if dot_general is None:
-    return product(equation, x, w, out_dtype=out_dtype)
-  return jnp.einsum(
-    equation, x, w, preferred_element_type=out_dtype, _dot_general=dot_general
-  )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
@@ -92,7 +57,7 @@ def _standardize_jvp(axes, eps, centre, primals, tangents):
 def norm(
   x: jax.Array,
   gain: jax.Array,
-  bias: jax.Array | None,
+  bias: jax.Array | None = None,
   *,
   kind: str,
   eps: float,
@@ -183,23 +148,3 @@ def alibi_slopes(num_heads: int) -> jax.Array:
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
   """`cap` tanh(x / cap), or `x` where `cap` is 0."""
   return cap * jnp.tanh(x / cap) if cap else x
-
-
-def mlp_activation(kind: str, hidden: jax.Array, gate: jax.Array | None):
-  """The feed-forward block's nonlinearity.
-
-  Args:
-    kind: gelu (the tanh form) | relu2 | swiglu, which is silu(gate) * hidden.
-    hidden: First projection.
-    gate: Second projection of swiglu; otherwise None.
-  """
-  if kind == "gelu":
-    return jax.nn.gelu(hidden)
-  if kind == "relu2":
-    return jnp.square(jax.nn.relu(hidden))
-  if kind == "swiglu" and gate is not None:
-    return jax.nn.silu(gate) * hidden
-  raise ValueError(
-    f"config.model.mlp={kind!r} is not a feed-forward block; use gelu, relu2 "
-    "or swiglu."
-  )

@@ -42,6 +42,7 @@ RULES: Mapping[str | None, tuple[str, ...]] = {
   "vocab": ("tensor",),
   "positions": (),
   "layers": (),
+  "experts": (),
   "gain": (),
   None: (),
 }
@@ -276,11 +277,18 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec)
 
 
-def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-  """Sharding of rows [..., B, L + 1]: the row axis over data and fsdp."""
-  return NamedSharding(
-    mesh, PartitionSpec(*[None] * leading, RULES["batch"], None)
-  )
+def batch_sharding(
+  mesh: Mesh, leading: int = 0, trailing: int = 1
+) -> NamedSharding:
+  """Sharding of rows [..., B, L + 1]: the row axis over data and fsdp.
+
+  Args:
+    mesh: The mesh.
+    leading: Axes before the row axis.
+    trailing: Axes after it.
+  """
+  axes = [None] * leading, [None] * trailing
+  return NamedSharding(mesh, PartitionSpec(*axes[0], RULES["batch"], *axes[1]))
 
 
 def row_range(sharding: NamedSharding, shape: Sequence[int]) -> tuple[int, int]:
@@ -288,10 +296,11 @@ def row_range(sharding: NamedSharding, shape: Sequence[int]) -> tuple[int, int]:
 
   Args:
     sharding: From `batch_sharding`.
-    shape: Of the global array [..., B, L + 1].
+    shape: Of the global array.
   """
+  axis = _row_axis(sharding)
   slices = sharding.addressable_devices_indices_map(tuple(shape)).values()
-  rows = [s[-2].indices(shape[-2])[:2] for s in slices if s is not None]
+  rows = [s[axis].indices(shape[axis])[:2] for s in slices if s is not None]
   return min(r[0] for r in rows), max(r[1] for r in rows)
 
 
@@ -302,13 +311,18 @@ def put_rows(
 
   Args:
     sharding: From `batch_sharding`.
-    local_rows: [..., stop - start, L + 1] of `row_range`.
-    shape: Of the global array [..., B, L + 1].
+    local_rows: Like the global array, with stop - start of `row_range` rows.
+    shape: Of the global array.
   """
-  start, _ = row_range(sharding, shape)
+  axis, (start, _) = _row_axis(sharding), row_range(sharding, shape)
 
   def part(index: Any) -> np.ndarray:
-    rows = index[-2].indices(shape[-2])
-    return local_rows[*index[:-2], rows[0] - start : rows[1] - start]
+    first, stop, _ = index[axis].indices(shape[axis])
+    mine = (*index[:axis], slice(first - start, stop - start))
+    return local_rows[mine]
 
   return jax.make_array_from_callback(tuple(shape), sharding, part)
+
+
+def _row_axis(sharding: NamedSharding) -> int:
+  return list(sharding.spec).index(RULES["batch"])

@@ -15,44 +15,19 @@ import math
 import typing
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from .ffn import table as feed_forwards
+from .mixers import table as mixers
+from .param_spec import ParamSpec, Tree, gain_and_bias, init_std
 
 if typing.TYPE_CHECKING:
   from ..config.schema import ModelConfig
 
 BLOCKS = "blocks"  # The subtree that exists once a layer.
-
-# A nested dict, with ParamSpec leaves or with arrays.
-Tree = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class ParamSpec:
-  """Facts about one parameter.
-
-  Attributes:
-    shape: Of the array, with the leading N when the layers are stacked.
-    axes: Logical name of each axis, a key of `lm/model/mesh.py`'s `RULES`.
-    role: input (looked up) | hidden | output (makes logits) | gain | bias.
-    fan_in: Axes that the product with this parameter sums over.
-    init_std: Standard deviation of the normal before truncation; one number,
-      or N of them when the layers are stacked. Gains start at one and biases
-      at zero, so theirs is 0.
-  """
-
-  shape: tuple[int, ...]
-  axes: tuple[str, ...]
-  role: str
-  fan_in: tuple[int, ...] = ()
-  init_std: float | tuple[float, ...] = 0.0
-
-  @property
-  def size(self) -> int:
-    """Number of entries."""
-    return math.prod(self.shape)
+STACKS = ("layers", "experts")  # Axes along which a leaf is a stack.
 
 
 class Counts(typing.NamedTuple):
@@ -62,6 +37,7 @@ class Counts(typing.NamedTuple):
   embedding: int  # Tokens and, where they are learned, positions.
   head: int  # 0 when it is the transposed embedding.
   total: int
+  active: int  # Of the total, those that one token meets.
 
 
 class MatrixLayout(typing.NamedTuple):
@@ -103,7 +79,7 @@ def param_specs(cfg: "ModelConfig") -> Tree:
 
 def embed_specs(cfg: "ModelConfig") -> Tree:
   """The token embedding; also the head when `cfg.tied`."""
-  std = cfg.embed_init_std or _std(cfg, cfg.D)
+  std = cfg.embed_init_std or init_std(cfg, cfg.D)
   return {
     "table": ParamSpec((cfg.V, cfg.D), ("vocab", "embed"), "input", (0,), std)
   }
@@ -112,82 +88,39 @@ def embed_specs(cfg: "ModelConfig") -> Tree:
 def position_specs(cfg: "ModelConfig") -> Tree:
   """The learned positions."""
   shape, axes = (cfg.L, cfg.D), ("positions", "embed")
-  return {"table": ParamSpec(shape, axes, "input", (0,), _std(cfg, cfg.D))}
+  return {"table": ParamSpec(shape, axes, "input", (0,), init_std(cfg, cfg.D))}
 
 
 def head_specs(cfg: "ModelConfig") -> Tree:
   """The output matrix of an untied model."""
   shape, axes = (cfg.D, cfg.V), ("embed", "vocab")
-  return {"kernel": ParamSpec(shape, axes, "output", (0,), _std(cfg, cfg.D))}
+  return {
+    "kernel": ParamSpec(shape, axes, "output", (0,), init_std(cfg, cfg.D))
+  }
 
 
 def norm_specs(cfg: "ModelConfig") -> Tree:
   """A norm over the model width."""
   bias = cfg.norm_bias and cfg.norm == "layernorm"
-  return _gain_and_bias((cfg.D,), ("gain",), bias)
+  return gain_and_bias((cfg.D,), ("gain",), bias)
 
 
-def qk_norm_specs(cfg: "ModelConfig", heads: int, axis: str) -> Tree:
-  """The norm of queries or keys with `heads` heads; {} when there is none.
+def block_specs(cfg: "ModelConfig", layer: int = 0) -> Tree:
+  """One layer: two norms, the mixer and the feed-forward block.
 
-  `full` normalises all heads of a token together, so its gain has an entry for
-  each channel of each head; the heads of `head` share one gain.
+  Both parts keep their names whatever the entry, so that parameters of one
+  entry are found by another with the same `specs`.
   """
-  if cfg.qk_norm == "none":
-    return {}
-  if cfg.qk_norm == "full":
-    shape, axes = (heads, cfg.K), (axis, "kv")
-  else:
-    shape, axes = (cfg.K,), ("gain",)
-  bias = cfg.qk_norm_bias and cfg.qk_norm_type == "layernorm"
-  return _gain_and_bias(shape, axes, bias)
-
-
-def attention_specs(cfg: "ModelConfig", layer: int = 0) -> Tree:
-  """The four projections of layer `layer`."""
-  d, k = cfg.D, cfg.K
-  std, std_out = _std(cfg, d), _std(cfg, d, layer)
-
-  def into(heads, axis):
-    axes = ("embed", axis, "kv")
-    return ParamSpec((d, heads, k), axes, "hidden", (0,), std)
-
-  axes = ("heads", "kv", "embed")
-  return {
-    "q": into(cfg.H, "heads"),
-    "k": into(cfg.G, "kv_heads"),
-    "v": into(cfg.G, "kv_heads"),
-    "out": ParamSpec((cfg.H, k, d), axes, "hidden", (0, 1), std_out),
-  }
-
-
-def mlp_specs(cfg: "ModelConfig", layer: int = 0) -> Tree:
-  """The two or, with a gate, three matrices of layer `layer`."""
-  d, f = cfg.D, cfg.F
-  std, std_out = _std(cfg, d), _std(cfg, f, layer)
-  into = ParamSpec((d, f), ("embed", "mlp"), "hidden", (0,), std)
-  out = ParamSpec((f, d), ("mlp", "embed"), "hidden", (0,), std_out)
-  gate = {"gate": into} if cfg.mlp == "swiglu" else {}
-  return {"in": into, **gate, "out": out}
-
-
-def _block_specs(cfg, layer):
-  norms = {
-    "q_norm": qk_norm_specs(cfg, cfg.H, "heads"),
-    "k_norm": qk_norm_specs(cfg, cfg.G, "kv_heads"),
-  }
-  attention = attention_specs(cfg, layer)
-  attention |= {name: norm for name, norm in norms.items() if norm}
   return {
     "norm1": norm_specs(cfg),
-    "attention": attention,
+    "attention": mixers.of(cfg).specs(cfg, layer),
     "norm2": norm_specs(cfg),
-    "mlp": mlp_specs(cfg, layer),
+    "mlp": feed_forwards.of(cfg).specs(cfg, layer),
   }
 
 
 def _blocks(cfg):
-  layers = [_block_specs(cfg, layer) for layer in range(cfg.N)]
+  layers = [block_specs(cfg, layer) for layer in range(cfg.N)]
   if cfg.layers == "unroll":
     return {str(layer): specs for layer, specs in enumerate(layers)}
 
@@ -202,36 +135,6 @@ def _blocks(cfg):
     )
 
   return jax.tree.map(stack, *layers)
-
-
-def _gain_and_bias(shape, axes, bias):
-  specs = {"gain": ParamSpec(shape, axes, "gain")}
-  if bias:
-    specs["bias"] = ParamSpec(shape, axes, "bias")
-  return specs
-
-
-def _std(cfg, fan_in, layer_of_output=None):
-  """Initial standard deviation of a matrix that sums over `fan_in` entries.
-
-  `layer_of_output` marks the two matrices that write to the residual stream,
-  which the schemes shrink so that the stream does not grow with depth:
-
-      mitchell  1 / sqrt(fan_in), writers / sqrt(2 (layer + 1))   (OLMo)
-      fan_in    1 / sqrt(fan_in)
-      megatron  init_std,         writers / sqrt(2 N)
-  """
-  writes = layer_of_output is not None
-  if cfg.init == "mitchell":
-    return (fan_in * (2 * (layer_of_output + 1) if writes else 1)) ** -0.5
-  if cfg.init == "fan_in":
-    return fan_in**-0.5
-  if cfg.init == "megatron":
-    return cfg.init_std * ((2 * cfg.N) ** -0.5 if writes else 1.0)
-  raise ValueError(
-    f"config.model.init={cfg.init!r} is not a scheme; use mitchell, fan_in or "
-    "megatron."
-  )
 
 
 # --- Initial values ----------------------------------------------------------
@@ -253,13 +156,24 @@ def init_params(cfg: "ModelConfig", key: jax.Array) -> Tree:
     The parameters, in the layout of `param_specs(cfg)`.
   """
 
+  stacked = param_specs(dataclasses.replace(cfg, layers="scan"))
+  return to_layout(init_leaves(stacked, key, cfg.init_cut), cfg.layers)
+
+
+def init_leaves(specs: Tree, key: jax.Array, cut: float) -> Tree:
+  """Initial values of the leaves of a table, each by its path.
+
+  Args:
+    specs: Tree of `ParamSpec`: nested dicts.
+    key: From `jax.random.key`.
+    cut: `config.model.init_cut`.
+  """
+
   def leaf(path, spec):
     names = [entry.key for entry in path]
-    return _draw(spec, _fold_path(key, names), cfg.init_cut)
+    return _draw(spec, _fold_path(key, names), cut)
 
-  stacked = param_specs(dataclasses.replace(cfg, layers="scan"))
-  drawn = jax.tree_util.tree_map_with_path(leaf, stacked)
-  return to_layout(drawn, cfg.layers)
+  return jax.tree_util.tree_map_with_path(leaf, specs)
 
 
 def truncated_normal(
@@ -330,7 +244,13 @@ def count_params(cfg: "ModelConfig") -> Counts:
   embedding = size([specs["embed"], specs.get("positions", {})])
   head = size(specs.get("head", {}))
   body = size([specs[BLOCKS], specs["final_norm"]])
-  return Counts(body, embedding, head, body + embedding + head)
+  total = active = body + embedding + head
+  for all_of_layer, met in (
+    mixers.of(cfg).weights(cfg),
+    feed_forwards.of(cfg).weights(cfg),
+  ):
+    active -= cfg.N * (all_of_layer - met)
+  return Counts(body, embedding, head, total, active)
 
 
 def decay_mask(specs: Tree) -> Tree:
@@ -338,18 +258,13 @@ def decay_mask(specs: Tree) -> Tree:
   return jax.tree.map(lambda spec: spec.role not in ("gain", "bias"), specs)
 
 
-def logical_axes(specs: Tree) -> Tree:
-  """The tree of axis names; each leaf is a tuple of strings."""
-  return jax.tree.map(lambda spec: spec.axes, specs)
-
-
 def matrix_layouts(specs: Tree) -> Tree:
   """A `MatrixLayout` for each parameter, for matrix optimisers."""
 
   def layout(spec):
-    stack = tuple(i for i, name in enumerate(spec.axes) if name == "layers")
-    rest = range(len(stack), len(spec.shape))
-    outputs = tuple(axis for axis in rest if axis not in spec.fan_in)
+    stack = tuple(i for i, name in enumerate(spec.axes) if name in STACKS)
+    inner = (*stack, *spec.fan_in)
+    outputs = tuple(i for i in range(len(spec.shape)) if i not in inner)
     return MatrixLayout(stack, spec.fan_in, outputs)
 
   return jax.tree.map(layout, specs)

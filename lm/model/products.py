@@ -1,131 +1,75 @@
-"""An einsum of two arrays whose gradients XLA runs fast on a CPU.
+"""The one door of every matrix product of the model: each has a name.
 
-XLA's fast matrix product for the CPU wants the summed axis last in its first
-operand; otherwise that operand is copied or a kernel of half the speed is
-used. The gradients that JAX derives put the incoming gradient first, so that
-the weight gradient of a layer D -> F transposes the [tokens, F] array. Here
-the narrower array comes first. With the feed-forward block of a small model
-(1024 tokens, D = 256, F = 1024, one core) forward and backward take half the
-time, at the speed of the products alone.
+    attention.q, .k, .v, .out    projections of the softmax mixer
+    attention.scores, .values    queries with keys, weights with values
+    ffn.in, ffn.gate, ffn.out    the dense feed-forward block
+    embed                        the one-hot look-up, on meshes with `tensor`
+    head                         the logits, also of a tied model
 
-It is a primitive because that is JAX's only way to state the transpose of a
-bilinear map and keep forward mode and higher derivatives: `custom_vjp` has no
-forward mode.
+A fused attention kernel makes scores and values by itself. `PRODUCTS` says how
+a product is computed; `config.model.product` names the entry.
 """
 
-import functools
-import string
+import typing
+from collections.abc import Callable, Iterable
 
 import jax
-import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
-from .mesh import platform
+from . import entries
+from .product import product
+
+if typing.TYPE_CHECKING:
+  from ..config.schema import ModelConfig
 
 
-def product(
-  equation: str, x: jax.Array, y: jax.Array, *, out_dtype=None
-) -> jax.Array:
-  """`jnp.einsum(equation, x, y)`, for an equation that sums no axis of one.
+class Product(typing.NamedTuple):
+  """A way to compute the products of the model.
 
-  Args:
-    equation: Such as "bld,df->blf"; each letter occurs in two of the three.
-    x: First operand.
-    y: Second operand, of the same dtype.
-    out_dtype: Of the result; None: that of `x`.
+  Attributes:
+    apply: (name, equation, x, w, out_dtype, cfg) -> what the equation says of
+      two arrays of one dtype, as `out_dtype`. Each letter of the equation
+      occurs in two of its three parts.
+    problems: (cfg) -> what is wrong with the model's configuration.
+    options: Frozen dataclass with the keys of `config.model.product_kwargs` and
+      their defaults: see `lm/model/entries.py`. None: there are none.
   """
-  out_dtype = jnp.dtype(out_dtype or x.dtype)
-  return product_p.bind(x, y, equation=equation, out_dtype=out_dtype)
+
+  apply: Callable[..., jax.Array]
+  problems: Callable[["ModelConfig"], Iterable[str]] = lambda cfg: ()
+  options: type | None = None
 
 
-def is_weight_product(primitive, *_, **params) -> bool:
-  """A rematerialisation policy: save the products that are not batched.
-
-  The like of `dots_with_no_batch_dims_saveable`, which knows only JAX's own.
-  """
-  if primitive is not product_p:
-    return False
-  xs, ys, out = _parse(params["equation"])
-  return not set(xs) & set(ys) & set(out)
+def _plain(name, equation, x, w, out_dtype, cfg):
+  del name, cfg
+  return product(equation, x, w, out_dtype=out_dtype)
 
 
-def _einsum(x, y, *, equation, out_dtype):
-  return jnp.einsum(equation, x, y, preferred_element_type=out_dtype)
+PRODUCTS = {"plain": Product(_plain)}
 
 
-def _gradient(equation, x, y, out_dtype):
-  """An einsum in the order that suits the CPU."""
-  if platform() != "cpu":
-    return _einsum(x, y, equation=equation, out_dtype=out_dtype)
-  xs, ys, out = _parse(equation)
-  shared = [c for c in xs if c in ys]
-  stack = [c for c in shared if c in out]
-  summed = [c for c in shared if c not in out]
+class Context(typing.NamedTuple):
+  """What a part of the model is told beside its weights and its inputs."""
 
-  def ends_in_summed(names):
-    return set(names[-len(summed) :]) == set(summed)
+  cfg: "ModelConfig"
 
-  if ends_in_summed(xs) == ends_in_summed(ys):
-    second_first = y.size < x.size
-  else:
-    second_first = ends_in_summed(ys)
-  if second_first and not (ends_in_summed(xs) and ends_in_summed(ys)):
-    x, y, xs, ys = y, x, ys, xs
+  def contract(
+    self,
+    name: str,
+    equation: str,
+    x: jax.Array,
+    w: jax.Array,
+    *,
+    out_dtype: jax.typing.DTypeLike | None = None,
+  ) -> jax.Array:
+    """The product with this name, as an einsum.
 
-  def axes(letters):
-    return [xs.index(c) for c in letters], [ys.index(c) for c in letters]
-
-  numbers = axes(summed), axes(stack)
-  z = jax.lax.dot_general(x, y, numbers, preferred_element_type=out_dtype)
-  made = [*stack, *(c for c in xs + ys if c not in shared)]
-  if made == list(out):
-    return z
-  # Without the barrier XLA merges the transposition back into the product.
-  z = jax.lax.optimization_barrier(z)
-  return z.transpose([made.index(c) for c in out])
-
-
-def _transpose_x(ct, x, y, *, equation, out_dtype):
-  del out_dtype
-  xs, ys, out = _parse(equation)
-  ct = ct.astype(y.dtype)
-  return _gradient(f"{out},{ys}->{xs}", ct, y, x.aval.dtype)
-
-
-def _transpose_y(ct, x, y, *, equation, out_dtype):
-  del out_dtype
-  xs, ys, out = _parse(equation)
-  ct = ct.astype(x.dtype)
-  return _gradient(f"{xs},{out}->{ys}", x, ct, y.aval.dtype)
-
-
-def _batch(args, axes, *, equation, out_dtype):
-  new = next(c for c in string.ascii_letters if c not in equation)
-  operands, names = [], []
-  for x, axis, letters in zip(args, axes, _parse(equation)[:2], strict=True):
-    mapped = axis is not None
-    operands.append(jnp.moveaxis(x, axis, 0) if mapped else x)
-    names.append(new + letters if mapped else letters)
-  equation = f"{names[0]},{names[1]}->{new}{_parse(equation)[2]}"
-  return product(equation, *operands, out_dtype=out_dtype), 0
-
-
-def _abstract(x, y, **params):
-  out = jax.eval_shape(functools.partial(_einsum, **params), x, y)
-  return jax.core.ShapedArray(out.shape, out.dtype)
-
-
-def _parse(equation):
-  operands, out = equation.split("->")
-  return *operands.split(","), out
-
-
-product_p = Primitive("product")
-product_p.def_impl(jax.jit(_einsum, static_argnames=("equation", "out_dtype")))
-product_p.def_abstract_eval(_abstract)
-mlir.register_lowering(
-  product_p, mlir.lower_fun(_einsum, multiple_results=False)
-)
-ad.defbilinear(product_p, _transpose_x, _transpose_y)
-batching.primitive_batchers[product_p] = _batch
+    Args:
+      name: Such as "ffn.in".
+      equation: Such as "bld,df->blf".
+      x: Activations.
+      w: Parameter, or activations; it is cast to the dtype of `x`.
+      out_dtype: Of the result; None: that of `x`.
+    """
+    entry = entries.chosen("product", self.cfg, PRODUCTS)
+    w, out_dtype = w.astype(x.dtype), out_dtype or x.dtype
+    return entry.apply(name, equation, x, w, out_dtype, self.cfg)

@@ -6,8 +6,8 @@ feed-forward width, V vocabulary (padded), N layers, T new tokens in decoding,
 1 as in BL1: one more than L.
 
 The modules only declare the parameters of `params.py`'s table and call the
-functions of `layers.py` and `attention.py`. Values come from
-`params.init_params`, not from `Transformer.init`, which fills in NaN.
+functions of `layers.py`, of the mixer and of the feed-forward block. Values
+come from `params.init_params`, not from `Transformer.init`, which fills in NaN.
 Parameters are float32; products run in `cfg.compute_dtype`; norms, softmax and
 logits in float32.
 
@@ -15,26 +15,28 @@ Documents need no array beside the tokens: `eos_id` stands before the first
 token of each, so it is where attention and positions begin anew.
 """
 
-import functools
 import typing
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from ..config.names import SAVED
 from . import attention, layers
 from . import params as param_table
-from .cache import Cache, LayerCache, append
+from .cache import Cache
+from .ffn import table as feed_forwards
 from .mesh import axis_size, constrain
-from .products import is_weight_product
+from .mixers import table as mixers
+from .product import is_weight_product
+from .products import Context
 
 if typing.TYPE_CHECKING:
   from ..config.schema import ModelConfig
 
+Sums = dict[str, jax.Array]  # Over tokens: see `ffn.table.FeedForward.apply`.
+
 _RESIDUAL = ("batch", "seq", "act_embed")
-_HEADS = ("batch", "seq", "act_heads", "kv")
 
 
 class Transformer(nn.Module):
@@ -42,33 +44,46 @@ class Transformer(nn.Module):
 
   Attributes:
     cfg: Model section of the configuration, resolved.
-    dot_general: Takes the place of `jax.lax.dot_general` in the product with
-      each parameter matrix; a quantised one plugs in here.
   """
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral | None = None
 
   def setup(self):
     """Declares the parts; their parameters are declared where used."""
     cfg = self.cfg
-    self.embed = Embedding(cfg, self.dot_general)
+    self.embed = Embedding(cfg)
     if cfg.positions == "learned":
       self.positions = PositionTable(cfg)
-    self.blocks = _stack_of_blocks(cfg, self.dot_general)
+    self.blocks = _stack_of_blocks(cfg)
     self.final_norm = Norm(param_table.norm_specs(cfg), cfg.norm, cfg.norm_eps)
     if not cfg.tied:
-      self.head = Head(cfg, self.dot_general)
+      self.head = Head(cfg)
 
   def __call__(self, tokens_BL: jax.Array) -> jax.Array:
     """Logits [B, L, V] of the next token, float32; -inf beyond `real_V`."""
-    return self.logits(self.hidden(tokens_BL))
+    return self.logits(self.hidden(tokens_BL)[0])
 
-  def hidden(self, tokens_BL: jax.Array) -> jax.Array:
-    """Activations [B, L, D] after the final norm, in the compute dtype."""
-    starts_BL = attention.document_starts(tokens_BL, self.cfg.eos_id)
+  def hidden(
+    self, tokens_BL: jax.Array, reach: attention.Reach | None = None
+  ) -> tuple[jax.Array, Sums]:
+    """Activations after the final norm, and sums that the layers report.
+
+    Args:
+      tokens_BL: Token ids.
+      reach: What each position sees; None: what stands before it.
+
+    Returns:
+      Activations [B, L, D] in the compute dtype; sums over all tokens and
+      layers, by "ffn/KEY" and "mixer/KEY".
+    """
     index_BL = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
-    return self._run(tokens_BL, index_BL, starts_BL, None)[0]
+    if reach is None:
+      starts_BL = attention.document_starts(tokens_BL, self.cfg.eos_id)
+      where = (starts_BL, None)
+    else:
+      where = tuple(reach)
+    hidden_BLD, _, sums = self._run(tokens_BL, index_BL, *where, None)
+    return hidden_BLD, sums
 
   def logits(self, hidden_BLD: jax.Array) -> jax.Array:
     """The head alone: float32 logits from the result of `hidden`."""
@@ -101,14 +116,13 @@ class Transformer(nn.Module):
     opens_BT = jnp.where(tokens_BT == self.cfg.eos_id, index_BT, 0)
     starts_BT = jax.lax.cummax(opens_BT, axis=1)
     starts_BT = jnp.maximum(starts_BT, cache.start_B[:, None])
-    layer_caches = (cache.keys_NBMGK, cache.values_NBMGK)
-    hidden_BTD, (keys, values) = self._run(
-      tokens_BT, index_BT, starts_BT, layer_caches
+    hidden_BTD, caches, _ = self._run(
+      tokens_BT, index_BT, starts_BT, None, cache.layers
     )
-    cache = Cache(keys, values, length_B + offsets_T.size, starts_BT[:, -1])
+    cache = Cache(caches, length_B + offsets_T.size, starts_BT[:, -1])
     return self.logits(hidden_BTD), cache
 
-  def _run(self, tokens_BL, index_BL, starts_BL, caches):
+  def _run(self, tokens_BL, index_BL, starts_BL, last_BL, caches):
     cfg = self.cfg
     positions_BL = index_BL
     if cfg.restart_positions:
@@ -121,122 +135,70 @@ class Transformer(nn.Module):
       layout = cfg.positions.removeprefix("rope_")
       rope = layers.rope_angles(positions_BL, cfg.K, cfg.rope_base, layout)
     first_BL = starts_BL if cfg.isolate_documents else None
-    places = attention.Places(index_BL, first_BL, rope)
-    x_BLD, caches = self.blocks(x_BLD, caches, places)
-    return self.final_norm(x_BLD), caches
+    places = attention.Places(index_BL, first_BL, rope, last_BL)
+    x_BLD, (caches, sums) = self.blocks(x_BLD, caches, places)
+    sums = jax.tree.map(lambda sums_N: jnp.sum(sums_N, axis=0), sums)
+    return self.final_norm(x_BLD), caches, sums
 
 
 class Block(nn.Module):
-  """One layer: attention and feed-forward, each added to the stream."""
+  """One layer: mixer and feed-forward block, each added to the stream."""
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral | None = None
 
   @nn.compact
   def __call__(
-    self, x_BLD: jax.Array, cache: LayerCache, places: attention.Places
-  ) -> tuple[jax.Array, LayerCache]:
-    """Returns the stream after the layer, and the layer's cache."""
-    cfg = self.cfg
+    self, x_BLD: jax.Array, cache: param_table.Tree, places: attention.Places
+  ) -> tuple[jax.Array, tuple[param_table.Tree, Sums]]:
+    """Returns the stream after the layer, the layer's cache and its sums."""
+    cfg, context = self.cfg, Context(self.cfg)
+    w = _declare(self, param_table.block_specs(cfg))
+    mixer, feed_forward = mixers.of(cfg), feed_forwards.of(cfg)
 
-    def norm(name):
-      return Norm(
-        param_table.norm_specs(cfg), cfg.norm, cfg.norm_eps, name=name
-      )
+    def norm(name, x_BLD):
+      return layers.norm(x_BLD, **w[name], kind=cfg.norm, eps=cfg.norm_eps)
 
-    attend = Attention(cfg, self.dot_general, name="attention")
-    mlp = Mlp(cfg, self.dot_general, name="mlp")
+    def mix(x_BLD):
+      return mixer.apply(w["attention"], x_BLD, cache, places, context)
+
+    def feed(x_BLD):
+      return feed_forward.apply(w["mlp"], x_BLD, context)
+
     x_BLD = constrain(x_BLD, _RESIDUAL)
     if cfg.norm_position == "pre":
-      out_BLD, cache = attend(norm("norm1")(x_BLD), cache, places)
+      out_BLD, cache, mixed = mix(norm("norm1", x_BLD))
       x_BLD = x_BLD + out_BLD
-      x_BLD = x_BLD + mlp(norm("norm2")(x_BLD))
+      out_BLD, fed = feed(norm("norm2", x_BLD))
+      x_BLD = x_BLD + out_BLD
     else:
-      out_BLD, cache = attend(x_BLD, cache, places)
-      x_BLD = x_BLD + norm("norm1")(out_BLD)
-      x_BLD = x_BLD + norm("norm2")(mlp(x_BLD))
-    return constrain(x_BLD, _RESIDUAL), cache
+      out_BLD, cache, mixed = mix(x_BLD)
+      x_BLD = x_BLD + norm("norm1", out_BLD)
+      out_BLD, fed = feed(x_BLD)
+      x_BLD = x_BLD + norm("norm2", out_BLD)
+    sums = {
+      f"{part}/{key}": jnp.asarray(value, jnp.float32)
+      for part, found in (("mixer", mixed), ("ffn", fed))
+      for key, value in found.items()
+    }
+    return constrain(x_BLD, _RESIDUAL), (cache, sums)
 
 
 class UnrolledBlocks(nn.Module):
   """The layers one by one, with the interface of the scanned ones."""
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral | None = None
 
   @nn.compact
   def __call__(self, x_BLD, caches, places):
-    """Returns the stream after all layers, and their caches stacked."""
+    """Returns the stream after all layers, their caches and sums stacked."""
     block = _remat(Block, self.cfg.remat, prevent_cse=True)
     after = []
     for i in range(self.cfg.N):
-      layer = block(self.cfg, self.dot_general, name=str(i))
+      layer = block(self.cfg, name=str(i))
       cache = jax.tree.map(lambda x, i=i: x[i], caches)
-      x_BLD, cache = layer(x_BLD, cache, places)
-      after.append(cache)
+      x_BLD, left = layer(x_BLD, cache, places)
+      after.append(left)
     return x_BLD, jax.tree.map(lambda *x: jnp.stack(x), *after)
-
-
-class Attention(nn.Module):
-  """Projections around `attention.attend`."""
-
-  cfg: "ModelConfig"
-  dot_general: layers.DotGeneral | None = None
-
-  @nn.compact
-  def __call__(
-    self, x_BLD: jax.Array, cache: LayerCache, places: attention.Places
-  ) -> tuple[jax.Array, LayerCache]:
-    """Returns what is added to the stream, and the layer's cache."""
-    cfg = self.cfg
-    w = _declare(self, param_table.attention_specs(cfg))
-    contract = functools.partial(layers.contract, dot_general=self.dot_general)
-    q_BLHK = contract("bld,dhk->blhk", x_BLD, w["q"])
-    k_BLGK = contract("bld,dgk->blgk", x_BLD, w["k"])
-    v_BLGK = contract("bld,dgk->blgk", x_BLD, w["v"])
-    if cfg.qk_norm != "none":
-      q_BLHK = self._qk_norm("q_norm", cfg.H, "heads")(q_BLHK)
-      k_BLGK = self._qk_norm("k_norm", cfg.G, "kv_heads")(k_BLGK)
-    if places.rope is not None:
-      layout = cfg.positions.removeprefix("rope_")
-      q_BLHK = layers.rope(q_BLHK, places.rope, layout)
-      k_BLGK = layers.rope(k_BLGK, places.rope, layout)
-    q_BLHK = constrain(checkpoint_name(q_BLHK, "q"), _HEADS)
-    k_BLGK = constrain(checkpoint_name(k_BLGK, "k"), _HEADS)
-    v_BLGK = constrain(checkpoint_name(v_BLGK, "v"), _HEADS)
-    if cache is not None:
-      cache = append(cache, (k_BLGK, v_BLGK), places.index_BL[:, 0])
-      k_BLGK, v_BLGK = cache
-    out_BLHK = attention.attend(q_BLHK, k_BLGK, v_BLGK, places, cfg)
-    out_BLHK = checkpoint_name(out_BLHK, "attention")
-    return contract("blhk,hkd->bld", out_BLHK, w["out"]), cache
-
-  def _qk_norm(self, name, heads, axis):
-    cfg = self.cfg
-    specs = param_table.qk_norm_specs(cfg, heads, axis)
-    return Norm(specs, cfg.qk_norm_type, cfg.norm_eps, name=name)
-
-
-class Mlp(nn.Module):
-  """W_out act(W_in x), or W_out (silu(W_gate x) * W_in x) for swiglu."""
-
-  cfg: "ModelConfig"
-  dot_general: layers.DotGeneral | None = None
-
-  @nn.compact
-  def __call__(self, x_BLD: jax.Array) -> jax.Array:
-    """Returns what is added to the stream."""
-    w = _declare(self, param_table.mlp_specs(self.cfg))
-    contract = functools.partial(layers.contract, dot_general=self.dot_general)
-
-    def project(name):
-      y_BLF = contract("bld,df->blf", x_BLD, w[name])
-      y_BLF = checkpoint_name(y_BLF, f"mlp_{name}")
-      return constrain(y_BLF, ("batch", "seq", "act_mlp"))
-
-    gate_BLF = project("gate") if "gate" in w else None
-    hidden_BLF = layers.mlp_activation(self.cfg.mlp, project("in"), gate_BLF)
-    return contract("blf,fd->bld", hidden_BLF, w["out"])
 
 
 class Norm(nn.Module):
@@ -250,16 +212,13 @@ class Norm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises over the axes of the gain."""
     w = _declare(self, self.specs)
-    return layers.norm(
-      x, w["gain"], w.get("bias"), kind=self.kind, eps=self.eps
-    )
+    return layers.norm(x, **w, kind=self.kind, eps=self.eps)
 
 
 class Embedding(nn.Module):
   """The token table, and its transpose as the head of a tied model."""
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral | None = None
 
   def setup(self):
     """Declares the table."""
@@ -271,7 +230,9 @@ class Embedding(nn.Module):
     if axis_size("tensor") > 1:
       # A gather from a table split over its rows would be replicated first.
       onehot_BLV = jax.nn.one_hot(tokens_BL, self.cfg.V, dtype=dtype)
-      return layers.contract("blv,vd->bld", onehot_BLV, self.table_VD)
+      return Context(self.cfg).contract(
+        "embed", "blv,vd->bld", onehot_BLV, self.table_VD
+      )
     # Each device looks up its columns for all rows of its replica, which are
     # then exchanged for its rows. Left to the compiler, a mesh with replicas
     # sends the rows of all devices to each of them.
@@ -282,13 +243,7 @@ class Embedding(nn.Module):
 
   def attend(self, hidden_BLD: jax.Array) -> jax.Array:
     """Product with the transposed table, in float32."""
-    return layers.contract(
-      "bld,vd->blv",
-      hidden_BLD,
-      self.table_VD,
-      out_dtype=jnp.float32,
-      dot_general=self.dot_general,
-    )
+    return _logits(self.cfg, "bld,vd->blv", hidden_BLD, self.table_VD)
 
 
 class PositionTable(nn.Module):
@@ -308,37 +263,34 @@ class Head(nn.Module):
   """The output matrix of an untied model."""
 
   cfg: "ModelConfig"
-  dot_general: layers.DotGeneral | None = None
 
   @nn.compact
   def __call__(self, hidden_BLD: jax.Array) -> jax.Array:
     """Product with the kernel, in float32."""
     kernel_DV = _declare(self, param_table.head_specs(self.cfg))["kernel"]
-    return layers.contract(
-      "bld,dv->blv",
-      hidden_BLD,
-      kernel_DV,
-      out_dtype=jnp.float32,
-      dot_general=self.dot_general,
-    )
+    return _logits(self.cfg, "bld,dv->blv", hidden_BLD, kernel_DV)
+
+
+def _logits(cfg, equation, hidden_BLD, w):
+  return Context(cfg).contract(
+    "head", equation, hidden_BLD, w, out_dtype=jnp.float32
+  )
 
 
 def _declare(module, specs):
   """The module's parameters; NaN if anybody uses `Transformer.init`'s."""
 
-  def nan(_, shape):
-    return jnp.full(shape, jnp.nan, jnp.float32)
+  def nan(_, specs):
+    return jax.tree.map(
+      lambda spec: jnp.full(spec.shape, jnp.nan, jnp.float32), specs
+    )
 
-  return {
-    name: module.param(name, nan, s.shape)
-    for name, s in specs.items()
-    if isinstance(s, param_table.ParamSpec)
-  }
+  return {name: module.param(name, nan, s) for name, s in specs.items()}
 
 
-def _stack_of_blocks(cfg, dot_general):
+def _stack_of_blocks(cfg):
   if cfg.layers == "unroll":
-    return UnrolledBlocks(cfg, dot_general)
+    return UnrolledBlocks(cfg)
   # Inside a scan nothing can be merged with the recomputation anyway.
   block = _remat(Block, cfg.remat, prevent_cse=False)
   scanned = nn.scan(
@@ -349,7 +301,7 @@ def _stack_of_blocks(cfg, dot_general):
     out_axes=0,
     length=cfg.N,
   )
-  return scanned(cfg, dot_general)
+  return scanned(cfg)
 
 
 def _remat(block, policy_name, *, prevent_cse):

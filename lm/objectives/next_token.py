@@ -1,125 +1,46 @@
-"""Next-token loss as sums, with the head applied in chunks if asked.
+"""The objective of a decoder: at each position, the token that comes next.
 
-Dimension key: see `transformer.py`. Everything is summed, nothing averaged, so
-that microbatches and devices add up: the mean loss is `loss / weight` and the
-training objective `(loss + cfg.z_loss * z_loss) / weight`.
+Dimension key: see `lm/model/transformer.py`.
 """
 
 import typing
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..model.transformer import Transformer
+from . import decoding
+from .view import View
 
 if typing.TYPE_CHECKING:
-  from ..model.params import Tree
+  from ..config.schema import ModelConfig
+  from ..model.param_spec import Tree
 
 
-class LossSums(typing.NamedTuple):
-  """Sums over the targets that count, float32."""
-
-  loss: jax.Array  # Cross-entropy, nats.
-  z_loss: jax.Array  # logsumexp(logits)^2; Chowdhery et al., "PaLM", 2022.
-  weight: jax.Array  # Number of targets that count.
-  correct: jax.Array  # Targets whose logit is the largest.
-
-
-def loss_sums(
-  model: Transformer, params: "Tree", tokens_BL1: jax.Array
-) -> LossSums:
-  """Sums over a batch.
-
-  Args:
-    model: Its `cfg` says how the head is chunked (`loss_chunk`) and which
-      target is padding (`pad_id`).
-    params: Parameters of the model.
-    tokens_BL1: Rows; all but the last token are inputs, all but the first
-      targets.
-
-  Returns:
-    Scalars.
-  """
-  sums = _row_sums(model, params, tokens_BL1)
-  return LossSums(*(jnp.sum(x_B) for x_B in sums))
+def view(cfg: "ModelConfig", tokens_BL1: jax.Array, keys_B: jax.Array) -> View:
+  """All but the last token are inputs, all but the first are targets."""
+  del keys_B
+  targets_BL = tokens_BL1[:, 1:]
+  weights_BL = (targets_BL != cfg.pad_id).astype(jnp.float32)
+  return View(tokens_BL1[:, :-1], targets_BL, weights_BL)
 
 
-def row_losses(
-  model: Transformer, params: "Tree", tokens_BL1: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Sums of each row: cross-entropy [B] and number of targets [B].
-
-  Args:
-    model: As for `loss_sums`.
-    params: Parameters of the model.
-    tokens_BL1: Rows.
-  """
-  sums = _row_sums(model, params, tokens_BL1)
-  return sums.loss, sums.weight
+def count(cfg: "ModelConfig", tokens_BL1: jax.Array) -> jax.Array:
+  """Targets of each row that are not padding, int32 [B]."""
+  return jnp.sum(tokens_BL1[:, 1:] != cfg.pad_id, axis=1)
 
 
-def token_sums(
-  logits_BLV: jax.Array, targets_BL: jax.Array, weights_BL: jax.Array
-) -> LossSums:
-  """Sums over the positions of each row, [B] each, from logits.
-
-  Args:
-    logits_BLV: float32; -inf for ids that do not exist.
-    targets_BL: Token ids.
-    weights_BL: float32, 0 for the targets that do not count.
-  """
-  vocabulary_V = jnp.arange(logits_BLV.shape[-1], dtype=targets_BL.dtype)
-  # Not a gather: its transpose, a scatter, would write all logits once more.
-  is_target_BLV = vocabulary_V == targets_BL[..., None]
-  target_BL = jnp.sum(jnp.where(is_target_BLV, logits_BLV, 0), axis=-1)
-  highest_BL = jax.lax.stop_gradient(jnp.max(logits_BLV, axis=-1))
-  shifted_BLV = logits_BLV - highest_BL[..., None]
-  lse_BL = highest_BL + jnp.log(jnp.sum(jnp.exp(shifted_BLV), axis=-1))
-  correct_BL = (target_BL >= highest_BL).astype(jnp.float32)
-  return LossSums(
-    jnp.sum(weights_BL * (lse_BL - target_BL), axis=1),
-    jnp.sum(weights_BL * lse_BL**2, axis=1),
-    jnp.sum(weights_BL, axis=1),
-    jnp.sum(weights_BL * correct_BL, axis=1),
+def sample(
+  model: Transformer,
+  params: "Tree",
+  prompts: Sequence[Sequence[int]],
+  num_tokens: int,
+  key: jax.Array,
+  sampling: decoding.Sampling,
+) -> np.ndarray:
+  """Token by token, from left to right; see `decoding.generate`."""
+  return decoding.generate(
+    model, params, prompts, num_tokens, key, **sampling._asdict()
   )
-
-
-def _row_sums(model, params, tokens_BL1):
-  inputs_BL, targets_BL = tokens_BL1[:, :-1], tokens_BL1[:, 1:]
-  weights_BL = (targets_BL != model.cfg.pad_id).astype(jnp.float32)
-  hidden_BLD = model.apply({"params": params}, inputs_BL, method="hidden")
-  # Only these, or the scan over chunks would carry gradients of all others.
-  head = {name: params[name] for name in ("embed", "head") if name in params}
-
-  def sums(head, hidden_BLD, targets_BL, weights_BL):
-    logits_BLV = model.apply({"params": head}, hidden_BLD, method="logits")
-    return token_sums(logits_BLV, targets_BL, weights_BL)
-
-  if not model.cfg.loss_chunk:
-    return sums(head, hidden_BLD, targets_BL, weights_BL)
-
-  chunks = [
-    _split_length(x, model.cfg.loss_chunk)
-    for x in (hidden_BLD, targets_BL, weights_BL)
-  ]
-
-  def add_chunk(total, chunk):
-    part = jax.checkpoint(sums, prevent_cse=False)(head, *chunk)
-    return jax.tree.map(jnp.add, total, part), None
-
-  zeros = LossSums(*[jnp.zeros(len(tokens_BL1), jnp.float32)] * 4)
-  return jax.lax.scan(add_chunk, zeros, chunks)[0]
-
-
-def _split_length(x_BL, chunk_tokens):
-  """[chunks, B, C, ...] with B C <= chunk_tokens, zeros at the end.
-
-  The length is split, not the rows: those lie on different devices.
-  """
-  b, l = x_BL.shape[:2]
-  c = min(l, max(1, chunk_tokens // b))
-  num_chunks = -(-l // c)
-  padding = [(0, 0), (0, num_chunks * c - l)] + [(0, 0)] * (x_BL.ndim - 2)
-  x_BL = jnp.pad(x_BL, padding)
-  x_BNC = x_BL.reshape(b, num_chunks, c, *x_BL.shape[2:])
-  return jnp.moveaxis(x_BNC, 1, 0)

@@ -100,13 +100,17 @@ class Checkpointer:
     return sorted(self._manager.all_steps())
 
   def save(
-    self, step: int, state: Any, clock: dict[str, Any], loss: float | None
+    self,
+    step: int,
+    state: Any,
+    clock: dict[str, Any],
+    loss: float | None,
   ) -> None:
     """Starts saving (waits for the save before it); existing steps are kept.
 
     Args:
       step: Names the checkpoint.
-      state: Tree of arrays; may be donated once this returns.
+      state: Of arrays; may be donated once this returns.
       clock: What JSON can hold.
       loss: Evaluation loss at this step if there is one, for `keep_best`.
 

@@ -15,6 +15,7 @@ from .checkpoint import Checkpointer
 from .checkpoint import CheckpointError
 from .checkpoint import abstract
 from ..step.state import TrainState
+from ..weights import table as weights_table
 
 # Keys that may differ between a checkpoint and the command that resumes it:
 # they change neither the numbers nor what they mean.
@@ -232,6 +233,7 @@ def start(
       checkpointer.set_aside(step, error)
   fresh = build.init_state(parts)
   if parts.config.train.init_from:
-    params = weights.load(parts, parts.config.train.init_from)
-    fresh = fresh._replace(params=params)
+    model = weights.load(parts, parts.config.train.init_from)
+    params, frozen = weights_table.started(parts.config, fresh.params, model)
+    fresh = fresh._replace(params=params, frozen=frozen)
   return fresh, Clock()

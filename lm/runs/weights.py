@@ -18,7 +18,8 @@ from ..config.errors import ConfigError
 from ..config.load import from_dict, to_dict
 from ..config.schema import Config, MeshConfig
 from ..model import params as param_table
-from ..step import build, methods, points
+from ..step import build, methods, points, seen
+from ..step.state import TrainState
 from ..weights import rounded
 from . import npz, workdir
 from .checkpoint import abstract, by_path, list_steps, read_leaves
@@ -31,8 +32,11 @@ def restore(
   folder: str | os.PathLike,
   step: int | None = None,
   average: str | None = None,
+  mode: str = "eval",
 ) -> Any:
   """The weights that a run's checkpoint is evaluated at; reads little else.
+
+  They are as the model sees them (`lm/weights/table.py`).
 
   Args:
     parts: Built from the run's configuration, on any mesh.
@@ -40,6 +44,7 @@ def restore(
     step: Which checkpoint; None for the newest.
     average: An average of the weights by its name; None for the method's own
       point, which is the parameters of most methods.
+    mode: eval | export.
 
   Raises:
     ConfigError: If there is no such checkpoint, or no such average.
@@ -54,18 +59,26 @@ def restore(
     )
   point = points.find(parts, average)
   whole = abstract(parts.abstract_state, parts.shardings)
-  state = by_path(whole._replace(step=None, params=None, halted=None))
+  none = TrainState(None, None, None, None)
+  state = by_path(none._replace(opt_state=whole.opt_state))
   needed = zip(state.items(), point.reads, strict=True)
   state = {path: leaf for (path, leaf), read in needed if read}
-  params = by_path(whole._replace(step=None, opt_state=None, halted=None))
+  params = by_path(none._replace(params=whole.params))
+  rest = by_path(none._replace(step=whole.step, frozen=whole.frozen))
   updates = step // methods.of(parts.config).updates_per_step(parts.config)
-  found = list(read_leaves(folder, step, params | state, updates).values())
+  leaves = read_leaves(folder, step, rest | params | state, updates)
+  found = list(leaves.values())
+  count, *frozen = found[: len(rest)]
+  found = found[len(rest) :]
   treedef = jax.tree.structure(whole.params)
   values = jax.tree.unflatten(treedef, found[: len(params)])
-  if not state:
-    return values
-  compute = jax.jit(point.compute, out_shardings=parts.shardings.params)
-  return compute(found[len(params) :], values)
+  if state:
+    compute = jax.jit(point.compute, out_shardings=parts.shardings.params)
+    values = compute(found[len(params) :], values)
+  treedef = jax.tree.structure(whole.frozen)
+  now = none._replace(step=count, frozen=treedef.unflatten(frozen))
+  with jax.set_mesh(parts.mesh):
+    return seen.compiled(parts, mode)(values, now)
 
 
 def open_run(
@@ -117,7 +130,7 @@ def check_source(source: str) -> None:
 
 
 def load(parts: Parts, source: str) -> Any:
-  """Weights to start from, laid out for `parts`.
+  """Weights of the model to start from, laid out for `parts`.
 
   Args:
     parts: Of the new run.
@@ -132,8 +145,8 @@ def load(parts: Parts, source: str) -> Any:
   else:
     values = _restore_host(source)
   values = param_table.to_layout(values, parts.config.model.layers)
-  _check_shapes(values, parts.abstract_state.params, source)
-  return jax.device_put(values, parts.shardings.params)
+  _check_shapes(values, parts.abstract_weights, source)
+  return jax.device_put(values, parts.weight_shardings)
 
 
 def export(
@@ -146,6 +159,8 @@ def export(
   block_size: int | None = None,
 ) -> int:
   """Writes the newest weights of a run to an .npz; returns their step.
+
+  They are those that the model sees: a plain dense model.
 
   Args:
     folder: The run.
@@ -206,7 +221,7 @@ def _restore_host(
   one_device = MeshConfig(data=1, fsdp=1, tensor=1, rules="logical")
   config = dataclasses.replace(config, mesh=one_device)
   parts = build.build(config, devices=jax.local_devices()[:1])
-  return restore(parts, folder, average=average)
+  return restore(parts, folder, average=average, mode="export")
 
 
 def _pick(folder: str | os.PathLike, step: int | None) -> int:

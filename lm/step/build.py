@@ -18,8 +18,11 @@ from ..config.schema import Config
 from ..data import layout
 from ..model import mesh as meshes
 from ..model import params as param_table
+from ..model import seams
 from ..model.transformer import Transformer
+from ..objectives import table as objectives
 from ..weights import rounded
+from ..weights import table as weights
 from . import methods, sharding, state, update
 from .parts import Parts
 
@@ -70,8 +73,11 @@ def build(
       to see where everything would lie (`lm/step/memory.py`), not to run.
 
   Raises:
+    ConfigError: If there is no such objective, or no such weights.
     ValueError: If the mesh does not fit the devices.
   """
+  if found := [*objectives.problems(config), *weights.problems(config)]:
+    raise ConfigError("\n".join(found))
   m = config.mesh
   if mesh is None:
     mesh = meshes.make_mesh((m.data, m.fsdp, m.tensor), devices)
@@ -79,19 +85,33 @@ def build(
     Transformer(config.model),
     param_table.param_specs(config.model),
   )
-  placement = sharding.placement(mesh, specs, config.model.N, m.rules)
+  trained = weights.trained_specs(config, specs)
+  placement = sharding.placement(mesh, trained, config.model.N, m.rules)
+  lies = sharding.param_shardings(mesh, specs, m.rules)
   quantizers = None
   if config.quant.method != "none":
-    lies = sharding.param_shardings(mesh, specs, m.rules)
     quantizers = rounded.quantizers(config, specs, lies)
-  tx = methods.of(config).make(config, model, specs, placement, quantizers)
-  tx = _averaged(config, tx)
-  params = jax.eval_shape(
-    lambda key: param_table.init_params(config.model, key), jax.random.key(0)
+
+  def make_tx(seen: Callable[[Any], Any] | None) -> Any:
+    made = methods.of(config).make
+    more = {} if seen is None else {"seen": seen}
+    tx = made(config, model, trained, placement, quantizers, **more)
+    return _averaged(config, tx)
+
+  tx = make_tx(None)
+  params, frozen = jax.eval_shape(
+    lambda key: weights.init(config, specs, key), jax.random.key(0)
   )
-  abstract = jax.eval_shape(lambda params: state.init_state(params, tx), params)
+  abstract = jax.eval_shape(
+    lambda params, frozen: state.init_state(params, tx, frozen), params, frozen
+  )
   shardings = sharding.state_shardings(
-    mesh, specs, abstract, placement, m.rules
+    mesh,
+    trained,
+    abstract,
+    placement,
+    m.rules,
+    lies if weights.freezes(config) else (),
   )
   return Parts(
     config=config,
@@ -99,10 +119,15 @@ def build(
     model=model,
     specs=specs,
     quantizers=quantizers,
+    make_tx=make_tx,
     tx=tx,
     abstract_state=abstract,
     shardings=shardings,
-    batch_sharding=meshes.batch_sharding(mesh, leading=1),
+    weight_shardings=lies,
+    batch_sharding=objectives.Batch(
+      meshes.batch_sharding(mesh, leading=1),
+      meshes.batch_sharding(mesh, leading=1, trailing=0),
+    ),
   )
 
 
@@ -112,7 +137,9 @@ def problems(config: Config) -> list[str]:
   Args:
     config: Every value within its own bounds (`constraints.bounds`).
   """
-  found = list(methods.of(config).problems(config))
+  found = [*seams.problems(config.model), *objectives.problems(config)]
+  found += weights.problems(config)
+  found += methods.of(config).problems(config)
   try:
     _averaged(config, optax.with_extra_args_support(optax.identity()))
   except ValueError as error:
@@ -140,8 +167,8 @@ def init_state(parts: Parts) -> state.TrainState:
   """The state before the first update, made where it lies."""
 
   def init(key):
-    params = param_table.init_params(parts.config.model, key)
-    return state.init_state(params, parts.tx)
+    params, frozen = weights.init(parts.config, parts.specs, key)
+    return state.init_state(params, parts.tx, frozen)
 
   key = jax.random.key(parts.config.seed)
   # Run once: LLVM's later passes cost a second and more, for the same bits.
@@ -155,16 +182,16 @@ def init_state(parts: Parts) -> state.TrainState:
 
 
 def compile_step(
-  parts: Parts, *, details: bool = False
+  parts: Parts,
+  probing: update.Probing = update.Probing(),  # noqa: B008
 ) -> Callable[..., tuple[state.TrainState, update.Metrics]]:
   """Compiles `train_step(state, buffer, n)`; the state is donated.
 
   Args:
     parts: From `build`; the mesh must be entered (`jax.set_mesh`).
-    details: Whether the metrics hold the update's norm and statistics of
-      each leaf.
+    probing: What the metrics hold besides.
   """
-  train_step = _make_step(parts, details)
+  train_step = _make_step(parts, probing)
   replicated = NamedSharding(parts.mesh, jax.sharding.PartitionSpec())
   jitted = jax.jit(
     train_step,
@@ -172,15 +199,18 @@ def compile_step(
     in_shardings=(parts.shardings, parts.batch_sharding, replicated),
     out_shardings=(parts.shardings, replicated),
   )
-  buffer = jax.ShapeDtypeStruct(parts.buffer_shape, jnp.int32)
+  buffer = objectives.Batch(
+    jax.ShapeDtypeStruct(parts.buffer_shape, jnp.int32),
+    jax.ShapeDtypeStruct(parts.buffer_shape[:2], jnp.int32),
+  )
   count = jax.ShapeDtypeStruct((), jnp.int32)
   return jitted.lower(parts.abstract_state, buffer, count).compile()
 
 
-def _make_step(parts: Parts, details: bool) -> methods.TrainStep:
+def _make_step(parts: Parts, probing: update.Probing) -> methods.TrainStep:
   """The update of the run's method, not yet compiled."""
   method = methods.of(parts.config)
-  update = method.make_update(parts, details)
+  update = method.make_update(parts, probing)
 
   def train_step(state, buffer, n):
     new, metrics = update(state, buffer, n)
@@ -189,14 +219,26 @@ def _make_step(parts: Parts, details: bool) -> methods.TrainStep:
   return train_step
 
 
-def put_buffer(parts: Parts, rows: np.ndarray) -> jax.Array:
-  """The buffer of one update, from this process's rows of it.
+def put_buffer(
+  parts: Parts, rows: np.ndarray, index: np.ndarray | None = None
+) -> objectives.Batch:
+  """The buffer on the devices, from the rows that this process holds.
 
   Args:
-    parts: From `build`.
-    rows: [microbatches, rows of this process, L + 1].
+    parts: Of the run.
+    rows: int32 [microbatches, rows of this process, L + 1].
+    index: int32 [microbatches, rows of this process], the number of each row in
+      the stream; None counts from 0.
   """
-  return meshes.put_rows(parts.batch_sharding, rows, parts.buffer_shape)
+  shape = parts.buffer_shape
+  lies = parts.batch_sharding
+  if index is None:
+    first, end = meshes.row_range(lies.tokens, shape)
+    index = np.arange(shape[0])[:, None] * shape[1] + np.arange(first, end)
+  return objectives.Batch(
+    meshes.put_rows(lies.tokens, rows, shape),
+    meshes.put_rows(lies.index, index.astype(np.int32), shape[:2]),
+  )
 
 
 def check_rows(config: Config, mesh: Mesh) -> None:

@@ -3,11 +3,12 @@
 Counts are of matrix products only, two operations (multiply, add) for each
 weight a token meets, in closed form: XLA's own count sees the body of a scan
 over layers once, whatever its length, so it cannot be used for a scanned
-model. Letters are those of the configuration; K = D / H is the head size, and
-c is the number of feed-forward matrices, 2, or 3 with a gate:
+model. The parts of a layer say how many weights a token meets, and what else
+they compute (`lm/model/ffn`, `lm/model/mixers`). For the default parts, with
+K = D / H the head size and c the feed-forward matrices, 2, or 3 with a gate:
 
-    block = 2 (2 D^2 + 2 D G K + c D F)        projections and feed-forward
-    attention = 4 L D, or half of it           scores and weighted values
+    weights = 2 (2 D^2 + 2 D G K + c D F)      projections and feed-forward
+    beyond = 4 L D, or half of it              scores and weighted values
     head = 2 D V
 
 Attention counts the causal half, i.e. a mean of L / 2 visible positions, also
@@ -16,13 +17,15 @@ which hide more, are ignored. The embedding look-up is free.
 """
 
 from ..config.schema import ModelConfig
+from ..model.ffn import table as feed_forwards
+from ..model.mixers import table as mixers
 from .chips import peak_flops
 
 
 def forward_flops_per_token(
   cfg: ModelConfig, *, causal_half: bool = True
 ) -> float:
-  """FLOPs of one token's forward pass, N (block + attention) + head.
+  """FLOPs of one token's forward pass, N (weights + beyond) + head.
 
   Args:
     cfg: The model; L is the length of the rows.
@@ -49,12 +52,12 @@ def train_flops_per_token(
     cfg: The model.
     causal_half: As in `forward_flops_per_token`.
     recompute: Also count what the configuration computes again in the
-      backward pass: every block with remat "full", attention with "dots",
-      the head with a chunked loss. Utilisation is by convention told without
-      it ("model FLOPs"); with it one obtains the load of the hardware.
-      It is an upper bound, since the compiler drops what it can, e.g. the
-      last product of a block; what a "names:" policy recomputes is not
-      counted.
+      backward pass: every block with remat "full", what is beyond the
+      weights with "dots", the head with a chunked loss. Utilisation is by
+      convention told without it ("model FLOPs"); with it one obtains the
+      load of the hardware. It is an upper bound, since the compiler drops
+      what it can, e.g. the last product of a block; what a "names:" policy
+      recomputes is not counted.
 
   Returns:
     FLOPs per token.
@@ -65,7 +68,7 @@ def train_flops_per_token(
   if cfg.remat == "full":
     flops += cfg.N * _block(cfg, causal_half)
   elif cfg.remat == "dots":  # Saves products without batch axes only.
-    flops += cfg.N * _attention(cfg, causal_half)
+    flops += cfg.N * _beyond(cfg, causal_half)
   if cfg.loss_chunk:
     flops += _head(cfg)
   return flops
@@ -99,14 +102,14 @@ def mfu(
 
 
 def _block(cfg: ModelConfig, causal_half: bool) -> float:
-  attention_weights = 2 * cfg.D**2 + 2 * cfg.D * cfg.G * cfg.K
-  mlp_weights = (3 if cfg.mlp == "swiglu" else 2) * cfg.D * cfg.F
-  products = 2 * (attention_weights + mlp_weights)
-  return products + _attention(cfg, causal_half)
+  parts = (mixers.of(cfg), feed_forwards.of(cfg))
+  return 2 * sum(p.weights(cfg)[1] for p in parts) + _beyond(cfg, causal_half)
 
 
-def _attention(cfg: ModelConfig, causal_half: bool) -> float:
-  return (2 if causal_half else 4) * cfg.L * cfg.D
+def _beyond(cfg: ModelConfig, causal_half: bool) -> float:
+  """What a layer computes without weights."""
+  fed = feed_forwards.of(cfg).flops(cfg)
+  return mixers.of(cfg).flops(cfg, causal_half) + fed
 
 
 def _head(cfg: ModelConfig) -> float:

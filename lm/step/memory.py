@@ -26,9 +26,12 @@ import optim
 from ..cli.text import format_table
 from ..config.errors import ConfigError
 from ..config.schema import ModelConfig
+from ..model import mesh as meshes
 from ..model import params as param_table
 from ..model.transformer import Transformer
-from ..objectives.next_token import loss_sums
+from ..objectives import sums
+from ..objectives import table as objectives
+from ..weights import table as weights
 from . import methods, sharding
 from .parts import Parts
 
@@ -59,9 +62,12 @@ def kept(parts: Parts) -> list[Row]:
     rows.append(_row("averages of the weights", *averages))
     opt_state, places = opt_state.inner, places.inner
   rows += _optimizer_rows(opt_state, places)
+  if now.frozen != ():
+    rows.append(_row("weights that are not trained", now.frozen, lies.frozen))
   buffer = jax.ShapeDtypeStruct(parts.buffer_shape, jnp.int32)
   ahead = 1 + parts.config.data.prefetch
-  held = ahead * sharding.leaf_bytes(buffer, parts.batch_sharding)
+  # The numbers of the rows, 4 bytes each, are left out.
+  held = ahead * sharding.leaf_bytes(buffer, parts.batch_sharding.tokens)
   rows.append(Row("batches, with those made ahead", held, None, KEPT))
   return rows
 
@@ -147,14 +153,15 @@ def _optimizer_rows(opt_state: Any, lies: Any) -> list[Row]:
 
 
 def _gradient_rows(parts: Parts) -> list[Row]:
-  params, lies = parts.abstract_state.params, parts.shardings.params
-  one = sharding.bytes_per_device(params, lies)
+  one = sharding.bytes_per_device(
+    parts.abstract_weights, parts.weight_shardings
+  )
   passes = parts.buffer_shape[0]
   rows = [Row("gradients", one, None, GRADIENTS)]
   if passes > 1 and methods.of(parts.config).sums_passes:
     rows.append(Row("gradients, summed over passes", one, None, GRADIENTS))
-  if parts.config.quant.method in ("qat", "rat"):
-    rows.append(Row("rounded weights", one, None, GRADIENTS))
+  if weights.name(parts.config) != "identity":
+    rows.append(Row("weights that the model sees", one, None, GRADIENTS))
   placed = sum(
     sharding.bytes_per_device(momentum, places)
     for momentum, places in zip(
@@ -180,7 +187,8 @@ def _backward_rows(parts: Parts) -> list[Row]:
   tensor = mesh["tensor"]
   rows = -(-config.microbatch_size // (mesh["data"] * mesh["fsdp"]))
   cfg = config.model
-  saved = rows * saved_bytes_per_row(cfg, tensor)
+  objective = objectives.chosen(config)
+  saved = rows * saved_bytes_per_row(cfg, tensor, objective)
   name = f"activations, {rows} rows, remat {cfg.remat}"
   found = [Row(name, saved, None, BACKWARD)]
   chunk = max(1, cfg.loss_chunk // rows) if cfg.loss_chunk else cfg.L
@@ -190,7 +198,8 @@ def _backward_rows(parts: Parts) -> list[Row]:
   if cfg.remat != "none":  # One at a time is computed again, after the loss.
     one, two = (dataclasses.replace(cfg, N=n, remat="none") for n in (1, 2))
     block = rows * (
-      saved_bytes_per_row(two, tensor) - saved_bytes_per_row(one, tensor)
+      saved_bytes_per_row(two, tensor, objective)
+      - saved_bytes_per_row(one, tensor, objective)
     )
   again = "logits" if logits > block else "activations of a block, again"
   found.append(Row(again, max(logits, block), None, BACKWARD))
@@ -210,7 +219,11 @@ def _gathered(cfg: ModelConfig, tensor: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)  # Half a second, or more for large models.
-def saved_bytes_per_row(cfg: ModelConfig, tensor: int = 1) -> int:
+def saved_bytes_per_row(
+  cfg: ModelConfig,
+  tensor: int = 1,
+  objective: objectives.Chosen = objectives.Chosen(),  # noqa: B008
+) -> int:
   """What a row of tokens leaves for the backward pass, on one device.
 
   The residuals of `jax.vjp`, whose sizes are compared between two numbers of
@@ -222,6 +235,7 @@ def saved_bytes_per_row(cfg: ModelConfig, tensor: int = 1) -> int:
   Args:
     cfg: The model, resolved.
     tensor: Devices along that axis of the mesh.
+    objective: Of the run.
   """
   plain = dataclasses.replace(cfg, attention="xla")
   model = Transformer(plain)
@@ -229,11 +243,18 @@ def saved_bytes_per_row(cfg: ModelConfig, tensor: int = 1) -> int:
   params = jax.eval_shape(lambda k: param_table.init_params(plain, k), key)
 
   def residuals(rows: int) -> list[Any]:
-    def pull(params, tokens):
-      return jax.vjp(lambda p: loss_sums(model, p, tokens).loss, params)[1]
+    def pull(params, batch):
+      def loss(params):
+        found = objective.loss_sums(model, params, batch)
+        return sum(sums.aux_losses(found.aux), found.loss)
 
-    tokens = jax.ShapeDtypeStruct((rows, cfg.L + 1), jnp.int32)
-    return jax.tree.leaves(jax.eval_shape(pull, params, tokens))
+      return jax.vjp(loss, params)[1]
+
+    batch = objectives.Batch(
+      jax.ShapeDtypeStruct((rows, cfg.L + 1), jnp.int32),
+      jax.ShapeDtypeStruct((rows,), jnp.int32),
+    )
+    return jax.tree.leaves(jax.eval_shape(pull, params, batch))
 
   total = 0
   for few, many in zip(residuals(2), residuals(4), strict=True):
@@ -248,5 +269,11 @@ def saved_bytes_per_row(cfg: ModelConfig, tensor: int = 1) -> int:
 def _is_split(cfg: ModelConfig, shape: tuple[int, ...]) -> bool:
   """Whether an activation has an axis that lies along `tensor`."""
   sizes = shape[1:] if cfg.layers == "scan" and shape[0] == cfg.N else shape
-  wide = {cfg.H, cfg.G, cfg.F} - {cfg.D, cfg.L, 1}
+  specs = jax.tree.leaves(param_table.block_specs(cfg))
+  wide = {
+    size
+    for spec in specs
+    for axis, size in zip(spec.axes, spec.shape, strict=True)
+    if "tensor" in meshes.RULES[axis]
+  } - {cfg.D, cfg.L, 1}
   return math.prod(sizes) > 0 and not wide.isdisjoint(sizes)

@@ -13,14 +13,14 @@ import optim
 
 from ..config.schema import Config
 from ..methods import lotion, newton, optimizer, plain, schedule
-from ..objectives.next_token import loss_sums
-from ..weights import rounded
+from ..objectives import table as objectives
+from ..weights import table as weights
 from . import newton_update, update
 from .parts import Parts
 from .state import TrainState
 
 TrainStep = Callable[
-  [TrainState, jax.Array, jax.Array], tuple[TrainState, update.Metrics]
+  [TrainState, objectives.Batch, jax.Array], tuple[TrainState, update.Metrics]
 ]
 
 
@@ -31,28 +31,30 @@ class Method(NamedTuple):
     problems: (config) -> messages on what is wrong with its keys, before a
       device is touched.
     make: (config, model, specs, placement, quantizers) -> transform. `specs` is
-      the table of the parameters, `placement` says where matrix methods keep
-      their stacks, and `quantizers` how each parameter is rounded, None unless
-      `config.quant` has a method.
-    make_update: (parts, details) -> update (state, buffer, n) -> (state,
-      metrics), to be jitted. With `details` the metrics hold statistics of each
-      leaf, if the method has some.
+      the table of what is trained, `placement` says where matrix methods keep
+      their stacks, and `quantizers` how each weight is rounded, None unless
+      `config.quant` has a method. A method that differentiates the model itself
+      takes the keyword `seen` as well, see `Parts.make_tx`.
+    make_update: (parts, probing) -> update (state, buffer, n) -> (state,
+      metrics), to be jitted; the metrics hold what `probing` measures.
     metrics: (state of the transform) -> more metrics.
     updates_per_step: (config) -> updates of the trainer for one of the method.
     copies_of_logits: That are alive at once in the backward pass.
     sums_passes: Whether gradients of several passes are added up.
     has_updated: (state of the transform) -> whether the last update of the
       trainer ended one of the method; None: each does.
+    shows: What probes can see of an update (`lm/probes/table.py`).
   """
 
   problems: Callable[[Config], list[str]]
   make: Callable[..., Any]
-  make_update: Callable[[Parts, bool], TrainStep]
+  make_update: Callable[[Parts, update.Probing], TrainStep]
   metrics: Callable[[Any], update.Metrics] = optimizer.metrics
   updates_per_step: Callable[[Config], int] = lambda config: 1
   copies_of_logits: int = 1
   sums_passes: bool = True
   has_updated: Callable[[Any], jax.Array] | None = None
+  shows: tuple[str, ...] = ("state", "rows", "grads", "updates", "micro")
 
 
 def of(config: Config) -> Method:
@@ -63,41 +65,65 @@ def of(config: Config) -> Method:
 
 def plain_update(
   parts: Parts,
-  details: bool,
+  probing: update.Probing,
   extra_args: Callable[..., dict[str, Any]] = lambda *_: {},
 ) -> TrainStep:
   """The update of any transform that takes gradients, see `make_update`.
 
   Args:
     parts: Of the run.
-    details: Whether to measure each leaf.
+    probing: What to measure besides.
     extra_args: As in `update.make_train_step`.
   """
-  config = parts.config
-  places = jax.tree.map(lambda lie: lie.spec, parts.shardings.params)
+  config, model = parts.config, parts.model
+  objective = objectives.chosen(config)
+  places = jax.tree.map(lambda lie: lie.spec, parts.weight_shardings)
 
   def constrain(tree):
     return jax.lax.with_sharding_constraint(tree, places)
 
   return update.make_train_step(
-    lambda params, tokens: loss_sums(parts.model, params, tokens),
+    update.Loss(
+      lambda params, rows: objective.loss_sums(model, params, rows),
+      lambda tokens: objective.count(model.cfg, tokens),
+    ),
     parts.tx,
     schedule.learning_rate(config),
     update.StepConfig(
       clip_norm=config.optim.clip_norm,
       z_loss=config.model.z_loss,
-      pad_id=config.model.pad_id,
-      details=details,
     ),
     constrain if parts.mesh.size > 1 else lambda tree: tree,
-    rounded.rounded_weights(config, parts.quantizers),
+    lambda params, now: parts.seen(params, now, weights.TRAIN),
     extra_args,
+    probing,
   )
 
 
-def _lotion_update(parts: Parts, details: bool) -> TrainStep:
+def _lotion_update(parts: Parts, probing: update.Probing) -> TrainStep:
   sampled = lotion.sampled_curvature(parts.config, parts.model)
-  return plain_update(parts, details, sampled)
+  return plain_update(parts, probing, sampled)
+
+
+def _outer_update(parts: Parts, probing: update.Probing) -> TrainStep:
+  seen = _newton_sees(parts)
+  return newton_update.make_outer_step(
+    parts.config, parts.make_tx, seen, probing
+  )
+
+
+def _micro_update(parts: Parts, probing: update.Probing) -> TrainStep:
+  seen = _newton_sees(parts)
+  return newton_update.make_micro_step(
+    parts.config, parts.model, parts.tx, seen, probing
+  )
+
+
+def _newton_sees(parts: Parts) -> newton_update.Seen:
+  """The weights of an update; None where the head can be cut: see `newton`."""
+  if weights.name(parts.config) == "identity":
+    return None
+  return lambda params, now: parts.seen(params, now, weights.TRAIN)
 
 
 METHODS: dict[str, Method] = {
@@ -106,20 +132,20 @@ METHODS: dict[str, Method] = {
   newton.OUTER: Method(
     newton.problems,
     newton.make,
-    lambda parts, _: newton_update.make_outer_step(parts.config, parts.tx),
+    _outer_update,
     newton.metrics,
     copies_of_logits=3,
     sums_passes=False,
+    shows=("state", "rows", "updates"),
   ),
   newton.MICRO: Method(
     newton.problems,
     newton.make,
-    lambda parts, _: newton_update.make_micro_step(
-      parts.config, parts.model, parts.tx
-    ),
+    _micro_update,
     newton.metrics,
     newton.updates_per_outer_step,
     copies_of_logits=3,
     has_updated=optim.has_updated,
+    shows=("state", "rows", "updates"),
   ),
 }

@@ -1,6 +1,6 @@
 """Updates of Gauss-Newton: whole outer steps, or one microbatch of them.
 
-Both have the signature of `step.make_train_step`. A displacement that is not
+Both have the signature of `update.make_train_step`. A displacement that is not
 finite is dropped by the transform (`gn/rejected`), so the weights stay sound;
 a loss that is not finite halts the run as usual.
 """
@@ -17,16 +17,24 @@ import optim
 from ..config.schema import Config
 from ..methods import newton
 from ..model.transformer import Transformer
+from ..objectives import table as objectives
 from .state import TrainState
-from .update import Metrics
+from .update import Context, Metrics, Probing
 
 Transform = Any  # `optax.GradientTransformationExtraArgs`, updates may be None.
+# (params, state) -> the weights that the model sees; None: params.
+Seen = Callable[[Any, TrainState], Any] | None
 TrainStep = Callable[
-  [TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]
+  [TrainState, objectives.Batch, jax.Array], tuple[TrainState, Metrics]
 ]
 
 
-def make_outer_step(config: Config, tx: Transform) -> TrainStep:
+def make_outer_step(
+  config: Config,
+  make_tx: Callable[[Any], Transform],
+  seen: Seen = None,
+  probing: Probing = Probing(),  # noqa: B008
+) -> TrainStep:
   """Builds the update of "gauss_newton".
 
   `train/loss` is the loss after the update on the batches of the line search,
@@ -34,24 +42,32 @@ def make_outer_step(config: Config, tx: Transform) -> TrainStep:
 
   Args:
     config: Of the run.
-    tx: From `gauss_newton.make`.
+    make_tx: What the weights are that the model sees -> transform, from
+      `newton.make`.
+    seen: Of the state before the update.
+    probing: What to measure besides; no gradients.
   """
   n = config.gauss_newton.inner_steps
 
   def train_step(state, buffer, count):
-    del count  # All of the buffer's microbatches, always.
-
     def apply(state):
-      searched = buffer[n:] if buffer.shape[0] > n else None
+      tx = make_tx(_at(seen, state))
+      solved = jax.tree.map(lambda x: x[:n], buffer)
+      searched = None
+      if buffer.tokens.shape[0] > n:
+        searched = jax.tree.map(lambda x: x[n:], buffer)
+      # All of the buffer's microbatches, always.
       updates, opt_state = tx.update(
         None, state.opt_state, state.params,
-        batches=buffer[:n], ls_batches=searched,
+        batches=solved, ls_batches=searched,
       )  # fmt: skip
       info = newton.own_state(opt_state).info
       losses = jnp.where(jnp.isfinite(info.losses), info.losses, jnp.inf)
       has_losses = config.gauss_newton.line_search == "grid"
       loss = jnp.min(losses) if has_losses else info.loss
-      return _finish(config, state, updates, opt_state, loss)
+      new, metrics = _finish(config, state, updates, opt_state, loss)
+      shown = Context(new, buffer, count, updates=updates)
+      return new, metrics | probing.measure(shown)
 
     return _guarded(state, apply)
 
@@ -62,6 +78,8 @@ def make_micro_step(
   config: Config,
   model: Transformer,
   tx: Transform,
+  seen: Seen = None,
+  probing: Probing = Probing(),  # noqa: B008
 ) -> TrainStep:
   """Builds the update of "gauss_newton_microsteps".
 
@@ -71,30 +89,30 @@ def make_micro_step(
   Args:
     config: Of the run.
     model: Its model.
-    tx: From `gauss_newton.make`.
+    tx: From `newton.make`.
+    seen: Of the state before the update.
+    probing: What to measure besides; no gradients.
   """
   g: Any = config.gauss_newton
-  model_fn = newton.model_fn(model, config)
+  objective = objectives.chosen(config)
   loss_fn = newton.loss_fn(config)
   scope = newton.scope(config)
 
-  def solve(state, tokens):
-    delta = newton.own_state(state.opt_state).delta
+  def solve(state, rows):
     loss, grads = optim.local_value_and_grad(
-      model_fn, loss_fn, state.params, delta, tokens,
-      mode=g.mode, scope=scope,
+      newton.model_fn(model, config, _at(seen, state)), loss_fn, state.params,
+      newton.own_state(state.opt_state).delta, rows, mode=g.mode, scope=scope,
     )  # fmt: skip
     updates, opt_state = tx.update(
       grads, state.opt_state, state.params,
-      weight=jnp.sum(tokens[:, 1:] != config.model.pad_id),
+      weight=jnp.sum(objective.count(config.model, rows.tokens)),
     )  # fmt: skip
     return updates, opt_state, loss
 
-  def search(state, tokens):
-    delta = newton.own_state(state.opt_state).delta
+  def search(state, rows):
     losses, weight = optim.line_search_losses(
-      model_fn, loss_fn, state.params, delta, tokens,
-      newton.grid(config), scope,
+      newton.model_fn(model, config, _at(seen, state)), loss_fn, state.params,
+      newton.own_state(state.opt_state).delta, rows, newton.grid(config), scope,
     )  # fmt: skip
     updates, opt_state = tx.update(
       None, state.opt_state, state.params, ls_losses=losses, ls_weight=weight
@@ -103,23 +121,29 @@ def make_micro_step(
     return updates, opt_state, jnp.min(finite)
 
   def train_step(state, buffer, count):
-    del count
-
     def apply(state):
+      rows = jax.tree.map(lambda x: x[0], buffer)
       own = newton.own_state(state.opt_state)
       if g.line_search == "none":
-        made = solve(state, buffer[0])
+        made = solve(state, rows)
       else:
         made = jax.lax.cond(
           optim.needs_line_search(own, g.inner_steps),
-          search, solve, state, buffer[0],
+          search, solve, state, rows,
         )  # fmt: skip
       updates, opt_state, loss = made
-      return _finish(config, state, updates, opt_state, loss)
+      new, metrics = _finish(config, state, updates, opt_state, loss)
+      shown = Context(new, buffer, count, updates=updates)
+      return new, metrics | probing.measure(shown)
 
     return _guarded(state, apply)
 
   return train_step
+
+
+def _at(seen: Seen, state: TrainState) -> Callable[[Any], Any] | None:
+  """params -> the weights that the model sees in this update."""
+  return None if seen is None else lambda params: seen(params, state)
 
 
 def _guarded(
@@ -146,8 +170,11 @@ def _finish(
   """The state after an update, and what is logged of it."""
   params = optax.apply_updates(state.params, updates)
   good = jnp.isfinite(loss)
-  new = TrainState(
-    state.step + good.astype(jnp.int32), params, opt_state, ~good
+  new = state._replace(
+    step=state.step + good.astype(jnp.int32),
+    params=params,
+    opt_state=opt_state,
+    halted=~good,
   )
   own, before = map(newton.own_state, (opt_state, state.opt_state))
   solver = getattr(own, "solver", own)

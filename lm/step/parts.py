@@ -1,13 +1,18 @@
 """What a run is made of, all built, nothing started."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from ..config import ramp
 from ..config.schema import Config
 from ..model.transformer import Transformer
+from ..objectives.view import Batch
+from ..weights import table as weights
 from . import state
 
 
@@ -18,13 +23,16 @@ class Parts(NamedTuple):
     config: Resolved.
     mesh: The devices, or an abstract one (`build`).
     model: The Flax module.
-    specs: Tree of `ParamSpec`, like the parameters.
-    quantizers: How each parameter is rounded, None for those that are not;
-      None if `config.quant` has no method.
-    tx: The optimiser.
+    specs: Tree of `ParamSpec`, like the weights that the model sees.
+    quantizers: How each weight is rounded, None for those that are not; None if
+      `config.quant` has no method.
+    make_tx: (seen) -> the transform of a model with the weights seen(params),
+      for methods that differentiate the model themselves; None: params.
+    tx: `make_tx(None)`.
     abstract_state: Shapes of the training state.
     shardings: Of its leaves.
-    batch_sharding: Of the buffer [n, B, L + 1].
+    weight_shardings: Of the weights that the model sees.
+    batch_sharding: Of the buffer's tokens [n, B, L + 1] and index [n, B].
   """
 
   config: Config
@@ -32,10 +40,12 @@ class Parts(NamedTuple):
   model: Transformer
   specs: Any
   quantizers: Any
+  make_tx: Callable[..., optax.GradientTransformationExtraArgs]
   tx: optax.GradientTransformationExtraArgs
   abstract_state: state.TrainState
   shardings: state.TrainState
-  batch_sharding: NamedSharding
+  weight_shardings: Any
+  batch_sharding: Batch
 
   @property
   def buffer_shape(self) -> tuple[int, int, int]:
@@ -44,3 +54,22 @@ class Parts(NamedTuple):
     most = max(phase.rows for phase in ramp.of_config(self.config))
     count = most // rows
     return count, rows, self.config.data.seq_length + 1
+
+  @property
+  def abstract_weights(self) -> Any:
+    """Shapes of the weights that the model sees."""
+    return jax.tree.map(
+      lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), self.specs
+    )
+
+  def seen(self, params: Any, now: state.TrainState, mode: str) -> Any:
+    """The weights that the model sees, inside a compiled function.
+
+    Args:
+      params: What is trained, or an average of it.
+      now: The state; its `frozen` and `step` are read.
+      mode: train | eval | export.
+    """
+    return weights.seen(
+      self.config, self.specs, params, now.frozen, now.step, mode
+    )

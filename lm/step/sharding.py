@@ -73,6 +73,7 @@ def state_shardings(
   abstract_state: TrainState,
   stacks: optim.Placement,
   rules: str = "logical",
+  frozen: Any = (),
 ) -> TrainState:
   """Sharding of each leaf of a training state.
 
@@ -82,6 +83,7 @@ def state_shardings(
     abstract_state: The state's shapes.
     stacks: From `placement`.
     rules: logical | fsdp_shape.
+    frozen: Shardings of what is carried but not trained.
   """
   params = param_shardings(mesh, specs, rules)
   replicated = NamedSharding(mesh, PartitionSpec())
@@ -99,6 +101,7 @@ def state_shardings(
     params=params,
     opt_state=opt_state,
     halted=replicated,
+    frozen=frozen,
   )
 
 

@@ -20,26 +20,33 @@ class TrainState(NamedTuple):
     opt_state: Of the optimiser, the averages of the weights included.
     halted: A non-finite loss or gradient was met, bool []: the state is the
       one before that update, and stays so.
+    frozen: The model's own leaves where they are not trained
+      (`lm/weights/table.py`); else ().
   """
 
   step: Any
   params: Any
   opt_state: Any
   halted: Any
+  frozen: Any = ()
 
 
-def init_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
+def init_state(
+  params: Any, tx: optax.GradientTransformation, frozen: Any = ()
+) -> TrainState:
   """State before the first update.
 
   Args:
     params: Parameters.
     tx: The optimiser.
+    frozen: What is carried but not trained.
   """
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=tx.init(params),
     halted=jnp.zeros((), bool),
+    frozen=frozen,
   )
 
 

@@ -1,8 +1,8 @@
-"""One update, as a pure function of state and tokens.
+"""One update, as a pure function of state and rows.
 
 The buffer holds up to n_max microbatches of one shape, of which the first n
 count: n is data, so a batch-size ramp compiles nothing. Losses are summed over
-tokens and divided by the weight of the whole batch, so microbatches of unequal
+tokens and divided by the count of the whole batch, so microbatches of unequal
 weight are averaged as one big batch would be.
 
 The step does not know which method runs: it calls `tx.update`. A non-finite
@@ -10,7 +10,7 @@ loss or gradient leaves the state as it was and sets `halted`, so the host need
 not look at each step to keep a good state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +18,24 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from ..objectives.sums import aux_losses
+from ..objectives.view import Batch
 from .state import TrainState
 
 Metrics = dict[str, jax.Array]
-LossFn = Callable[[Any, jax.Array], Any]  # (params, tokens) -> LossSums
+
+
+class Loss(NamedTuple):
+  """What is minimised: `sums` over `count`.
+
+  Attributes:
+    sums: (weights, Batch [B]) -> sums `loss`, `z_loss`, `weight` and `correct`
+      over the targets, and `aux` over the tokens.
+    count: tokens [B, L + 1] -> [B], what each row adds to the denominator.
+  """
+
+  sums: Callable[[Any, Batch], Any]
+  count: Callable[[jax.Array], jax.Array]
 
 
 class StepConfig(NamedTuple):
@@ -30,93 +44,125 @@ class StepConfig(NamedTuple):
   Attributes:
     clip_norm: Bound on the global gradient norm; 0 for none.
     z_loss: Coefficient of the squared log-normaliser.
-    pad_id: Targets that weigh nothing.
-    details: Whether to return the norm of the update and statistics of each
-      leaf as well: they read arrays that are not kept otherwise.
   """
 
   clip_norm: float
   z_loss: float
-  pad_id: int
-  details: bool = False
+
+
+class Context(NamedTuple):
+  """What an update shows to a probe; None for what is not there.
+
+  Attributes:
+    state: After the update.
+    rows: `Batch` [n_max, B] of the update; the first `count` of n_max count.
+    count: n.
+    grads: Of the trained leaves, clipped, as the optimiser got them.
+    updates: What was added to the parameters.
+    micro_grad_sq: Mean over the microbatches of the squared norm of a
+      microbatch's own mean gradient, not clipped.
+  """
+
+  state: Any = None
+  rows: Any = None
+  count: Any = None
+  grads: Any = None
+  updates: Any = None
+  micro_grad_sq: Any = None
+
+
+class Probing(NamedTuple):
+  """Metrics that a step computes besides.
+
+  Attributes:
+    needs: Names of what `measure` reads. Only "micro", for `micro_grad_sq`,
+      makes the update do more.
+    measure: Context -> scalars by key.
+  """
+
+  needs: Collection[str] = ()
+  measure: Callable[[Context], Metrics] = lambda context: {}
 
 
 def make_train_step(
-  loss_fn: LossFn,
+  loss: Loss,
   tx: optax.GradientTransformationExtraArgs,
   learning_rate: optax.Schedule,
   config: StepConfig,
-  constrain_like_params: Callable[[Any], Any] = lambda tree: tree,
-  seen_weights: Callable[[Any, jax.Array], Any] | None = None,
+  constrain_like_weights: Callable[[Any], Any] = lambda tree: tree,
+  seen_weights: Callable[[Any, TrainState], Any] = lambda params, state: params,
   extra_args: Callable[..., dict[str, Any]] = lambda *_: {},
-) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]:
+  probing: Probing = Probing(),  # noqa: B008
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
   """Builds `train_step(state, buffer, n) -> (state, metrics)`, to be jitted.
 
   Args:
-    loss_fn: (params, tokens [B, L + 1]) -> sums `loss`, `z_loss`, `weight`
-      and `correct` over the targets.
+    loss: See `Loss`.
     tx: The optimiser, its learning rate included.
     learning_rate: The same schedule, for the metrics.
     config: See `StepConfig`.
-    constrain_like_params: Puts a gradient-sized tree where the parameters are.
-    seen_weights: (params, step) -> the weights that the loss is of, e.g.
-      rounded; differentiable, computed once an update. None: params.
+    constrain_like_weights: Puts a tree like the seen weights where they are.
+    seen_weights: (params, state) -> the weights that the loss is of, e.g.
+      rounded; differentiable in params, computed once an update.
     extra_args: (params, first microbatch, step) -> more arguments of
       `tx.update`.
+    probing: What to measure besides.
 
   Returns:
-    A function of the state, the buffer [n_max, B, L + 1] and the number n of
-    its microbatches that count (int32, 1 <= n <= n_max; ignored if n_max = 1).
+    A function of the state, the buffer (a `Batch` [n_max, B]) and the number n
+    of its microbatches that count (int32, 1 <= n <= n_max; ignored if n_max is
+    1).
   """
 
-  def objective(params, tokens, total_weight):
-    sums = loss_fn(params, tokens)
+  def objective(weights, rows, total):
+    sums = loss.sums(weights, rows)
     value = sums.loss + config.z_loss * sums.z_loss
-    return value / total_weight, sums
+    return sum(aux_losses(sums.aux), value) / total, sums
 
-  accumulate = _accumulator(objective, config.pad_id, constrain_like_params)
+  def see(state):
+    return jax.vjp(lambda p: seen_weights(p, state), state.params)
 
-  def gradients(state, buffer, n):
-    if seen_weights is None:
-      return accumulate(state.params, buffer, n)
-    weights, pull = jax.vjp(
-      lambda params: seen_weights(params, state.step), state.params
-    )
-    grads, sums, total = accumulate(weights, buffer, n)
-    return *pull(grads), sums, total
+  accumulate = _accumulator(
+    objective,
+    loss.count,
+    constrain_like_weights,
+    see if "micro" in probing.needs else None,
+  )
 
   def train_step(state, buffer, n):
-    grads, sums, total = gradients(state, buffer, n)
+    weights, pull = see(state)
+    grads, sums, total, micro = accumulate(weights, buffer, n, state)
+    (grads,) = pull(grads)
     grad_norm = optax.tree.norm(grads)
     scale = jnp.float32(1)
     if config.clip_norm:
       scale = jnp.minimum(1.0, config.clip_norm / (grad_norm + 1e-12))
       grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
-    loss = sums.loss / total
-    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~state.halted
+    value = sums.loss / total
+    good = jnp.isfinite(value) & jnp.isfinite(grad_norm) & ~state.halted
 
     def apply(state):
-      more = extra_args(state.params, buffer[0], state.step)
+      first = jax.tree.map(lambda x: x[0], buffer)
+      more = extra_args(state.params, first, state.step)
       updates, opt_state = tx.update(
-        grads, state.opt_state, state.params, value=loss, **more
+        grads, state.opt_state, state.params, value=value, **more
       )
       params = optax.apply_updates(state.params, updates)
-      new = TrainState(state.step + 1, params, opt_state, state.halted)
-      details = {}
-      if config.details:
-        details["train/update_norm"] = optax.tree.norm(updates)
-        details |= leaf_statistics(grads=grads, params=params, updates=updates)
-      return new, details
+      new = state._replace(
+        step=state.step + 1, params=params, opt_state=opt_state
+      )
+      shown = Context(new, buffer, n, grads, updates, micro)
+      return new, probing.measure(shown)
 
     def keep(state):
-      _, details = jax.eval_shape(apply, state)
-      nan = lambda a: jnp.full(a.shape, jnp.nan, a.dtype)  # noqa: E731
-      return state._replace(halted=~good), jax.tree.map(nan, details)
+      _, probed = jax.eval_shape(apply, state)
+      zero = lambda a: jnp.zeros(a.shape, a.dtype)  # noqa: E731
+      return state._replace(halted=~good), jax.tree.map(zero, probed)
 
     # Only the branch that is taken runs, in the donated buffers.
-    new, details = jax.lax.cond(good, apply, keep, state)
+    new, probed = jax.lax.cond(good, apply, keep, state)
     metrics = {
-      "train/loss": loss,
+      "train/loss": value,
       "train/z_loss": sums.z_loss / total,
       "train/accuracy": sums.correct / total,
       "train/learning_rate": learning_rate(state.step),
@@ -126,38 +172,82 @@ def make_train_step(
       "halted": new.halted,
       "step": new.step,
     }
-    return new, metrics | details
+    metrics |= _reported(sums.aux, total)
+    return new, metrics | probed
 
   return train_step
 
 
+def _reported(aux: dict[str, jax.Array], total: jax.Array) -> Metrics:
+  """What the layers report, divided by the number of targets."""
+  found = {}
+  for key, sums in aux.items():
+    if sums.ndim:
+      found |= {f"train/{key}/{i}": x / total for i, x in enumerate(sums)}
+    else:
+      found[f"train/{key}"] = sums / total
+  return found
+
+
 def _accumulator(
   objective: Callable[..., Any],
-  pad_id: int,
-  constrain_like_params: Callable[[Any], Any],
+  count_fn: Callable[[jax.Array], jax.Array],
+  constrain_like_weights: Callable[[Any], Any],
+  see: Callable[[TrainState], Any] | None,
 ) -> Callable[..., Any]:
-  """Makes (params, buffer, n) -> (gradients, sums, total weight)."""
+  """Makes (weights, buffer, n, state) -> (gradients, sums, total, micro).
+
+  The last is `Context.micro_grad_sq`, or None without `see`: the function from
+  a state to its weights, and to what pulls gradients back to what is trained.
+  """
   value_and_grad = jax.grad(objective, has_aux=True)
 
-  def add_up(params, buffer, n, total):
+  def square(grads, rows, total, pull, reduce):
+    """|g|^2 of the mean gradient of a microbatch, and whether it has any."""
+    own = reduce(jnp.sum(count_fn(rows.tokens))).astype(jnp.float32)
+    (grads,) = pull(jax.tree.map(reduce, grads))
+    norm = optax.tree.norm(grads, squared=True)
+    scale = total / jnp.maximum(own, 1)
+    return jnp.stack([norm * scale**2, (own > 0).astype(jnp.float32)])
+
+  def add_up(weights, buffer, n, total, state, reduce=lambda x: x):
+    pull = see(state)[1] if see else None  # Within `shard_map`, anew.
+
+    def one(i):
+      rows = jax.tree.map(lambda x: x[i], buffer)
+      return rows, value_and_grad(weights, rows, total)
+
     def body(i, carry):
-      grads, sums = value_and_grad(params, buffer[i], total)
-      added = jax.tree.map(jnp.add, carry, (grads, sums))
-      return constrain_like_params(added[0]), added[1]
+      rows, found = one(i)
+      grads, sums = jax.tree.map(jnp.add, carry[0], found)
+      squares = carry[1]
+      if see:
+        squares += square(found[0], rows, total, pull, reduce)
+      return (constrain_like_weights(grads), sums), squares
 
-    like = jax.eval_shape(value_and_grad, params, buffer[0], total)
+    like = jax.eval_shape(one, 0)[1]
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
-    zeros = constrain_like_params(zeros[0]), zeros[1]
-    return jax.lax.fori_loop(0, n, body, zeros)
+    zeros = constrain_like_weights(zeros[0]), zeros[1]
+    squares = jnp.zeros(2) if see else ()
+    return jax.lax.fori_loop(0, n, body, (zeros, squares))
 
-  def accumulate(params, buffer, n):
-    weights = jnp.sum(buffer[:, :, 1:] != pad_id, axis=(1, 2))
-    counted = jnp.arange(buffer.shape[0]) < n
-    total = jnp.maximum(jnp.sum(weights * counted), 1).astype(jnp.float32)
-    if buffer.shape[0] == 1:
-      grads, sums = value_and_grad(params, buffer[0], total)
-      return constrain_like_params(grads), sums, total
-    return *_reduced_once(add_up)(params, buffer, n, total), total
+  def accumulate(weights, buffer, n, state):
+    # Without probes of microbatches nothing is passed that is not used.
+    shown: Any = state._replace(opt_state=()) if see else ()
+    counts = jnp.sum(jax.vmap(count_fn)(buffer.tokens), axis=1)
+    counted = jnp.arange(len(counts)) < n
+    total = jnp.maximum(jnp.sum(counts * counted), 1).astype(jnp.float32)
+    if len(counts) == 1:
+      rows = jax.tree.map(lambda x: x[0], buffer)
+      grads, sums = value_and_grad(weights, rows, total)
+      squares = ()
+      if see:
+        squares = square(grads, rows, total, see(shown)[1], lambda x: x)
+      found = constrain_like_weights(grads), sums
+    else:
+      found, squares = _reduced_once(add_up)(weights, buffer, n, total, shown)
+    grads, sums = found
+    return grads, sums, total, jnp.divide(*squares) if see else None
 
   return accumulate
 
@@ -168,41 +258,25 @@ def _reduced_once(add_up: Callable[..., Any]) -> Callable[..., Any]:
   Left to the compiler, gradients are reduced over `data` in every pass.
 
   Args:
-    add_up: (params, buffer [n, B, L + 1], n, total) -> tree of sums over rows.
+    add_up: (weights, buffer, n, total, state, reduce) -> (tree of sums over
+      rows, tree of what was reduced already).
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.shape["data"] == 1:
     return add_up
 
+  def reduce(x):
+    return jax.lax.psum(x, "data")
+
   def alone(*args):
-    return jax.lax.psum(add_up(*args), "data")
+    sums, whole = add_up(*args, reduce)
+    return reduce(sums), whole
 
   rows, same = PartitionSpec(None, "data"), PartitionSpec()
   return jax.shard_map(
     alone,
-    in_specs=(same, rows, same, same),
+    in_specs=(same, rows, same, same, same),
     out_specs=same,
     axis_names={"data"},
     check_vma=False,
   )
-
-
-def leaf_statistics(**trees: Any) -> Metrics:
-  """Root mean square, mean and deviation of each leaf of each tree.
-
-  Args:
-    **trees: Trees of arrays, by the name they get in the keys
-      `leaf/NAME/PATH/{rms,mean,std}`.
-  """
-  found = {}
-  for name, tree in trees.items():
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-      key = (
-        f"leaf/{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
-      )
-      leaf = leaf.astype(jnp.float32)
-      mean, square = jnp.mean(leaf), jnp.mean(jnp.square(leaf))
-      found[f"{key}/rms"] = jnp.sqrt(square)
-      found[f"{key}/mean"] = mean
-      found[f"{key}/std"] = jnp.std(leaf)
-  return found

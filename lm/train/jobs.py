@@ -6,6 +6,7 @@ import numpy as np
 from ..config import errors, ramp
 from ..eval import rounded
 from ..eval.sampler import sample_texts
+from ..objectives import table as objectives
 from ..runs import resume
 from ..step.state import TrainState
 from .session import Session
@@ -107,6 +108,9 @@ def show_samples(s: Session) -> None:
   """Prints what `config.log.samples` asks for; process 0 alone prints."""
   log = s.parts.config.log
   if not log.samples:
+    return
+  if line := objectives.chosen(s.parts.config).cannot_sample():
+    s.progress.log(line)
     return
   texts = sample_texts(
     s.parts,

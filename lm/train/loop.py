@@ -20,6 +20,8 @@ from ..config import ramp
 from ..config.schema import Config
 from ..data.stream import Prefetcher
 from ..model import mesh as meshes
+from ..objectives.view import Batch
+from ..probes import table as probes
 from ..runs import lock, resume, weights, workdir
 from ..step import build, memory
 from . import compiles, jobs
@@ -57,12 +59,15 @@ def train(config: Config, folder: str | os.PathLike) -> int:
 def _steps(s: Session) -> int:
   """Makes the updates that are left; returns the exit code."""
   config = s.parts.config
-  every = config.log.details_every
+  last = ramp.num_steps(config)
   with futures.ThreadPoolExecutor(1) as other_core:
     scoring = other_core.submit(_compile_scoring, s)
-    step = build.compile_step(s.parts)
-    detailed_step = build.compile_step(s.parts, details=True) if every else step
+    steps = {
+      due: build.compile_step(s.parts, probes.probing(config, due))
+      for due in probes.sets(config, s.clock.step + 1, last)
+    }
     scoring.result()
+  due_at = probes.schedule(config)
   ramps, pass_rows = ramp.ramps(config), s.parts.buffer_shape[1]
   with (
     compiles.counting() as compiled,
@@ -72,11 +77,14 @@ def _steps(s: Session) -> int:
     s.reporter.start(s.clock)
     for buffer, rows in buffers:
       next(profile)
-      update = detailed_step if _due(s.clock.step + 1, every) else step
-      s.state, metrics = update(s.state, buffer, np.int32(rows // pass_rows))
+      due = due_at(s.clock.step + 1)
+      n = np.int32(rows // pass_rows)
+      s.state, metrics = steps[due](s.state, buffer, n)
       s.clock = s.clock.advance(rows, config.data.seq_length)
       more = {"train/batch_size": np.int32(rows)} if ramps else {}
-      s.reporter.push(s.clock, metrics | more, buffers.wait_seconds)
+      s.reporter.push(
+        s.clock, metrics | more, buffers.wait_seconds, measured=bool(due)
+      )
       s.scores = {}
       s.run_file.note(compiles_in_loop=compiled.count)
       code = _jobs(s)
@@ -136,13 +144,16 @@ def _buffers(s: Session) -> Prefetcher:
   Made ahead; a buffer is as large as the largest batch of the run.
   """
   config, shape = s.parts.config, s.parts.buffer_shape
-  first, end = meshes.row_range(s.parts.batch_sharding, shape)
+  first, end = meshes.row_range(s.parts.batch_sharding.tokens, shape)
 
-  def read(start: int, size: int) -> tuple[jax.Array, int]:
+  def read(start: int, size: int) -> tuple[Batch, int]:
     local = np.zeros((shape[0], end - first, shape[2]), np.int32)
+    index = np.zeros(local.shape[:2], np.int64)
     for i in range(size // shape[1]):
-      local[i] = s.stream.rows(start + i * shape[1] + first, end - first)
-    return build.put_buffer(s.parts, local), size
+      begin = start + i * shape[1] + first
+      local[i] = s.stream.rows(begin, end - first)
+      index[i] = np.arange(begin, begin + end - first)
+    return build.put_buffer(s.parts, local, index), size
 
   def schedule(done: resume.Clock) -> Iterator[tuple[int, int]]:
     start = done.examples

@@ -38,20 +38,25 @@ class Reporter:
     self.last: dict[str, float] = {}
     self.halted = False
 
-  def push(self, clock: Clock, metrics: dict[str, Any], waited: float) -> None:
+  def push(
+    self,
+    clock: Clock,
+    metrics: dict[str, Any],
+    waited: float,
+    *,
+    measured: bool = False,
+  ) -> None:
     """Takes the metrics of the update just dispatched; writes older ones.
 
     Args:
       clock: After the update.
       metrics: Arrays still being computed; fetched by a later call.
       waited: Seconds that the loop has waited for data so far.
+      measured: Whether a probe was due: written whatever `config.log.every`.
     """
     self._waited = waited
     self.flush()
-    log = self._parts.config.log
-    if clock.step % log.every == 0 or (
-      log.details_every and clock.step % log.details_every == 0
-    ):
+    if measured or clock.step % self._parts.config.log.every == 0:
       self._pending = (clock, metrics)
     self._progress.update(clock.step, clock.tokens, self.last.get("train/loss"))
 

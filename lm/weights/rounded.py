@@ -11,7 +11,7 @@ the last three. Weights are rounded once an update, whatever the microbatches.
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -115,34 +115,52 @@ def override(
   )
 
 
-def rounded_weights(
-  config: Config, chosen: Any
-) -> Callable[[Any, jax.Array], Any] | None:
-  """What the loss sees instead of the weights; None: the weights.
+def seen(
+  config: Config,
+  specs: Any,
+  params: Any,
+  frozen: Any,
+  step: jax.Array,
+  key: jax.Array,
+  mode: str,
+) -> Any:
+  """What the loss sees: rounded weights, in training alone.
+
+  Evaluations and exports show the weights themselves, beside which
+  `lm/eval/rounded.py` scores their roundings.
 
   Args:
-    config: Of the run.
-    chosen: Its `quantizers`.
-
-  Returns:
-    (params, step) -> params, differentiable; the draws of "rat" follow from
-    the seed and the step.
+    config: Of the run, `quant.method` "qat" or "rat".
+    specs: Table of the parameters.
+    params: Parameters.
+    frozen: Not used.
+    step: Not used; the draws of "rat" follow from the key.
+    key: Of the seed and the update.
+    mode: train | eval | export.
   """
+  del frozen, step
+  if mode != "train":
+    return params
   q = config.quant
-  if q.method not in ("qat", "rat"):
-    return None
+  return optim.quantize_params(
+    params,
+    quantizers(config, specs),
+    key=key if q.method == "rat" else None,
+    scale_gradient=q.scale_gradient,
+  )
 
-  def rounded(params, step):
-    key = key_of(config, step, "weights") if q.method == "rat" else None
-    return optim.quantize_params(
-      params, chosen, key=key, scale_gradient=q.scale_gradient
+
+def problems(config: Config) -> Iterator[str]:
+  """What is wrong with a configuration that trains with rounded weights."""
+  if config.quant.method not in ("qat", "rat"):
+    yield (
+      "config.train.weights='rounded' needs config.quant.method='qat' or "
+      f"'rat', not {config.quant.method!r}."
     )
-
-  return rounded
 
 
 def key_of(config: Config, step: jax.Array, use: str) -> jax.Array:
-  """A key for one use in one update."""
+  """A key for one use in one update: "weights" or "labels"."""
   stream = {"weights": 1, "labels": 2}[use]
   key = jax.random.fold_in(jax.random.key(config.seed), stream)
   return jax.random.fold_in(key, step)

@@ -1,6 +1,8 @@
 """Decoding with the cache is decoding by definition, and draws are fair."""
 
+import dataclasses
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm import generate as lib
-from lm.config.schema import ModelConfig
+from lm.config import load
 from lm.eval import sampler
 from lm.model import mesh as meshes
 from lm.model import params as param_table
 from lm.model.transformer import Transformer
+from lm.objectives import decoding
 from ml_collections_configs import base
 
 _EOS, _PAD, _REAL_V = 68, 69, 70
 
 
 def _model(**changes):
-  cfg = ModelConfig(
-    **base.get_config().model.to_dict()
-    | dict(D=32, N=2, H=2, G=1, F=64, V=128, compute_dtype="float32")
-    | dict(real_V=_REAL_V, L=32, eos_id=_EOS, pad_id=_PAD, layers="unroll")
-    | changes
-  )
+  default = load.from_config_dict(base.get_config()).model
+  small: dict[str, Any] = dict(D=32, N=2, H=2, G=1, F=64, V=128, real_V=_REAL_V)
+  small |= dict(L=32, eos_id=_EOS, pad_id=_PAD, layers="unroll")
+  small |= dict(compute_dtype="float32") | changes
+  cfg = dataclasses.replace(default, **small)
   return Transformer(cfg), param_table.init_params(cfg, jax.random.key(3))
 
 
@@ -61,7 +63,7 @@ def test_greedy_decoding_is_the_argmax_of_full_forward_passes(changes):
   model, params = _model(**changes)
   prompts = [[_EOS, 5, 6, 7, 8, 9], [_EOS], [_EOS, 1, 2, _EOS, 3, 4, 11, 12]]
   key = jax.random.key(0)
-  new_BS = sampler.generate(model, params, prompts, 8, key, temperature=0)
+  new_BS = decoding.generate(model, params, prompts, 8, key, temperature=0)
   assert new_BS.shape == (3, 8)
   forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
   for prompt, new_S in zip(prompts, new_BS, strict=True):
@@ -71,7 +73,7 @@ def test_greedy_decoding_is_the_argmax_of_full_forward_passes(changes):
 
 def test_after_the_end_of_a_document_comes_padding(small):
   # Random weights end a document at about every 70th token.
-  new_BS = sampler.generate(*small, [[_EOS]] * 32, 60, jax.random.key(1))
+  new_BS = decoding.generate(*small, [[_EOS]] * 32, 60, jax.random.key(1))
   ended = 0
   for new_S in new_BS:
     ends = np.flatnonzero(new_S == _EOS)
@@ -86,22 +88,22 @@ def test_after_the_end_of_a_document_comes_padding(small):
 def test_a_key_gives_the_same_text_whatever_the_other_rows_are(small):
   prompts = [[_EOS, 1], [_EOS, 2]]
   key = jax.random.key(5)
-  both_BS = sampler.generate(*small, prompts, 8, key)
+  both_BS = decoding.generate(*small, prompts, 8, key)
   np.testing.assert_array_equal(
-    both_BS, sampler.generate(*small, prompts, 8, key)
+    both_BS, decoding.generate(*small, prompts, 8, key)
   )
-  alone_BS = sampler.generate(*small, prompts[:1], 8, key)
+  alone_BS = decoding.generate(*small, prompts[:1], 8, key)
   np.testing.assert_array_equal(both_BS[:1], alone_BS)
-  other_BS = sampler.generate(*small, prompts, 8, jax.random.key(6))
+  other_BS = decoding.generate(*small, prompts, 8, jax.random.key(6))
   assert (both_BS != other_BS).any(axis=1).all()
-  twins_BS = sampler.generate(*small, prompts[:1] * 2, 8, key)
+  twins_BS = decoding.generate(*small, prompts[:1] * 2, 8, key)
   assert (twins_BS[0] != twins_BS[1]).any()
 
 
 def test_the_smallest_nucleus_is_greedy(small):
   prompts, key = [[_EOS, 1], [_EOS, 2]], jax.random.key(0)
-  greedy_BS = sampler.generate(*small, prompts, 8, key, temperature=0)
-  new_BS = sampler.generate(
+  greedy_BS = decoding.generate(*small, prompts, 8, key, temperature=0)
+  new_BS = decoding.generate(
     *small, prompts, 8, key, temperature=2.0, top_k=3, top_p=1e-6
   )
   np.testing.assert_array_equal(new_BS, greedy_BS)
@@ -110,11 +112,11 @@ def test_the_smallest_nucleus_is_greedy(small):
 def test_devices_of_a_mesh_give_the_tokens_of_one(small):
   model, params = small
   prompts, key = [[_EOS, 1], [_EOS, 2]], jax.random.key(0)
-  expected_BS = sampler.generate(model, params, prompts, 8, key)
+  expected_BS = decoding.generate(model, params, prompts, 8, key)
   mesh = meshes.make_mesh((2, 1, 1), jax.devices()[:2])
   with jax.set_mesh(mesh):
     np.testing.assert_array_equal(
-      sampler.generate(model, params, prompts, 8, key), expected_BS
+      decoding.generate(model, params, prompts, 8, key), expected_BS
     )
 
 
@@ -131,7 +133,7 @@ def test_restrictions_keep_what_the_definitions_say(logits, top_p, top_k):
   order = np.argsort(-logits_V)
 
   def kept(**settings):
-    logits_BV = sampler.restrict(logits_V[None], sampler.Sampling(**settings))
+    logits_BV = decoding.restrict(logits_V[None], decoding.Sampling(**settings))
     return set(np.flatnonzero(np.isfinite(logits_BV[0])).tolist())
 
   assert kept(top_k=top_k) == set(order[:top_k].tolist())
@@ -147,7 +149,7 @@ def test_restrictions_keep_what_the_definitions_say(logits, top_p, top_k):
 def test_top_p_counts_the_mass_within_top_k():
   # Of 0.4 0.3 0.2 0.1 two are left, 4/7 and 3/7: the first has half of it.
   logits_BV = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
-  both = sampler.restrict(logits_BV, sampler.Sampling(top_k=2, top_p=0.5))
+  both = decoding.restrict(logits_BV, decoding.Sampling(top_k=2, top_p=0.5))
   assert np.isfinite(both).tolist() == [[True, False, False, False]]
 
 
@@ -157,7 +159,7 @@ def test_draws_have_the_probabilities_of_the_softmax(temperature):
   logits_V = np.array([0.0, 1.0, -1.0, 0.5, -np.inf])
   keys_B = jax.random.split(jax.random.key(0), n)
   logits_BV = jnp.broadcast_to(jnp.float32(logits_V), (n, 5))
-  drawn_B = sampler.sample(logits_BV, keys_B, sampler.Sampling(temperature))
+  drawn_B = decoding.sample(logits_BV, keys_B, decoding.Sampling(temperature))
   share_V = np.bincount(drawn_B, minlength=5) / n
   probs_V = np.exp(logits_V / temperature)
   probs_V /= probs_V.sum()
@@ -171,9 +173,9 @@ def test_texts_begin_with_their_prompts():
   model, params = _model(V=384, real_V=258, eos_id=256, pad_id=257)
   data = base.get_config().data
   data.tokenizer = "bytes"
-  parts = types.SimpleNamespace(
-    model=model, config=types.SimpleNamespace(data=data)
-  )
+  train = types.SimpleNamespace(objective="next_token", objective_kwargs=())
+  config = types.SimpleNamespace(data=data, train=train, seed=0)
+  parts = types.SimpleNamespace(model=model, config=config)
   texts = sampler.sample_texts(
     parts,
     params,
@@ -200,13 +202,13 @@ def test_texts_begin_with_their_prompts():
 def test_settings_out_of_range(small, changes, message):
   arguments = {"prompts": [[1]], "num_tokens": 4, "key": jax.random.key(0)}
   with pytest.raises(ValueError, match=message):
-    sampler.generate(*small, **arguments | changes)
+    decoding.generate(*small, **arguments | changes)
 
 
 def test_learned_positions_end_somewhere():
   model, params = _model(positions="learned")
   with pytest.raises(ValueError, match="33 together.*for 32"):
-    sampler.generate(model, params, [[_EOS]], 32, jax.random.key(0))
+    decoding.generate(model, params, [[_EOS]], 32, jax.random.key(0))
 
 
 def test_the_program_wants_a_run(tmp_path, capsys):

@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses import loss_sums
 
 import optim
 from lm.config.errors import ConfigError
 from lm.eval import rounded as rounded_scores
 from lm.eval.evaluator import Evaluator
-from lm.objectives.next_token import loss_sums
 from lm.runs import metrics, npz, weights
 from lm.step import build
 from lm.weights import rounded
+from lm.weights import table as seam
 
 _METHODS = {
   "qat": {},
@@ -58,6 +59,11 @@ def _train(parts, steps=2):
   return now, losses
 
 
+def _seen(parts, params, step):
+  config, step = parts.config, jnp.int32(step)
+  return seam.seen(config, parts.specs, params, (), step, seam.TRAIN)
+
+
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_matrices_of_the_blocks_are_chosen_each_layer_by_itself(tiny, layers):
   chosen = _parts(tiny, "qat", model__layers=layers).quantizers
@@ -93,10 +99,10 @@ def test_the_loss_is_that_of_the_rounded_weights(tiny, method):
   _, (loss, _) = _train(parts)
   with jax.set_mesh(parts.mesh):
     params = build.init_state(parts).params
-    seen = rounded.rounded_weights(parts.config, parts.quantizers)
-    got = seen(params, jnp.int32(0))
-    sums = loss_sums(parts.model, got, _rows(parts)[0])
-    plain = loss_sums(parts.model, params, _rows(parts)[0])
+    got = _seen(parts, params, 0)
+    rows = _rows(parts).tokens[0]
+    sums = loss_sums(parts.model, got, rows)
+    plain = loss_sums(parts.model, params, rows)
   assert loss == pytest.approx(float(sums.loss / sums.weight), rel=1e-6)
   assert loss != pytest.approx(float(plain.loss / plain.weight), rel=1e-6)
   leaf = params["blocks"]["0"]["mlp"]["in"]
@@ -110,9 +116,8 @@ def test_each_update_draws_afresh_and_a_repeated_one_alike(tiny):
   parts = _parts(tiny, "rat")
   with jax.set_mesh(parts.mesh):
     params = build.init_state(parts).params
-    seen = rounded.rounded_weights(parts.config, parts.quantizers)
     leaves = [
-      np.asarray(seen(params, jnp.int32(step))["blocks"]["0"]["mlp"]["in"])
+      np.asarray(_seen(parts, params, step)["blocks"]["0"]["mlp"]["in"])
       for step in (0, 0, 1)
     ]
   assert np.array_equal(leaves[0], leaves[1])

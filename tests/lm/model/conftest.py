@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm.config.schema import ModelConfig
+from lm.config import load
 from lm.model import params as param_table
 from ml_collections_configs import base
 
@@ -18,9 +18,9 @@ TINY = dict(
 @pytest.fixture(scope="session")
 def make_config():
   """Tiny unrolled float32 model; keywords are fields of `ModelConfig`."""
-  defaults = base.get_config().model.to_dict()
-  defaults |= TINY | dict(layers="unroll", compute_dtype="float32")
-  return lambda **changes: ModelConfig(**(defaults | changes))
+  default = load.from_config_dict(base.get_config()).model
+  tiny = TINY | dict(layers="unroll", compute_dtype="float32")
+  return lambda **changes: dataclasses.replace(default, **(tiny | changes))
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses import loss_sums
 from oracles.flops import matmul_flops
 
 import optim
 from lm.model.transformer import Transformer
-from lm.objectives.next_token import loss_sums
 
 Z_LOSS = 0.01
 # Scanned and rematerialised layers, tied and untied heads, caps and masks.
@@ -24,7 +24,7 @@ def _model_fn(model, num_chunks):
   name = "embed" if model.cfg.tied else "head"
 
   def body(params, tokens):
-    return model.apply({"params": params}, tokens[:, :-1], method="hidden")
+    return model.apply({"params": params}, tokens[:, :-1], method="hidden")[0]
 
   def head(part, hidden):
     return model.apply({"params": {name: part}}, hidden, method="logits")

@@ -115,8 +115,3 @@ def test_document_starts():
     attention.document_starts(tokens, 1),
     [[0, 0, 2, 2, 4, 4], [0, 0, 0, 0, 0, 5]],
   )
-
-
-def test_unknown_activation_is_named():
-  with pytest.raises(ValueError, match="config.model.mlp='geglu'.*swiglu"):
-    layers.mlp_activation("geglu", jnp.ones(2), None)

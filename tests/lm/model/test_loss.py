@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from losses import loss_sums, row_losses
 from oracles import transformer as oracle
 
 from lm.model.transformer import Transformer
-from lm.objectives.next_token import loss_sums, row_losses
 
 OPTIONS = [
   dict(),
@@ -31,7 +31,7 @@ def test_sums_are_those_of_numpy(case, rows):
     np.float64(logits), targets, targets != model.cfg.pad_id
   )
   np.testing.assert_allclose(
-    loss_sums(model, params, rows), expected, rtol=1e-5
+    loss_sums(model, params, rows)[:4], expected, rtol=1e-5
   )
   loss_B, weight_B = row_losses(model, params, rows)
   assert float(loss_B.sum()) == pytest.approx(expected[0], rel=1e-5)

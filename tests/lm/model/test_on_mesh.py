@@ -9,12 +9,13 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding
+from losses import loss_sums
 
 from lm.model import attention
 from lm.model import mesh as meshes
 from lm.model import params as param_table
+from lm.model.products import Context
 from lm.model.transformer import Transformer
-from lm.objectives.next_token import loss_sums
 
 ROWS = np.random.default_rng(0).integers(1, 29, size=(4, 13)).astype(np.int32)
 
@@ -76,7 +77,7 @@ def test_splash_is_the_plain_attention(make_config):
   tokens = jax.random.randint(keys[3], shape[:2], 0, 30)
   starts = attention.document_starts(tokens, cfg.eos_id)
   places = attention.Places(np.arange(128)[None], starts, None)
-  expected = attention.attend(q, k, v, places, cfg)
+  expected = attention.attend(q, k, v, places, Context(cfg))
   with jax.set_mesh(meshes.make_mesh((2, 1, 1), jax.devices()[:2])):
     split = jax.jit(attention.splash_attention, static_argnames="interpret")
     fused = split(q, k, v, starts, interpret=True)

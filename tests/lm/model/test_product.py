@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.model import products
-from lm.model.products import product
+from lm.model.product import is_weight_product, product, product_p
 
 EQUATIONS = [
   "bld,df->blf",  # Wide weight gradient.
@@ -117,7 +116,7 @@ def test_other_platforms_get_a_plain_einsum(monkeypatch):
 
 
 def test_policy_saves_the_products_with_parameters():
-  saves = products.is_weight_product
-  assert saves(products.product_p, equation="bld,df->blf")
-  assert not saves(products.product_p, equation="bgqk,bgmk->bgqm")
+  saves = is_weight_product
+  assert saves(product_p, equation="bld,df->blf")
+  assert not saves(product_p, equation="bgqk,bgmk->bgqm")
   assert not saves(jax.lax.dot_general_p)

@@ -9,6 +9,9 @@ import optax
 import pytest
 
 import optim
+from lm.objectives import view
+from lm.probes import leaf_statistics as leaves
+from lm.probes import noise_scale
 from lm.step import build, state, update
 
 _PAD = 0
@@ -19,10 +22,12 @@ class _Sums(NamedTuple):
   z_loss: jax.Array
   weight: jax.Array
   correct: jax.Array
+  aux: dict = {}
 
 
-def _loss(params, tokens):
+def _loss(params, rows):
   """Summed squared error of a linear model; pads weigh nothing."""
+  tokens = rows.tokens
   x, y = tokens[:, :-1].astype(jnp.float32), tokens[:, 1:]
   error = jnp.square(params["w"] * x + params["b"] - y)
   weight = (y != _PAD).astype(jnp.float32)
@@ -42,16 +47,27 @@ def _rows(shape, pads=0, seed=0):
   return jnp.asarray(rows)
 
 
-def _make(tx=None, **changes):
-  options = {"clip_norm": 0.0, "z_loss": 0.0, "pad_id": _PAD}
+def _count(tokens):
+  return jnp.sum(tokens[:, 1:] != _PAD, axis=1)
+
+
+def _make(tx=None, probing=update.Probing(), loss=_loss, **changes):  # noqa: B008
+  options = {"clip_norm": 0.0, "z_loss": 0.0}
   tx = optax.with_extra_args_support(tx or optax.sgd(0.01))
   config = update.StepConfig(**options | changes)
-  train_step = update.make_train_step(_loss, tx, lambda count: 0.01, config)
-  return jax.jit(train_step), state.init_state(_PARAMS, tx)
+  train_step = update.make_train_step(
+    update.Loss(loss, _count), tx, lambda count: 0.01, config, probing=probing
+  )
+
+  def on_tokens(state, tokens, n):
+    index = jnp.arange(tokens[..., 0].size).reshape(tokens.shape[:2])
+    return train_step(state, view.Batch(tokens, index), n)
+
+  return jax.jit(on_tokens), state.init_state(_PARAMS, tx)
 
 
 def _objective(params, rows, z_loss=0.0):
-  sums = _loss(params, rows)
+  sums = _loss(params, view.Batch(rows, None))
   return (sums.loss + z_loss * sums.z_loss) / sums.weight
 
 
@@ -86,44 +102,102 @@ def test_only_the_first_n_microbatches_count_and_n_compiles_nothing():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_the_divisor_counts_the_targets_of_the_first_n_microbatches(n):
-  """Against NumPy: a buffer larger than the batch must not shrink gradients."""
-  rows = _rows((4, 2, 6), pads=2)
+def test_the_loss_is_divided_by_the_count_of_the_microbatches_that_count(n):
+  rows = np.array(_rows((4, 2, 6)))
+  for i in range(4):
+    rows[i, 0, 6 - i :] = _PAD  # 10, 9, 8, 7 targets.
   train_step, begin = _make()
-  after, metrics = train_step(begin, rows, np.int32(n))
-  used = np.asarray(rows[:n], np.float64).reshape(-1, 6)
-  x, y = used[:, :-1], used[:, 1:]
-  w, b = (float(_PARAMS[name]) for name in ("w", "b"))
-  weight, error = y != _PAD, w * x + b - y
-  total = weight.sum()
-  gradient = 2 * (weight * error * x).sum() / total
-  loss = (weight * error**2).sum() / total
-  np.testing.assert_allclose(metrics["train/loss"], loss, rtol=1e-5)
-  np.testing.assert_allclose(after.params["w"], w - 0.01 * gradient, rtol=1e-5)
+  _, metrics = train_step(begin, jnp.asarray(rows), np.int32(n))
+  x, y = rows[:n, :, :-1].astype(np.float64), rows[:n, :, 1:]
+  errors = (0.5 * x + 0.1 - y) ** 2
+  assert np.sum(y != _PAD) == [10, 19, 27][n - 1]
+  wanted = np.sum(errors[y != _PAD]) / np.sum(y != _PAD)
+  np.testing.assert_allclose(metrics["train/loss"], wanted, rtol=1e-6)
 
 
-def test_the_logged_rate_is_the_one_that_moved_the_weights():
-  """Against NumPy: plain SGD moves by rate times gradient, nothing else."""
-  rates = np.array([0.0, 0.01, 0.03, 0.02])
-  schedule = lambda count: jnp.asarray(rates, jnp.float32)[count]  # noqa: E731
-  tx = optax.with_extra_args_support(optax.sgd(schedule))
-  config = update.StepConfig(0.0, 0.0, 0.0, _PAD, details=True)
-  train_step = jax.jit(update.make_train_step(_loss, tx, schedule, config))
-  now = state.init_state(_PARAMS, tx, 0.0)
-  for k, rate in enumerate(rates):
-    before = np.array([now.params[name] for name in "wb"], np.float64)
-    now, metrics = train_step(now, _rows((1, 4, 6), seed=k), np.int32(1))
-    moved = np.array([now.params[name] for name in "wb"], np.float64) - before
-    applied = np.linalg.norm(moved) / metrics["train/grad_norm"]
-    np.testing.assert_allclose(applied, rate, rtol=1e-3)
-    np.testing.assert_allclose(metrics["train/learning_rate"], rate, rtol=1e-6)
+def _gradients(rows):
+  """NumPy: the gradient (w, b) of the mean loss of some rows."""
+  x, y = rows[..., :-1].astype(np.float64), rows[..., 1:]
+  slope = 2 * (0.5 * x + 0.1 - y) * (y != _PAD)
+  both = np.array([np.sum(slope * x), np.sum(slope)])
+  return both / max(np.sum(y != _PAD), 1)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_squared_norms_of_the_gradients_of_microbatches(devices):
+  rows = np.array(_rows((4, 2, 6)))
+  rows[1, 0, 3:] = _PAD
+  probe = update.Probing(("micro",), noise_scale.measure)
+  mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
+  with jax.set_mesh(jax.sharding.Mesh(mesh.devices, ("data",))):
+    train_step, begin = _make(probing=probe, clip_norm=1e-3)
+    plain, _ = _make(clip_norm=1e-3)
+    for n in (2, 3):
+      after, found = train_step(begin, jnp.asarray(rows), np.int32(n))
+      without, _ = plain(begin, jnp.asarray(rows), np.int32(n))
+      squares = [np.sum(_gradients(rows[i]) ** 2) for i in range(n)]
+      np.testing.assert_allclose(
+        found["train/micro_grad_sq"], np.mean(squares), rtol=1e-5
+      )
+      np.testing.assert_allclose(
+        found["train/grad_norm"] ** 2,
+        np.sum(_gradients(rows[:n]) ** 2),
+        rtol=1e-5,
+      )
+      assert state.digest(after.params) == state.digest(without.params)
+    empty = jnp.asarray(rows).at[2, :, 1:].set(_PAD)  # Has no gradient.
+    _, found = train_step(begin, empty, np.int32(3))
+    squares = [np.sum(_gradients(rows[i]) ** 2) for i in range(2)]
+    np.testing.assert_allclose(
+      found["train/micro_grad_sq"], np.mean(squares), rtol=1e-5
+    )
+
+
+def test_frozen_weights_and_rank_one_by_hand():
+  """The loss sees W + a b^T; a and b are trained, W is carried."""
+  rng = np.random.default_rng(0)
+  w, a, b = (rng.normal(size=s) for s in ((4, 3), (4,), (3,)))
+  x, y = rng.normal(size=(5, 4)), rng.normal(size=(5, 3))
+
+  def loss(weights, rows):
+    del rows
+    error = jnp.float32(x) @ weights - jnp.float32(y)
+    zero = jnp.zeros(())
+    return _Sums(jnp.sum(error**2), zero, zero, zero)
+
+  def seen(params, now):
+    return now.frozen + jnp.outer(params["a"], params["b"])
+
+  tx = optax.with_extra_args_support(optax.sgd(0.1))
+  train_step = jax.jit(
+    update.make_train_step(
+      update.Loss(loss, _count), tx, lambda c: 0.1,
+      update.StepConfig(0.0, 0.0), seen_weights=seen,
+    )
+  )  # fmt: skip
+  trained = {"a": jnp.float32(a), "b": jnp.float32(b)}
+  begin = state.init_state(trained, tx, jnp.float32(w))
+  batch = view.Batch(_rows((1, 4, 6)), jnp.zeros((1, 4), jnp.int32))
+  after, metrics = train_step(begin, batch, np.int32(1))
+  count = 4 * 5
+  slope = 2 * x.T @ (x @ (w + np.outer(a, b)) - y) / count
+  np.testing.assert_allclose(
+    after.params["a"], a - 0.1 * slope @ b, rtol=1e-5, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    after.params["b"], b - 0.1 * a @ slope, rtol=1e-5, atol=1e-6
+  )
+  np.testing.assert_array_equal(after.frozen, begin.frozen)
+  norm = np.sqrt(np.sum((slope @ b) ** 2) + np.sum((a @ slope) ** 2))
+  np.testing.assert_allclose(metrics["train/grad_norm"], norm, rtol=1e-5)
 
 
 def test_clipping_bounds_the_gradient_and_reports_it():
   rows = _rows((1, 4, 6))
   grads = jax.grad(_objective)(_PARAMS, rows[0])
   norm = optax.tree.norm(grads)
-  train_step, begin = _make(clip_norm=float(norm) / 4, details=True)
+  details = update.Probing(("state", "grads", "updates"), leaves.measure)
+  train_step, begin = _make(clip_norm=float(norm) / 4, probing=details)
   after, metrics = train_step(begin, rows, np.int32(1))
   np.testing.assert_allclose(metrics["train/update_norm"], 0.01 * norm / 4)
   assert metrics["train/clip_fraction"] == 1
@@ -144,16 +218,12 @@ def test_a_bad_number_changes_nothing_and_stops_all_later_updates(tx):
   good = _rows((1, 4, 6))
   state_1, _ = train_step(begin, good, np.int32(1))
 
-  def bad_loss(params, tokens):
-    sums = _loss(params, tokens)
-    nan = jnp.where(tokens[0, 0] == 77, jnp.nan, 0.0)
+  def bad_loss(params, rows):
+    sums = _loss(params, rows)
+    nan = jnp.where(rows.tokens[0, 0] == 77, jnp.nan, 0.0)
     return sums._replace(loss=sums.loss + nan * params["w"])
 
-  config = update.StepConfig(clip_norm=1.0, z_loss=0.0, pad_id=_PAD)
-  tx = optax.with_extra_args_support(tx)
-  train_step = jax.jit(
-    update.make_train_step(bad_loss, tx, lambda c: 0.0, config)
-  )
+  train_step, _ = _make(tx, loss=bad_loss, clip_norm=1.0)
   state_2, metrics = train_step(state_1, good.at[0, 0, 0].set(77), np.int32(1))
   assert bool(metrics["halted"])
   assert int(metrics["step"]) == 1
@@ -166,7 +236,7 @@ def test_a_bad_number_changes_nothing_and_stops_all_later_updates(tx):
 
 def test_leaf_statistics():
   values = np.array([[1.0, -2.0], [3.0, 4.0]], np.float32)
-  found = update.leaf_statistics(params={"a": {"b": jnp.asarray(values)}})
+  found = leaves.leaves(params={"a": {"b": jnp.asarray(values)}})
   np.testing.assert_allclose(found["leaf/params/a/b/mean"], values.mean())
   np.testing.assert_allclose(found["leaf/params/a/b/std"], values.std())
   rms = np.sqrt(np.mean(values**2))

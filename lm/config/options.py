@@ -1,0 +1,75 @@
+"""The own keys of an entry of a seam, from a configuration to a dataclass.
+
+An entry declares its keys as a frozen dataclass with defaults. The metadata of
+its fields may have bounds, as in `schema.py`. An entry without keys of its own
+declares None.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .names import nearest
+
+Pairs = Sequence[tuple[str, Any]]
+
+
+def read(kind: type | None, pairs: Pairs) -> Any:
+  """The options of an entry; None if it has none.
+
+  Args:
+    kind: Dataclass that the entry declares.
+    pairs: What the configuration sets, without `problems`.
+  """
+  return None if kind is None else kind(**dict(pairs))
+
+
+def passed(options: Any) -> dict[str, Any]:
+  """The keyword argument `options` for an entry that has some."""
+  return {} if options is None else {"options": options}
+
+
+def problems(kind: type | None, pairs: Pairs, path: str) -> Iterator[str]:
+  """What is wrong with the keys that a configuration sets.
+
+  Args:
+    kind: Dataclass that the entry declares, or None.
+    pairs: (key, value) of each.
+    path: What they are called, e.g. "config.train.objective_kwargs".
+  """
+  fields = {} if kind is None else {f.name: f for f in dataclasses.fields(kind)}
+  sound = True
+  for key, value in pairs:
+    if key not in fields:
+      known = f" Known: {', '.join(fields)}." if fields else " There are none."
+      yield f"{path}.{key} is not a key.{nearest(key, fields)}{known}"
+      sound = False
+    elif not fits(value, default := fields[key].default):
+      yield (
+        f"{path}.{key}={value!r} is {type(value).__name__}, expected "
+        f"{type(default).__name__} as in {default!r}."
+      )
+      sound = False
+  if kind is not None and sound:
+    from .constraints import of_section  # Which knows the whole schema.
+
+    yield from of_section(kind(**dict(pairs)), path)
+
+
+def unknown(name: str, table: Mapping[str, Any], path: str) -> Iterator[str]:
+  """Says that a name is not in the table of a seam, and which is nearest."""
+  if name not in table:
+    yield (
+      f"{path}={name!r} is not one of {', '.join(table)}.{nearest(name, table)}"
+    )
+
+
+def fits(value: Any, default: Any) -> bool:
+  """Whether `value` may stand where the default is `default`."""
+  if isinstance(default, bool) or isinstance(value, bool):
+    return isinstance(value, bool) and isinstance(default, bool)
+  if isinstance(default, float):
+    return isinstance(value, int | float)
+  if isinstance(default, tuple):
+    return isinstance(value, tuple | list)
+  return isinstance(value, type(default))

@@ -1,0 +1,1 @@
+"""Feed-forward blocks: what a layer does to each token by itself."""

@@ -1,0 +1,1 @@
+"""Mixers: what a layer does across the tokens of a row."""

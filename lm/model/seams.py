@@ -1,0 +1,29 @@
+"""What varies in the model by a name, and what is wrong with the names."""
+
+import typing
+
+from . import entries
+from .ffn.table import FEED_FORWARDS
+from .mixers.table import MIXERS
+from .products import PRODUCTS
+
+if typing.TYPE_CHECKING:
+  from ..config.schema import ModelConfig
+
+SEAMS: dict[str, dict[str, typing.Any]] = {
+  "mixer": MIXERS,
+  "ffn": FEED_FORWARDS,
+  "product": PRODUCTS,
+}
+
+
+def problems(cfg: "ModelConfig") -> list[str]:
+  """What is wrong with the entries and their keys; touches no device.
+
+  Args:
+    cfg: Model section of the configuration, resolved or not.
+  """
+  found = []
+  for seam, table in SEAMS.items():
+    found += entries.problems(seam, cfg, table)
+  return found

@@ -1,0 +1,1 @@
+"""What a run measures at some of its updates, beside the usual metrics."""
