@@ -39,7 +39,7 @@ METHODS = {
   ),
   "SOAP, first_step identity": (
     functools.partial(optim.soap, first_step="identity", weight_decay=0.0),
-    1e-2,
+    3e-3,
   ),
 }
 GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
