@@ -194,10 +194,27 @@ def model_fn(
       head is not cut, since its weights need not be a subtree of params.
   """
   objective = objectives.chosen(config)
+
+  def hidden(weights: Any, batch: objectives.Batch) -> Any:
+    view = objective.view(model.cfg, batch, objectives.TRAINING)
+    hidden_BLD, aux = sums.view_hidden(model, weights, view)
+    if found := [key for key in aux if key.endswith("/loss")]:
+      raise ConfigError(
+        f"config.optim.name={config.optim.name!r} minimises the loss of the "
+        f"logits alone, but the model adds {', '.join(found)} "
+        f"(config.model.ffn={model.cfg.ffn!r}, config.model.mixer="
+        f"{model.cfg.mixer!r}); take another optimiser."
+      )
+    return hidden_BLD
+
   if seen is not None:
-    return lambda params, batch: sums.view_logits(
-      model, seen(params), objective.view(model.cfg, batch, objectives.TRAINING)
-    )
+
+    def whole(params: Any, batch: objectives.Batch) -> Any:
+      weights = seen(params)
+      hidden_BLD = hidden(weights, batch)
+      return model.apply({"params": weights}, hidden_BLD, method="logits")
+
+    return whole
 
   specs = param_table.param_specs(model.cfg)
 
@@ -206,16 +223,7 @@ def model_fn(
       # For the gradients: where each is split, replicas only reduce its shards.
       wait = lambda s, p: constrain(p, s.axes)  # noqa: E731
       params = {k: jax.tree.map(wait, specs[k], p) for k, p in params.items()}
-    view = objective.view(model.cfg, batch, objectives.TRAINING)
-    hidden, aux = sums.view_hidden(model, params, view)
-    if found := [key for key in aux if key.endswith("/loss")]:
-      raise ConfigError(
-        f"config.optim.name={config.optim.name!r} minimises the loss of the "
-        f"logits alone, but the model adds {', '.join(found)} "
-        f"(config.model.ffn={model.cfg.ffn!r}, config.model.mixer="
-        f"{model.cfg.mixer!r}); take another optimiser."
-      )
-    return hidden
+    return hidden(params, batch)
 
   name = "embed" if model.cfg.tied else "head"
 

@@ -107,7 +107,7 @@ def test_rates_follow_tokens(tiny):
   for rows in _ROWS:
     seen.append(tokens / (4 * 32))
     tokens += rows * 32
-  got = ramp.learning_rate(np.arange(len(_ROWS)))
+  got = schedule.learning_rate(ramp.config)(np.arange(len(_ROWS)))
   wanted = schedule.learning_rate(plain.config)(np.array(seen, np.float32))
   np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
@@ -136,7 +136,8 @@ def test_lengths_in_tokens_are_of_the_whole_ramp(tiny):
     "train__num_tokens": 32 * 400, "schedule__name": "wsd",
     "schedule__unit": "tokens", "schedule__warmup": 32.0 * 100,
   }  # fmt: skip
-  rate = _parts(tiny, **run, schedule__decay=32.0 * 300).learning_rate
+  parts = _parts(tiny, **run, schedule__decay=32.0 * 300)
+  rate = schedule.learning_rate(parts.config)
   peak = rate(3 + 11)  # 12 + 88 rows.
   assert rate(3 + 10) < peak > rate(3 + 13)
   with pytest.raises(ConfigError, match="exceeds the run, 12800 tok"):

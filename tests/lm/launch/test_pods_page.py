@@ -10,8 +10,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from lm import sweep
 from lm.config import errors, load
+from lm.tools import sweeps
 
 _ROOT = pathlib.Path(__file__).parents[3]
 _PAGE = (_ROOT / "docs" / "pods.md").read_text()
@@ -82,7 +82,7 @@ def test_sweeps_and_files_of_the_page_exist(commands):
   words = [word for command in commands for word in command]
   names = {w.split("=")[1] for w in words if w.startswith("--sweep=")}
   assert names == {"cbs_151m"}
-  assert len(sweep.load_sweep("cbs_151m")) == 9
+  assert len(sweeps.load_sweep("cbs_151m")) == 9
   assert "--array=0-8" in words
   files = {w for w in words if w.startswith("lm/launch/")}
   scripts = {"slurm.sh", "skypilot.yaml", "tpu.sh"}

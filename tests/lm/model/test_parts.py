@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from losses import loss_sums, row_losses
+from losses import batch, loss_sums, row_losses
 from oracles import transformer as oracle
 
 from lm.config.errors import ConfigError
-from lm.methods import newton, optimizer
+from lm.methods import newton
 from lm.model import params as param_table
 from lm.model import seams
 from lm.model.cache import init_cache
@@ -20,6 +20,7 @@ from lm.model.mixers import table as mixer_table
 from lm.model.param_spec import ParamSpec, init_std
 from lm.model.products import PRODUCTS, Product
 from lm.model.transformer import Transformer
+from lm.objectives import table as objectives
 from lm.step import build, flops, memory, state, update
 
 
@@ -168,9 +169,13 @@ def test_sums_of_an_update_are_those_of_the_whole_batch_in_numpy(
   """For any microbatch and mesh: what is logged, and the gradient."""
   cfg = make_config(ffn="halves", ffn_kwargs=(("weight", 0.5),), z_loss=0.01)
   params, model, tx = make_params(cfg), Transformer(cfg), optax.sgd(1.0)
-  settings = update.StepConfig(0.0, 0.0, cfg.z_loss, cfg.pad_id)
+  settings = update.StepConfig(0.0, cfg.z_loss)
+  objective = objectives.Chosen()
   step = update.make_train_step(
-    lambda p, tokens: loss_sums(model, p, tokens),
+    update.Loss(
+      lambda p, rows: objective.loss_sums(model, p, rows),
+      lambda tokens: objective.count(cfg, tokens),
+    ),
     optax.with_extra_args_support(tx),
     lambda _: 1.0,
     settings,
@@ -182,11 +187,14 @@ def test_sums_of_an_update_are_those_of_the_whole_batch_in_numpy(
     axis_types=(jax.sharding.AxisType.Auto,) * 3,
   )
   spec = jax.sharding.PartitionSpec(None, ("data", "fsdp"))
-  buffer = trained.reshape(-1, rows, 13)
+  count = len(trained) // rows
+  buffer = jax.tree.map(
+    lambda x: np.asarray(x).reshape(count, rows, *x.shape[1:]), batch(trained)
+  )
   with jax.set_mesh(mesh):
     buffer = jax.device_put(buffer, jax.sharding.NamedSharding(mesh, spec))
-    begin = state.init_state(params, tx, 0.0)
-    after, metrics = jax.jit(step)(begin, buffer, np.int32(len(buffer)))
+    begin = state.init_state(params, tx)
+    after, metrics = jax.jit(step)(begin, buffer, np.int32(count))
   numpy = _Numpy(monkeypatch)
   exact = _float64(params)
   _, loss, count = numpy.objective(exact, trained, cfg, 0.5, cfg.z_loss)
@@ -371,7 +379,7 @@ def test_every_problem_is_told_at_once(tiny):
     model__product="plane",
     optim__name="adamv",
   )
-  found = "\n".join(optimizer.problems(config))
+  found = "\n".join(build.problems(config))
   for text in (
     "config.model.ffn='haves' is not one of dense, halves. Did you mean "
     "'halves'?",
@@ -409,7 +417,7 @@ def test_an_entry_declares_its_keys(tiny, changes, words):
   (problem,) = seams.problems(config.model)
   for word in words:
     assert word in problem
-  assert problem in optimizer.problems(config)
+  assert problem in build.problems(config)
 
 
 def test_a_fused_kernel_would_not_use_the_product(tiny, monkeypatch):
@@ -449,4 +457,7 @@ def test_gauss_newton_refuses_losses_of_layers(tiny):
   params = param_table.init_params(config.model, jax.random.key(0))
   rows = jnp.ones((8, 33), jnp.int32)
   with pytest.raises(ConfigError, match="adds ffn/loss.*ffn='halves'"):
-    jax.eval_shape(newton.model_fn(model, config).body_fn, params, rows)
+    jax.eval_shape(newton.model_fn(model, config).body_fn, params, batch(rows))
+  whole = newton.model_fn(model, config, lambda params: params)
+  with pytest.raises(ConfigError, match="adds ffn/loss"):
+    jax.eval_shape(whole, params, batch(rows))
