@@ -17,7 +17,7 @@ from lm.model.transformer import Transformer
 from lm.objectives import table
 from lm.objectives.view import row_keys
 from lm.step import build
-from lm.train import samples
+from lm.train import jobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def test_without_a_sampler_there_are_no_texts_but_a_line(tiny, drawn):
   session = types.SimpleNamespace(
     parts=parts, progress=types.SimpleNamespace(log=lines.append)
   )
-  samples.show(session)
+  jobs.show_samples(session)
   assert lines == ["The objective 'drawn' has no way to sample texts."]
   with pytest.raises(InputError, match="no way to sample"):
     sampler.sample_texts(
