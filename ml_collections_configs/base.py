@@ -179,6 +179,9 @@ def _train() -> ml_collections.ConfigDict:
   c.stop_at_loss = 0.0  # Stop once the first eval set is below it; 0: never.
   c.stop_at_average = ""  # Of `optim.averages`: whose loss; "": the weights'.
   c.init_from = ""  # Checkpoint or export to take the weights from.
+  # RUN[:STEP]: go on from another run's checkpoint, its weights, optimiser,
+  # clock and stream, with another batch, length, rate or schedule.
+  c.branch_from = ""
   c.objective = "next_token"  # A name of lm/objectives/table.py.
   c.objective_kwargs = ml_collections.ConfigDict()  # Its own keys.
   # What the model sees of what is trained: a name of lm/weights/table.py.

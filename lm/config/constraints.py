@@ -231,6 +231,11 @@ def _train(config: Config) -> Iterator[str]:
       f"config.train.stop_at_loss={t.stop_at_loss} is checked at evaluations, "
       "but config.eval.every=0 makes none."
     )
+  if t.branch_from and t.init_from:
+    yield (
+      f"config.train.branch_from={t.branch_from!r} goes on from a run and "
+      f"init_from={t.init_from!r} begins anew from weights; set one of them."
+    )
   if t.stop_at_average and t.stop_at_average not in config.optim.averages:
     yield (
       f"config.train.stop_at_average={t.stop_at_average!r} is not one of "

@@ -41,7 +41,12 @@ class Phase(NamedTuple):
 
 
 def phases(
-  milestones: Sequence[Milestone], total_tokens: int, seq_length: int
+  milestones: Sequence[Milestone],
+  total_tokens: int,
+  seq_length: int,
+  *,
+  step: int = 0,
+  tokens: int = 0,
 ) -> tuple[Phase, ...]:
   """Counts the updates of a ramp until `total_tokens` are reached.
 
@@ -49,11 +54,14 @@ def phases(
     milestones: In order, the first at 0 tokens.
     total_tokens: The last update is the one that reaches them.
     seq_length: Targets of a row.
+    step: Updates made before, in a run that was branched off.
+    tokens: Targets they trained on.
 
   Returns:
     Phases without updates are left out.
   """
-  found, step, tokens = [], 0, 0
+  begun = sum(milestone.tokens <= tokens for milestone in milestones)
+  milestones, found = milestones[begun - 1 :], []
   for i, milestone in enumerate(milestones):
     if tokens >= total_tokens:
       break
@@ -113,16 +121,32 @@ def seesaw(
 
 
 def of_config(config: Config) -> tuple[Phase, ...]:
-  """The phases of a run; one, unless its batch grows."""
+  """The phases of a run; one, unless its batch grows.
+
+  Those of a branch begin at the branch, unless the run's own batches would have
+  led there.
+  """
+  step, tokens = config.train.branch_step, config.train.branch_tokens
+  found = _planned(config, 0, 0)
+  if tokens == tokens_at(found, config.data.seq_length, step):
+    return found  # A branch, if it is one, whose past had the same batches.
+  return _planned(config, step, tokens)
+
+
+def _planned(config: Config, step: int, tokens: int) -> tuple[Phase, ...]:
+  """The phases after `step` updates on `tokens` targets of any batches."""
   d, t = config.data, config.train
   if not ramps(config):
-    updates = t.num_steps or -(-t.num_tokens // (d.batch_size * d.seq_length))
-    return (Phase(0, 0, d.batch_size, 1.0, updates),)
+    left = -(-(t.num_tokens - tokens) // config.tokens_per_step)
+    updates = t.num_steps - step if t.num_steps else left
+    return (Phase(step, tokens, d.batch_size, 1.0, updates),)
   if d.batch_schedule:
     milestones = [Milestone(*entry) for entry in d.batch_schedule]
   else:
-    milestones = _seesaw(config, config.microbatch_size)
-  return phases(milestones, t.num_tokens, d.seq_length)
+    milestones = list(_seesaw(config, config.microbatch_size))
+  return phases(
+    milestones, t.num_tokens, d.seq_length, step=step, tokens=tokens
+  )
 
 
 def describe(config: Config) -> str:

@@ -158,6 +158,9 @@ class TrainConfig:
   stop_at_loss: float = _at_least(0, "nats")
   stop_at_average: str = ""
   init_from: str
+  branch_from: str = ""
+  branch_step: int = 0  # Updates and targets of the run that is branched
+  branch_tokens: int = 0  # from, at the branch (`lm/runs/branch.py`).
   objective: str = "next_token"  # A name of `lm/objectives/table.py`.
   objective_kwargs: tuple[tuple[str, Any], ...] = ()
   weights: str = "identity"  # A name of `lm/weights/table.py`.

@@ -12,10 +12,12 @@ included. With a = start_factor, z = end_factor and peak p:
     inverse_sqrt  p sqrt(A / (t - W + A)),  A = offset, W without one
     seesaw        p times the rate of the phase (`lm/config/ramp.py`)
 
-While batches grow, t counts tokens, in updates of the first size. After T the
-value at T is kept. Sources: OLMo's warm-up and cosine, the warm-up-stable-decay
-of MiniCPM (Hu et al., 2024), the inverse square root of Vaswani et al. (2017).
-optax's schedules count whole steps; these lengths may be fractions of a step.
+While batches grow, t counts tokens, in updates of the first size; also in a
+branch with other batches than its past, unless `train.num_steps` or a unit of
+steps counts updates. After T the value at T is kept. Sources: OLMo's warm-up
+and cosine, the warm-up-stable-decay of MiniCPM (Hu et al., 2024), the inverse
+square root of Vaswani et al. (2017). optax's schedules count whole steps; these
+lengths may be fractions of a step.
 """
 
 from collections.abc import Callable
@@ -79,9 +81,19 @@ def warmup_steps(config: Config) -> float:
 
 def _length(config: Config) -> float:
   """Of the run, in updates of the first size."""
-  if ramp.ramps(config):
-    return config.train.num_tokens / config.tokens_per_step
-  return float(ramp.num_steps(config))
+  end = ramp.num_steps(config)
+  if not _by_tokens(config):
+    return float(end)
+  found, row = ramp.of_config(config), config.data.seq_length
+  tokens = config.train.num_tokens or ramp.tokens_at(found, row, end)
+  return tokens / config.tokens_per_step
+
+
+def _by_tokens(config: Config) -> bool:
+  branched = ramp.of_config(config)[0].step > 0  # With other batches.
+  unit = config.schedule.unit
+  counts = unit == "tokens" or (unit == "fraction" and config.train.num_tokens)
+  return ramp.ramps(config) or bool(branched and counts)
 
 
 def _updates_per_unit(config: Config) -> float:
@@ -95,7 +107,8 @@ def _updates_per_unit(config: Config) -> float:
 def _clock(config: Config) -> Callable[[Any], tuple[jax.Array, Any]]:
   """Update count -> (t in updates of the first size, rate of the phase)."""
   found = ramp.of_config(config)
-  if len(found) == 1:
+  first = len(found) == 1 and found[0].step == 0
+  if first or not _by_tokens(config):
     return lambda count: (jnp.asarray(count, jnp.float32), 1.0)
   steps = np.array([phase.step for phase in found])
   size = config.data.seq_length / config.tokens_per_step
@@ -105,6 +118,7 @@ def _clock(config: Config) -> Callable[[Any], tuple[jax.Array, Any]]:
 
   def clock(count):
     k = jnp.searchsorted(steps, jnp.asarray(count), side="right") - 1
+    k = jnp.maximum(k, 0)  # Of a branch, the past is not ours.
     begin_k, slope_k, rate = (
       jnp.asarray(values, jnp.float32)[k] for values in (begin, slope, rates)
     )

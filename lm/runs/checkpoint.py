@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ..config import translations
+from ..config.errors import ConfigError
 
 _FOLDER = "checkpoints"
 
@@ -158,31 +159,13 @@ class Checkpointer:
     Raises:
       CheckpointError: If it cannot be read.
     """
-    args = ocp.args.Composite(clock=ocp.args.JsonRestore())
-    with _reading(self._folder / str(step)):
-      return self._manager.restore(step, args=args)["clock"]
+    return read_clock(self._folder.parent, step)
 
   def restore(
     self, step: int, abstract_state: Any, updates: int | None = None
   ) -> Any:
-    """State of a checkpoint, laid out as `abstract_state` says.
-
-    Stacks of matrices are padded to a multiple of the devices (`optim`): on
-    another mesh what is missing is zeros, and what is too much is left out.
-
-    Args:
-      step: Which one.
-      abstract_state: `jax.ShapeDtypeStruct`s with shardings, on any mesh.
-      updates: As in `read_leaves`.
-
-    Raises:
-      CheckpointError: If it cannot be read.
-      ValueError: If it holds another state.
-    """
-    folder = self._folder.parent
-    leaves = read_leaves(folder, step, by_path(abstract_state), updates)
-    treedef = jax.tree.structure(abstract_state)
-    return jax.tree.unflatten(treedef, list(leaves.values()))
+    """The function `restore`, of this run."""
+    return restore(self._folder.parent, step, abstract_state, updates)
 
   def set_aside(self, step: int, error: Exception) -> None:
     """Moves a damaged checkpoint out of the way, with a message.
@@ -230,10 +213,63 @@ def list_steps(workdir: str | os.PathLike) -> list[int]:
   return sorted(ocp.path.step.checkpoint_steps(folder))
 
 
+def pick(workdir: str | os.PathLike, step: int | None) -> int:
+  """The step itself if it has a whole checkpoint; the newest one for None.
+
+  Raises:
+    ConfigError: If there is no such checkpoint.
+  """
+  steps = list_steps(workdir)
+  if not steps:
+    raise ConfigError(f"{workdir} holds no checkpoint.")
+  if step is not None and step not in steps:
+    raise ConfigError(
+      f"{workdir} holds no checkpoint of step {step}; it has {steps}."
+    )
+  return steps[-1] if step is None else step
+
+
 def newest_text(workdir: str | os.PathLike) -> str:
   """Where a run goes on: "step N", or "the start" without a checkpoint."""
   steps = list_steps(pathlib.Path(workdir).expanduser())
   return f"step {steps[-1]}" if steps else "the start"
+
+
+def read_clock(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+  """What was saved as the clock of `step`; the run may be open elsewhere.
+
+  Raises:
+    CheckpointError: If it cannot be read.
+  """
+  folder = pathlib.Path(workdir).absolute() / _FOLDER / str(step)
+  with _reading(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    return reader.restore(folder / "clock")
+
+
+def restore(
+  workdir: str | os.PathLike,
+  step: int,
+  abstract_state: Any,
+  updates: int | None = None,
+) -> Any:
+  """State of a checkpoint, laid out as `abstract_state` says.
+
+  Stacks of matrices are padded to a multiple of the devices (`optim`): on
+  another mesh what is missing is zeros, and what is too much is left out.
+
+  Args:
+    workdir: Of the run.
+    step: Which one.
+    abstract_state: `jax.ShapeDtypeStruct`s with shardings, on any mesh.
+    updates: As in `read_leaves`.
+
+  Raises:
+    CheckpointError: If it cannot be read.
+    ValueError: If it holds another state.
+  """
+  leaves = read_leaves(workdir, step, by_path(abstract_state), updates)
+  treedef = jax.tree.structure(abstract_state)
+  return jax.tree.unflatten(treedef, list(leaves.values()))
 
 
 def by_path(tree: Any) -> dict[str, Any]:

@@ -31,20 +31,19 @@ def check(then: Config, now: Config, step: int) -> str:
     ConfigError: If the updates made would have been others, unless the
       configuration allows it.
   """
-  lengths = _length(then), _length(now)
-  if lengths[0] == lengths[1] or not step:
+  lengths, begin = (_length(then), _length(now)), now.train.branch_step
+  if lengths[0] == lengths[1] or step == begin:
     return ""
   end = 1 + max(step, *(ramp.num_steps(config) for config in (then, now)))
   old, new = _curves(then, end), _curves(now, end)
-  past = [k for k in old if not _same(old[k][:step], new[k][:step])]
-  changed = [k for k in old if not _same(old[k], new[k])]
+  past = [k for k in old if not _same(old[k][begin:step], new[k][begin:step])]
+  changed = [k for k in old if not _same(old[k][begin:], new[k][begin:])]
   if not changed:
     return ""
   name = (past or changed)[0]
   line = (
-    f"{lengths[1]}, was {lengths[0]}: the {name} of update {step - 1} was "
-    f"{_mean(old[name][step - 1])}, that of update {step} is now "
-    f"{_mean(new[name][step])}"
+    f"{lengths[1]}, was {lengths[0]}: "
+    f"{_jump(name, step, old[name][step - 1], new[name][step])}"
   )
   if not past or now.schedule.allow_new_length:
     return f"{line}."
@@ -56,6 +55,25 @@ def check(then: Config, now: Config, step: int) -> str:
     "--config.train.init_from. Schedules that may be made longer have "
     "config.schedule.name 'constant' or 'inverse_sqrt' (or 'wsd' before its "
     "decay), and schedule.unit 'steps' or 'tokens'."
+  )
+
+
+def rates(then: Config, now: Config, step: int) -> str:
+  """The learning rates before and after a branch, in one line.
+
+  Args:
+    then: The configuration of the `step` updates made.
+    now: Of the updates to come.
+    step: > 0.
+  """
+  before, after = _rates(then, np.array([step - 1])), _rates(now, np.array([step]))
+  return f"{_jump(_RATE, step, before, after)}."
+
+
+def _jump(name: str, step: int, before: np.ndarray, after: np.ndarray) -> str:
+  return (
+    f"the {name} of update {step - 1} was {_mean(before)}, that of update "
+    f"{step} is now {_mean(after)}"
   )
 
 

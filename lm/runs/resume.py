@@ -1,6 +1,7 @@
 """Where a run starts: afresh, at its checkpoint, or from other weights."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from ..weights import table as weights_table
 
 # Keys that may differ between a checkpoint and the command that resumes it:
 # they change neither the numbers nor what they mean.
-_FREE = (
+FREE = (
   "mesh.",
   "eval.",
   "checkpoint.",
@@ -116,20 +117,15 @@ def check(
     ConfigError: If a key that shapes the run differs, or the data does, or the
       updates made would have had other batches or rates.
   """
-  then = load.to_dict(load.from_dict(saved["config"]))
-  differences = _differences(then, load.to_dict(config))
-  if differences:
+  if found := differences(saved, config, lambda key: key.startswith(FREE)):
     raise ConfigError(
-      "This workdir holds a run with another configuration:\n"
-      + "\n".join(
-        f"  config.{key}: {old!r} there, {new!r} now"
-        for key, old, new in differences
-      )
-      + "\nUse another --workdir; to start from these weights with a fresh "
-      "optimiser, pass --config.train.init_from=THIS_WORKDIR as well."
+      f"This workdir holds a run with another configuration:\n{found}\nUse "
+      "another --workdir; to start from these weights with a fresh optimiser, "
+      "pass --config.train.init_from=THIS_WORKDIR as well; to go on with "
+      "another batch, rate or schedule, --config.train.branch_from."
     )
   _check_tokens(saved, config)
-  _check_tails(saved, config)
+  check_tails(saved, config)
   if saved["fingerprint"] != fingerprint:
     raise ConfigError(
       f"The data below config.data.root={config.data.root}"
@@ -173,7 +169,7 @@ def _check_tokens(saved: dict[str, Any], config: Config) -> None:
   )
 
 
-def _check_tails(saved: dict[str, Any], config: Config) -> None:
+def check_tails(saved: dict[str, Any], config: Config) -> None:
   """Refuses another length once the average of a tail has begun."""
   then = load.from_dict(saved["config"])
   lengths = [ramp.num_steps(c) for c in (then, config)]
@@ -188,16 +184,38 @@ def _check_tails(saved: dict[str, Any], config: Config) -> None:
       )
 
 
+def differences(
+  saved: dict[str, Any], config: Config, free: Callable[[str], bool]
+) -> str:
+  """The keys in which a configuration differs from a checkpoint's and may not.
+
+  Args:
+    saved: What `to_json` made.
+    config: Resolved configuration of this command.
+    free: Whether a key may differ.
+
+  Returns:
+    A line for each key; "" if there is none.
+  """
+  then = load.to_dict(load.from_dict(saved["config"]))
+  found = _differences(then, load.to_dict(config))
+  return "\n".join(
+    f"  config.{key}: {old!r} there, {new!r} now"
+    for key, old, new in found
+    if not free(key)
+  )
+
+
 def _differences(
   old: dict[str, Any], new: dict[str, Any], path: str = ""
 ) -> list[tuple[str, Any, Any]]:
-  """(key, old, new) of all leaves that differ and may not."""
+  """(key, old, new) of all leaves that differ."""
   found = []
   for key in sorted(old.keys() | new.keys()):
     name, a, b = f"{path}{key}", old.get(key), new.get(key)
     if isinstance(a, dict) and isinstance(b, dict):
       found += _differences(a, b, f"{name}.")
-    elif _plain(a) != _plain(b) and not name.startswith(_FREE):
+    elif _plain(a) != _plain(b):
       found.append((name, a, b))
   return found
 
@@ -209,10 +227,10 @@ def _plain(value: Any) -> Any:
   return value
 
 
-def start(
+def newest(
   parts: Parts, checkpointer: Checkpointer, fingerprint: str
-) -> tuple[TrainState, Clock]:
-  """State and clock to begin with: the newest checkpoint's, or fresh ones.
+) -> tuple[TrainState, Clock] | None:
+  """State and clock of the newest whole checkpoint; None without any.
 
   Args:
     parts: Of the run.
@@ -223,17 +241,22 @@ def start(
     ConfigError: If the checkpoint belongs to another run.
   """
   abstract_state = abstract(parts.abstract_state, parts.shardings)
-  while (newest := checkpointer.newest()) is not None:
-    step, saved = newest
+  while (found := checkpointer.newest()) is not None:
+    step, saved = found
     clock = check(saved, parts.config, fingerprint)
     try:
       updates = step // methods.of(parts.config).updates_per_step(parts.config)
       return checkpointer.restore(step, abstract_state, updates), clock
     except CheckpointError as error:
       checkpointer.set_aside(step, error)
-  fresh = build.init_state(parts)
+  return None
+
+
+def fresh(parts: Parts) -> tuple[TrainState, Clock]:
+  """State and clock of a run that begins, from other weights if it says so."""
+  made = build.init_state(parts)
   if parts.config.train.init_from:
     model = weights.load(parts, parts.config.train.init_from)
-    params, frozen = weights_table.started(parts.config, fresh.params, model)
-    fresh = fresh._replace(params=params, frozen=frozen)
-  return fresh, Clock()
+    params, frozen = weights_table.started(parts.config, made.params, model)
+    made = made._replace(params=params, frozen=frozen)
+  return made, Clock()

@@ -22,7 +22,7 @@ from ..step import build, methods, points, seen
 from ..step.state import TrainState
 from ..weights import rounded
 from . import npz, workdir
-from .checkpoint import abstract, by_path, list_steps, read_leaves
+from .checkpoint import abstract, by_path, pick, read_leaves
 
 _CONFIG = "config"
 
@@ -50,7 +50,7 @@ def restore(
     ConfigError: If there is no such checkpoint, or no such average.
     CheckpointError: If it cannot be read.
   """
-  step = _pick(folder, step)
+  step = pick(folder, step)
   known = points.names(parts)
   if average is not None and average not in known:
     raise ConfigError(
@@ -126,7 +126,7 @@ def check_source(source: str) -> None:
       "run or an export (.npz)."
     )
   if source and pathlib.Path(source).is_dir():
-    _pick(source, None)
+    pick(source, None)
 
 
 def load(parts: Parts, source: str) -> Any:
@@ -177,7 +177,7 @@ def export(
       not fit.
     OSError: If the file cannot be written; nothing is left of it.
   """
-  step = _pick(folder, None)
+  step = pick(folder, None)
   config = workdir.read_config(folder)
   params = param_table.to_layout(_restore_host(folder, average), "unroll")
   if quantize:
@@ -222,17 +222,6 @@ def _restore_host(
   config = dataclasses.replace(config, mesh=one_device)
   parts = build.build(config, devices=jax.local_devices()[:1])
   return restore(parts, folder, average=average, mode="export")
-
-
-def _pick(folder: str | os.PathLike, step: int | None) -> int:
-  steps = list_steps(folder)
-  if not steps:
-    raise ConfigError(f"{folder} holds no checkpoint.")
-  if step is not None and step not in steps:
-    raise ConfigError(
-      f"{folder} holds no checkpoint of step {step}; it has {steps}."
-    )
-  return steps[-1] if step is None else step
 
 
 def _build_anywhere(config: Config) -> Parts:

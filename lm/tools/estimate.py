@@ -25,6 +25,7 @@ from ..config import load, ramp
 from ..config.errors import ConfigError, InputError
 from ..config.schema import Config
 from ..model import params as param_table
+from ..runs import branch
 from ..step import build, chips, flops
 
 # Peaks of a chip, FLOP/s; not of a v3, whose chips are two devices.
@@ -40,8 +41,8 @@ class Work(NamedTuple):
   """What a configuration computes."""
 
   parameters: param_table.Counts  # By place.
-  updates: int  # Of the whole run.
-  tokens: int  # Targets of the whole run.
+  updates: int  # Of the whole run; of a branch, those of its own.
+  tokens: int  # Targets of them.
   flops_per_token: float  # Of a training step, without recomputation.
 
 
@@ -83,12 +84,14 @@ def work(config: Config) -> Work:
   Raises:
     ConfigError: If only the tokenizer's file knows the vocabulary.
   """
-  model = resolve(config, "tpu").model
-  phases = ramp.of_config(config)
+  config = branch.resolve(config)
+  model, made = resolve(config, "tpu").model, config.train
+  phases, steps = ramp.of_config(config), ramp.num_steps(config)
+  tokens = ramp.tokens_at(phases, config.data.seq_length, steps)
   return Work(
     param_table.count_params(model),
-    ramp.num_steps(config),
-    ramp.tokens_at(phases, config.data.seq_length, ramp.num_steps(config)),
+    steps - made.branch_step,
+    tokens - made.branch_tokens,
     flops.train_flops_per_token(model),
   )
 

@@ -22,7 +22,7 @@ from ..data.stream import Prefetcher
 from ..model import mesh as meshes
 from ..objectives.view import Batch
 from ..probes import table as probes
-from ..runs import lock, resume, weights, workdir
+from ..runs import branch, lock, resume, weights, workdir
 from ..step import build, memory
 from . import compiles, jobs
 from .session import Session, open_session
@@ -41,6 +41,7 @@ def train(config: Config, folder: str | os.PathLike) -> int:
   """
   weights.check_source(config.train.init_from)
   data = build.find_data(config)
+  config = branch.resolve(config, folder)
   path = workdir.prepare(folder)
   with contextlib.ExitStack() as stack:
     stack.enter_context(lock.held(path))

@@ -10,7 +10,7 @@ from ..data.stream import Stream, open_stream
 from ..eval.evaluator import Evaluator
 from ..eval.rounded import Rounder
 from ..processes.stopping import StopSignals
-from ..runs import metrics, resume, workdir
+from ..runs import branch, metrics, resume, workdir
 from ..runs.checkpoint import Checkpointer
 from ..step import memory, state
 from ..step.parts import Parts
@@ -64,7 +64,11 @@ def open_session(
     async_save=options.async_save,
   )
   stack.enter_context(checkpointer)
-  train_state, clock = resume.start(parts, checkpointer, stream.fingerprint)
+  train_state, clock = (
+    resume.newest(parts, checkpointer, stream.fingerprint)
+    or branch.start(parts, stream.fingerprint)
+    or resume.fresh(parts)
+  )
   workdir.write_json(path / "config.json", load.to_dict(config))
   run_file = workdir.RunFile(path, workdir.facts(parts, data))
   run_file.write("running")

@@ -69,6 +69,7 @@ def test_preset_has_the_published_size(name):
 def test_dataclasses_have_the_keys_of_base():
   config = base.get_config()
   resolved = {"real_V", "L", "eos_id", "pad_id"}
+  resolved |= {"branch_step", "branch_tokens"}
   for field in dataclasses.fields(Config):
     section = config[field.name]
     if isinstance(section, ml_collections.ConfigDict):
