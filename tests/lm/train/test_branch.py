@@ -256,3 +256,12 @@ def test_what_is_free_may_differ(tiny, tmp_path, capsys, constant):
   before, after = 1e-3, 3e-3 * (1 - _AT / 6)
   words = f"update 3 was {before:.2g}, that of update 4 is now {after:.2g}."
   assert words in said
+
+
+@pytest.mark.slow
+def test_processes_branch_together(group, tmp_path):
+  changes = {"train__num_steps": _END} | _KEPT
+  group.run(tmp_path / "whole", 2, 2, **changes)
+  source = f"{tmp_path / 'whole'}:{_AT}"
+  group.run(tmp_path / "branch", 2, 2, train__branch_from=source, **changes)
+  assert _digest(tmp_path / "branch") == _digest(tmp_path / "whole")
