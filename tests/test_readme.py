@@ -42,6 +42,19 @@ def test_make_targets_exist(target):
   assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
+def test_make_help_lists_every_target():
+  done = subprocess.run(
+    ["make", "help"], check=True, cwd=_ROOT, capture_output=True, text=True
+  )
+  makefile = (_ROOT / "Makefile").read_text().replace("\\\n", " ")
+  targets = re.search(r"^\.PHONY: (.*)", makefile, re.MULTILINE)[1].split()
+  listed = re.findall(r"^([a-z]+) +\w", done.stdout, re.MULTILINE)
+  assert sorted(listed) == sorted(targets)
+  for name in ("PYTHON", "TESTS", "CONFIG", "RUN"):
+    assert name in done.stdout
+  assert max(map(len, done.stdout.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
   "module", sorted(set(re.findall(r"python -m (lm[.\w]*)", _README)))
 )
@@ -144,7 +157,19 @@ def test_examples_of_keys_are_accepted(words):
 
 
 def test_files_it_names_exist():
-  named = re.findall(r"`((?:docs|lm|ml_collections_configs)/[\w./]+)`", _README)
-  assert named
-  missing = [name for name in named if not (_ROOT / name).exists()]
+  files = r"(?:docs/|lm/|ml_collections_configs/|notebooks)[\w./]*"
+  named = re.findall(rf"`({files})`|\]\(({files})", _README)
+  assert len(named) > 20
+  missing = [a + b for a, b in named if not (_ROOT / (a + b)).exists()]
   assert not missing
+
+
+def test_results_stand_in_their_pages():
+  table = _README.split("## Results")[1].split("##")[0]
+  rows = re.findall(r"^\|.*\| (.*) \| .*\]\((docs/\w+\.md)", table, re.M)
+  assert len(rows) == 3
+  for result, page in rows:
+    text = (_ROOT / page).read_text()
+    numbers = re.findall(r"\d+\.\d+(?:e-\d+)?", result)
+    assert len(numbers) > 1
+    assert not [n for n in numbers if not re.search(rf"\b{n}\b", text)], page
