@@ -21,7 +21,7 @@ class Rows:
     prepared: The corpus's folder and description.
     split: "train" or "validation".
     width: seq_length + 1.
-    chosen: A hash of the row numbers, of some rows; "" of all.
+    chosen: A hash of the row numbers if only some rows are read; else "".
   """
 
   chosen = ""
@@ -100,9 +100,9 @@ class Chosen(Rows):
 def open_training(data_cfg) -> list[Rows]:
   """The rows to train on of each corpus of `config.data.mixture`.
 
-  All of its training split; or the first `config.data.limit_rows`; or those
-  that the file `config.data.select` names, in any order: an .npz with an array
-  of row numbers for each corpus.
+  These are all rows of the training split, or the first
+  `config.data.limit_rows`, or the rows that the file `config.data.select`
+  names: an .npz with an array of row numbers, in any order, for each corpus.
 
   Raises:
     DataError: If a corpus is not prepared or damaged, or the choice does not
@@ -138,7 +138,7 @@ def _read_selection(
     data = io.BytesIO(pathlib.Path(path).expanduser().read_bytes())
     with np.lib.npyio.NpzFile(data, allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files}
-  except Exception as error:  # Whatever zip files and arrays can be ill of.
+  except Exception as error:  # Damaged files raise errors of many types.
     raise DataError(
       f"{key} cannot be read as an .npz file of integer arrays "
       f"({_first_line(error) or type(error).__name__})."
