@@ -2,9 +2,9 @@
 
 Two things keep a second run out:
 
-* `flock` on the file. The kernel keeps it while the process lives and drops it
-  with the process, so on one machine the second run is refused at once, and a
-  run that was killed goes on at once.
+* `flock` on the file. The kernel ends the `flock` with the process. So on one
+  machine a second run is refused at once, and a run that was killed goes on at
+  once.
 * A sign of life: the file's time is renewed every `BEAT` seconds. Other
   machines may not see the `flock` (object storage, some network file systems).
   They watch the file. If its time changes, the run is refused. If the time
@@ -67,8 +67,8 @@ def held(folder: pathlib.Path) -> Generator[None]:
 def _taken_by_first(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
   """Has process 0 take the lock; the others hear of it every few seconds.
 
-  A collective gives up before a lock is stale, so one cannot wait for all that
-  time.
+  A collective gives up before a lock is stale, so one collective cannot wait
+  for the whole time.
 
   Raises:
     InputError: On all processes, if process 0 is refused.
@@ -141,7 +141,7 @@ class Lock:
       InputError: If it is the lock of a run that lives.
     """
     while True:
-      self._close()  # The file of a run that ended in between.
+      self._close()  # The file belonged to a run that ended in between.
       try:
         self._file, new = self._path.open("x"), True
       except FileExistsError:
@@ -240,7 +240,7 @@ class Lock:
         if not missed:
           os.utime(self._path)
       except OSError:
-        continue  # A full or slow disk is for others to tell.
+        continue  # Others tell of a full or slow disk.
       if missed > 1:
         sys.stderr.write(
           f"error: {self._path} was removed or taken over while this run was "

@@ -46,7 +46,8 @@ class Run(NamedTuple):
   ) -> tuple[int, float] | None:
     """Step and value of the newest score of a set; None if there is none.
 
-    Of the end of the run, where more rows are scored, unless the run went on.
+    The score at the end of the run is on more rows, and is preferred unless the
+    run went on.
 
     Args:
       name: Of the set.
@@ -147,7 +148,7 @@ def load_runs(folders: Sequence[str | pathlib.Path]) -> list[Run]:
 def final_train_loss(run: Run) -> float:
   """Mean train/loss over the last tenth of its lines, or NaN.
 
-  One line is the loss of one batch, too noisy to compare runs by.
+  A single line is the loss of one batch, which is too noisy to compare runs.
   """
   column = run.columns.get("train/loss")
   if column is None:

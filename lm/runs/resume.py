@@ -16,15 +16,15 @@ from ..weights import table as weights_table
 from . import length, weights
 from .checkpoint import Checkpointer, CheckpointError, abstract
 
-# Keys that may differ between a checkpoint and the command that resumes it:
-# they change neither the numbers nor what they mean.
+# Keys that may differ between a checkpoint and the command that resumes from
+# it. They change neither the numbers nor their meaning.
 FREE = (
   "mesh.",
   "eval.",
   "checkpoint.",
   "log.",
   "schedule.allow_new_length",
-  "train.num_steps",  # Unless something follows from it: `length.check`.
+  "train.num_steps",  # If the past would be the same: `length.check`.
   "train.num_tokens",
   "train.stop_at_loss",
   "train.stop_at_average",
@@ -32,7 +32,7 @@ FREE = (
   "train.microbatch_size",
   "data.root",
   "data.prefetch",
-  "data.select",  # The fingerprint has what is in the file.
+  "data.select",  # The fingerprint depends on the file's rows.
   "model.remat",
   "model.attention",
   "model.loss_chunk",
@@ -67,8 +67,8 @@ class Clock(NamedTuple):
 class Stopwatch:
   """Seconds spent training over all lives of a run.
 
-  Compiling, scoring and waiting for a checkpoint are left out, so that runs
-  which score more often are not slower by this clock.
+  Compiling, scoring and waiting for a checkpoint are left out, so that a run
+  does not look slower when it is scored more often.
   """
 
   def __init__(self, seconds: float):
@@ -143,10 +143,10 @@ def _select(then: dict[str, Any], config: Config) -> str:
 
 
 def _check_tokens(saved: dict[str, Any], config: Config) -> None:
-  """Refuses to go on where the past would have had other batches.
+  """Refuses to go on if the past would have had other batches.
 
-  A growing batch may depend on the length of the run and on the microbatch,
-  both free otherwise.
+  A growing batch may depend on the length of the run and on the microbatch.
+  Both may change in a run whose batch does not grow.
   """
   step, row = saved["step"], config.data.seq_length
   tokens = ramp.tokens_at(ramp.of_config(config), row, step)
@@ -181,7 +181,7 @@ def check_tails(saved: dict[str, Any], config: Config) -> None:
 def differences(
   saved: dict[str, Any], config: Config, free: Callable[[str], bool]
 ) -> str:
-  """The keys in which a configuration differs from a checkpoint's and may not.
+  """The keys whose values differ from the checkpoint's although they must not.
 
   Args:
     saved: What `to_json` made.

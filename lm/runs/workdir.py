@@ -37,7 +37,8 @@ def prepare(path: str | os.PathLike) -> pathlib.Path:
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f".probe-{os.getpid()}"
     probe.write_text("")
-    probe.unlink(missing_ok=True)  # In containers, hosts share numbers.
+    # A process of another host with the same number may have removed the file.
+    probe.unlink(missing_ok=True)
   except OSError as error:
     raise ValueError(
       f"--workdir={path} cannot be written: {error.strerror}. Choose a folder "
