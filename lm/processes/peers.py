@@ -93,8 +93,8 @@ class Watch:
     try:
       message = (
         f"error: {how}another process of this run has ended or cannot be "
-        "reached. This one stops, too. Run the same command again on all of "
-        f"them{self._resumption()}.\n"
+        "reached. This process stops, too. Run the same command again on all "
+        f"of them{self._resumption()}.\n"
       )
       os.write(2, message.encode())  # A thread may hold the lock of stderr.
     finally:

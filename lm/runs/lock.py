@@ -244,7 +244,7 @@ class Lock:
       if missed > 1:
         sys.stderr.write(
           f"error: {self._path} was removed or taken over while this run was "
-          "open, so another run may write to its folder. This one stops; its "
+          "open, so another run may write to the folder. This run stops; the "
           "last checkpoint counts.\n"
         )
         sys.stderr.flush()

@@ -154,9 +154,9 @@ def _check_tokens(saved: dict[str, Any], config: Config) -> None:
     return
   then, now = saved["config"]["train"], config.train
   raise ConfigError(
-    f"The {step} updates of this run trained on {saved['tokens']} tokens, with "
-    f"this configuration it would have been {tokens}: the growth of its "
-    "batches depends on the length of the run and on the microbatch. Go on "
+    f"The {step} updates of this run trained on {saved['tokens']} tokens, but "
+    f"this configuration would have trained on {tokens}: the growth of batches "
+    "depends on the length of the run and on the microbatch. Go on "
     f"with config.train.num_tokens={then['num_tokens']} and microbatch_size="
     f"{then['microbatch_size']} (now {now.num_tokens} and "
     f"{now.microbatch_size}), or use another --workdir."

@@ -41,8 +41,8 @@ def prepare(path: str | os.PathLike) -> pathlib.Path:
     probe.unlink(missing_ok=True)
   except OSError as error:
     raise ValueError(
-      f"--workdir={path} cannot be written: {error.strerror}. Choose a folder "
-      "that can."
+      f"--workdir={path} cannot be written: {error.strerror}. Choose another "
+      "folder."
     ) from error
   return workdir
 
