@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from lm.cli import flags
 from lm.cli import program as cli_program
 from lm.config import load
+from lm.data import rows
 from lm.probes import table as probes
 from lm.step import build
 from lm.tools import estimate
@@ -33,6 +35,17 @@ def test_examples_of_the_page_on_training():
   failed, tried = doctest.testfile(str(_ROOT / "docs/training.md"), False)
   assert tried >= 7
   assert failed == 0
+
+
+def test_file_of_rows_of_the_page_on_training(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  text = (_ROOT / "docs/training.md").read_text()
+  (block,) = re.findall(r"```python\n(import.*?)```", text, re.DOTALL)
+  exec(compile(block, "docs/training.md", "exec"), {})
+  split = SimpleNamespace(rows=10_000)
+  meta = SimpleNamespace(corpus="sotu", splits={"train": split})
+  (numbers,) = rows._read_selection("third.npz", [SimpleNamespace(meta=meta)])
+  assert list(numbers) == list(range(0, 10_000, 3))
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "check", "slow", "bench"])
