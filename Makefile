@@ -12,8 +12,12 @@ BIN := $(VENV)/bin
 .PHONY: help demo test newest check lint architecture slow bench notebooks \
     wheel clean
 
-help: ## List the targets.
+help: ## List the targets and the variables.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@echo
+	@echo 'Variables: PYTHON and VENV; TESTS of test; CONFIG and RUN of demo. E.g.'
+	@echo '  make test PYTHON=python3.13 TESTS=tests/optim'
+	@echo '  make demo CONFIG=ml_collections_configs/small.py RUN=runs/small'
 
 demo: $(VENV)/.lm ## Install, prepare the corpus, train, evaluate, sample, draw.
 	$(BIN)/python -m lm.data.prepare --config=$(CONFIG)
@@ -26,15 +30,15 @@ test: $(VENV)/.dev ## Install and run the default tests.
 newest: ## Run the tests of optim and theory on the newest Python here.
 	.ci/newest
 
-check: lint architecture ## Lint, format, types, spelling and import rules.
+check: lint architecture ## Run lint and architecture, as before each commit.
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev ## Lint, format, spelling and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
-architecture: $(VENV)/.dev
+architecture: $(VENV)/.dev ## Import rules: who may import whom.
 	$(BIN)/lint-imports
 
 slow: $(VENV)/.dev ## Run the long tests (tens of minutes).

@@ -2,11 +2,9 @@ r"""Loss on held-out rows, with its error, beside the corpus's n-gram floor.
 
     python -m lm.evaluate --workdir=RUN [--sets=sotu,stdlib] [--step=N]
 
-The loss of a set is a ratio of sums over its targets, so rows and batches of
-any size count by their targets; the rows of padding that fill up a last batch
-have none. `eval/score.py` scores the rows, during a run and here. Of several
-processes (--distributed) the first prints; when one is lost, the others end
-with exit code 76, as in training.
+The loss of a set is a ratio of sums over its targets (`lm/eval/score.py`), as
+during a run. Of several processes (--distributed) the first prints. When one is
+lost, the others end with exit code 76, as in training.
 """
 
 import dataclasses

@@ -4,11 +4,11 @@
     python -m lm.export --workdir=RUN --out=small.npz --quantize
     python -m lm.export --workdir=RUN --out=small.npz --grid=int8
 
-The weights are those that the method is evaluated at: the parameters of most
-methods. --average=NAME writes an average of `config.optim.averages` instead.
+The weights are the point at which the method is evaluated: for most methods the
+parameters. --average=NAME writes an average of `config.optim.averages` instead.
 With --quantize, or a grid, weights are rounded to nearest and stored as codes
-and scales. The file is read by `numpy.load`, and by
-`--config.train.init_from=weights.npz`.
+and scales. `numpy.load` and `--config.train.init_from=weights.npz` read the
+file.
 """
 
 import types

@@ -3,9 +3,9 @@ r"""Continues texts with a trained model.
     python -m lm.generate --workdir=RUN --prompt="My fellow citizens" \
         [--num_tokens=120] [--temperature=0.8] [--samples=3]
 
-The prompts of a batch are decoded together, padded at the end, into a cache of
-fixed size; then a scan adds one token at a time to all rows. A row that
-reaches the end of its document is done and gets padding from there on.
+The prompts are padded at the end and decoded together, into a cache of fixed
+size. Then a scan adds one token at a time to all rows. A row that has reached
+the end of its document gets padding.
 """
 
 import types

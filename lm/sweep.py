@@ -7,13 +7,13 @@ r"""Runs a list of configurations, here or as the tasks of an array job.
 
 A sweep is a function of `ml_collections_configs/sweeps.py`, a function of
 another file (FILE.py:NAME), or a JSON file with the list such a function
-returns. With --jobs, so many run at a time, each on its share of the cores:
-small models use one core better than two. Each run has the folder ROOT/ID,
-where ID is its name and a hash of its resolved configuration, and is the
-program `lm.main`, started anew. So the same command skips what is finished and
-resumes what is not; a changed configuration is another run.
+returns. With --jobs=N, N runs go on at a time, each on its share of the cores:
+small models use one core better than two. A run is the program `lm.main` in a
+process of its own. Its folder is ROOT/ID, where ID is the name of the run and a
+hash of its resolved configuration. So the same command skips finished runs and
+resumes the others; a changed configuration is another run.
 
-Ctrl-C or SIGTERM is passed on to the runs, which save and stop; a second one
+Ctrl-C or SIGTERM is passed on to the runs, which save and stop. A second one
 kills them. Arguments after a lone -- go to every run:
 
     python -m lm.sweep --sweep=cbs_151m --root=DIR -- --distributed=auto

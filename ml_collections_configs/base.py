@@ -1,9 +1,9 @@
 r"""Every configuration key, its unit and its default; returned locked.
 
-An experiment is a small file beside this one that changes a few keys; a key
+An experiment is a small file beside this one that changes a few keys. A key
 that is not declared here does not exist, so a typo is an error. Values are
-numbers, strings and tuples: a config imports neither jax nor lm. The letters
-of `model` are the ones in the array suffixes of `lm` (dimension key in
+numbers, strings and tuples: a config imports neither jax nor lm. The letters of
+`model` are the array suffixes of `lm` (dimension key in
 `lm/model/transformer.py`).
 
     python -m lm.main --config=ml_collections_configs/tiny.py --workdir=RUN \

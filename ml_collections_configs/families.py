@@ -118,9 +118,9 @@ def gauss_newton_solve(
 ) -> ml_collections.ConfigDict:
   """Full Gauss-Newton with Muon inside, as in the study.
 
-  Differs from it: the line search has a quarter of the batches, not as many
-  again; clipping is global; gains are undecayed; and the weights are averaged
-  once an outer step.
+  Four things differ from the study. The line search has a quarter of the
+  batches, not as many again. Clipping is global. Gains are not decayed. The
+  weights are averaged once an outer step.
 
   Args:
     c: From `gauss_newton`.

@@ -6,12 +6,13 @@
     python -m lm.sweep --sweep=$SWEEP:seeds --root=runs/gauss_newton_study
     python -m benchmarks.gauss_newton_study runs/gauss_newton_study
 
-With --jobs=2 on two cores. All in one folder: a run that both sweeps share is
-run once. `rates` chooses learning rates at the middle batch on seed 0, which
-`_RATE` states. All methods see the same tokens for an update: N microbatches of
-2,048, to solve on or to sum the gradients of. Gauss-Newton's line search has
-N / 4 more, which its tokens count; AdamW, Muon and SOAP make four times as many
-updates. `nonlinear` is the control: the same loop on the loss itself.
+With --jobs=2 on two cores. Both sweeps have one folder, so a run that both
+share is made once. `rates` chooses learning rates at the middle batch on seed
+0; `_RATE` states them. All methods see the same tokens for an update: N
+microbatches of 2,048 tokens. Gauss-Newton solves on them, the other methods sum
+their gradients. Gauss-Newton's line search has N / 4 more, which its tokens
+count. AdamW, Muon and SOAP make four times as many updates. `nonlinear` is the
+control: the same loop on the loss itself.
 """
 
 from typing import Any

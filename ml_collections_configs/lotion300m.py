@@ -3,8 +3,8 @@ r"""LOTION to INT4 on the 300M-parameter OLMo-style model, C4.
     python -m lm.main --config=ml_collections_configs/lotion300m.py \
         --workdir=runs/lotion300m
 
-The paper's strength, learning rate and block size are not published in what
-could be read: those here are this project's choices, to be swept.
+The paper's strength, learning rate and block size were not found in its text.
+The values here are this project's choices, to be swept.
 """
 
 import ml_collections

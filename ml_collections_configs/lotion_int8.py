@@ -4,8 +4,8 @@ r"""The demo with LOTION: weights that survive rounding to INT8.
     python -m lm.main --config=ml_collections_configs/lotion_int8.py \
         --workdir=runs/lotion_int8
 
-Its baselines are `--config.quant.method=ptq`, `qat` and `rat`, each of the
-last two with and without `--config.quant.scale_gradient`.
+The baselines are `--config.quant.method=ptq`, `qat` and `rat`, the last two
+with and without `--config.quant.scale_gradient`.
 """
 
 import ml_collections

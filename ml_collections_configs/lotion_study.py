@@ -8,10 +8,10 @@
     python -m lm.sweep --sweep=$SWEEP:seeds --root=runs/lotion_study
     python -m benchmarks.lotion_study runs/lotion_study
 
-With --jobs=2 on two cores. All in one folder: a run that two sweeps share is
-run once. `rates` chooses the learning rate of each optimiser without rounding,
-`strengths` LOTION's strength by curvature and grid on seed 0; `_RATE` and
-`_STRENGTH` state them. Every run is scored in full precision, rounded to
+With --jobs=2 on two cores. All sweeps have one folder, so a run that two share
+is made once. `rates` chooses the learning rate of each optimiser without
+rounding, `strengths` LOTION's strength by curvature and grid on seed 0; `_RATE`
+and `_STRENGTH` state them. Every run is scored in full precision, rounded to
 nearest and at random.
 """
 

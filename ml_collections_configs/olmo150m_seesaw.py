@@ -3,8 +3,8 @@ r"""150M parameters with Seesaw: a growing batch in place of the cosine's decay.
     python -m lm.main --config=ml_collections_configs/olmo150m_seesaw.py \
         --workdir=runs/olmo150m_seesaw
 
-3.3B tokens of C4 in 7,828 updates; a cosine needs 12,589. (In batches of any
-size, as in the paper, it would be 7,756.)
+3.3B tokens of C4 in 7,828 updates; a cosine needs 12,589. (With batches of any
+size, as in the paper, 7,756 updates.)
 """
 
 import ml_collections

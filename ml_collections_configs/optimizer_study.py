@@ -7,10 +7,10 @@
     python -m lm.sweep --sweep=$SWEEP:embeddings --root=runs/optimizer_study
     python -m benchmarks.optimizer_study runs/optimizer_study
 
-With --jobs=2 on two cores. All in one folder: a run that two sweeps share is
-run once. `rates` chooses a learning rate a method and batch size on seed 0,
-`_BEST` states it, the others use it on three seeds. The results are in
-docs/optimizer_study.md.
+With --jobs=2 on two cores. All sweeps have one folder, so a run that two share
+is made once. `rates` chooses a learning rate for each method and batch size on
+seed 0, and `_BEST` states it. The other sweeps use this rate on three seeds.
+The results are in docs/optimizer_study.md.
 """
 
 from collections.abc import Mapping

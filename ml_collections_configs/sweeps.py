@@ -125,10 +125,10 @@ def _tiny(overrides: Mapping[str, Any], name: str | None = None) -> Run:
 def _cbs(model: str, overrides: Mapping[str, Any]) -> list[Run]:
   """One run a (batch, steps) pair, at the study's rate for all of them.
 
-  `python -m lm.report RUNS --to=LOSS --set=c4 --average=ema:0.99` then gives
-  the steps each batch size needs. A pass has at most 1024 rows, 128 on each
-  of eight devices as in the study; evaluations come every half per cent of a
-  run, at least 20 steps apart.
+  `python -m lm.report RUNS --to=3.2 --set=c4 --average=ema:0.99` then gives the
+  steps that each batch size needs to a loss of 3.2. A pass has at most 1024
+  rows, 128 on each of eight devices as in the study. Evaluations come every
+  half per cent of a run, at least 20 steps apart.
   """
   runs = []
   for batch, steps in _CBS_PAIRS[model]:

@@ -1,5 +1,6 @@
 """What docs/architecture.md shows runs, and what it names exists."""
 
+import importlib
 import pathlib
 import re
 import tomllib
@@ -8,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import optim
+from ml_collections_configs import base
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _TEXT = (_ROOT / "docs/architecture.md").read_text()
@@ -38,13 +41,19 @@ def test_paths_and_names_exist():
   assert not [path for path in files if not (_ROOT / path).exists()]
 
 
-def test_rooms_are_those_of_the_import_contract():
-  found = re.findall(r"^\| (\d) \| `optim/(\w+)` \|", _TEXT, re.MULTILINE)
+@pytest.mark.parametrize("package", ["optim", "lm"])
+def test_rooms_are_those_of_the_import_contract(package):
+  rows = re.findall(rf"^\| (\d+) \| `{package}/(.*?) \|", _TEXT, re.MULTILINE)
+  found = [
+    (floor, name.removesuffix(".py"))
+    for floor, names in rows
+    for name in re.findall(r"[\w.]+", names)
+  ]
   contracts = tomllib.loads((_ROOT / "pyproject.toml").read_text())
   (layers,) = (
     contract["layers"]
     for contract in contracts["tool"]["importlinter"]["contracts"]
-    if contract["name"] == "the rooms of optim"
+    if contract["name"] == f"the rooms of {package}"
   )
   wanted = [
     (str(len(layers) - i), room)
@@ -52,6 +61,22 @@ def test_rooms_are_those_of_the_import_contract():
     for room in layer.split(" | ")
   ]
   assert sorted(found) == sorted(wanted)
+
+
+def test_seams_and_toys_are_all_listed():
+  part = _TEXT.split("## Seams")[1].split("##")[0]
+  tables = re.findall(r"`([A-Z_]+)`, `(\w+)`: `(lm/[\w/]+)\.py`", part)
+  assert len(tables) == 7
+  for table, protocol, path in tables:
+    module = importlib.import_module(path.replace("/", "."))
+    entries = getattr(module, table).values()
+    assert {type(entry).__name__ for entry in entries} == {protocol}
+  toys = {path.stem for path in (_ROOT / "tests/lm/toys").glob("*.py")}
+  named = set(re.findall(r"tests/lm/toys/(\w+)\.py", part))
+  assert named == toys - {"start"}
+  keys = re.findall(r"\| `config\.(\w+)\.(\w+)` \|", part)
+  assert len(keys) == 7
+  assert all(key in base.get_config()[section] for section, key in keys)
 
 
 def test_files_of_the_matrix_room_are_all_listed():

@@ -1,11 +1,11 @@
 """Keep freed memory in the process: the cheapest speed-up on a CPU.
 
-XLA's CPU client takes its buffers afresh for each execution; glibc hands large
-ones back to the kernel afterwards, so each step pays for page faults again.
-Four `mallopt` settings stop that. They act on this process only, have to be
-made before jax allocates, and cost memory that is not returned until exit.
+XLA's CPU client allocates its buffers anew for each execution. glibc gives
+large buffers back to the kernel afterwards, so each step pays for page faults
+again. Four settings of `mallopt` keep the memory in the process until its end.
+The settings act on this process only, and have to be made before jax allocates.
 
-Way off: GOLDENPATH_ALLOCATOR=system in the environment.
+GOLDENPATH_ALLOCATOR=system in the environment leaves glibc as it is.
 """
 
 import ctypes
@@ -25,9 +25,8 @@ def settle() -> bool:
   """Makes glibc keep freed memory; call it before `import jax`.
 
   Returns:
-    Whether the settings were made: not outside Linux with glibc, not on an
-    accelerator's host (`JAX_PLATFORMS` names one), and not when
-    `GOLDENPATH_ALLOCATOR=system`.
+    Whether the settings were made. They are made under Linux with glibc, unless
+    `JAX_PLATFORMS` names an accelerator or `GOLDENPATH_ALLOCATOR` is "system".
   """
   if sys.platform != "linux":
     return False

@@ -15,8 +15,8 @@ _POLL = 0.05  # Seconds.
 def shares_of_cores(count: int) -> list[set[int]]:
   """Cores for each of `count` programs at once; empty sets for no limit.
 
-  There is none for a single program, for more programs than cores, and where
-  the system has no such thing (macOS).
+  There is no limit for a single program, for more programs than cores, and on
+  systems without one (macOS).
   """
   if not hasattr(os, "sched_getaffinity"):
     return [set() for _ in range(count)]
@@ -28,9 +28,9 @@ def shares_of_cores(count: int) -> list[set[int]]:
 class Children:
   """Starts programs and passes SIGINT and SIGTERM on to them.
 
-  A context manager: while it is entered, the first signal is sent to the
-  children as SIGTERM, on which a run saves and stops, and every further one
-  as SIGKILL. Must be entered in the main thread.
+  A context manager, to be entered in the main thread. The first signal within
+  the block is passed on as SIGTERM, on which a run saves and stops. Every
+  further signal is passed on as SIGKILL.
   """
 
   def __init__(self):
@@ -75,14 +75,14 @@ class Children:
       if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         output = stack.enter_context(log.open("ab"))
-      # In a session of its own, Ctrl-C reaches it through us alone.
+      # In a session of its own the child gets Ctrl-C only from this process.
       self._running[name] = subprocess.Popen(
         command,
         stdout=output,
         stderr=output and subprocess.STDOUT,
         start_new_session=True,
       )
-    if cores:  # In time for its threads, which do not exist yet.
+    if cores:  # Before the child makes threads.
       with contextlib.suppress(ProcessLookupError):
         os.sched_setaffinity(self._running[name].pid, cores)
     if self.stopping:  # The signal came while it was being started.

@@ -85,8 +85,9 @@ def run(
 def tell(error: BaseException) -> int:
   """Prints what ended a program to standard error; returns its exit code.
 
-  One message for what the user or the disk did, a traceback for the rest, and
-  for everything with GOLDENPATH_TRACEBACK in the environment.
+  Errors of the user and of the disk are one message. All other errors are
+  printed with a traceback. With GOLDENPATH_TRACEBACK in the environment every
+  error is.
   """
   code = _code(error)
   if code == _BUG or os.environ.get("GOLDENPATH_TRACEBACK"):
@@ -124,14 +125,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def check_local(name: str, path: str | os.PathLike) -> None:
-  """Raises for a URL, which would become a folder of that name here.
+  """Refuses a URL: it would become a folder of that name on this machine.
 
   Args:
     name: Of the flag or key, for the message.
     path: Its value.
 
   Raises:
-    InputError: If it is one.
+    InputError: If the path is a URL.
   """
   if "://" in str(path):
     raise InputError(
@@ -141,7 +142,7 @@ def check_local(name: str, path: str | os.PathLike) -> None:
 
 
 def quiet() -> None:
-  """Silences the libraries' own lines; what went wrong is ours to say."""
+  """Silences the libraries' own lines: the programs tell what went wrong."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   for name in ("asyncio", "orbax", "jax", "grain"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -150,10 +151,11 @@ def quiet() -> None:
 
 
 def _tell_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-  """Tells what could not be raised, except writes that outlive their save.
+  """Tells of an error that could not be raised, unless a save had failed.
 
-  When one file of a checkpoint cannot be written, its event loop closes; the
-  other files' writes end later, find it closed, and each prints a traceback.
+  When one file of a checkpoint cannot be written, the event loop of the save
+  closes. The writes of the other files end later, and each would print that the
+  loop is closed.
   """
   error = unraisable.exc_value
   late = isinstance(error, RuntimeError) and "loop is closed" in str(error)
@@ -164,8 +166,8 @@ def _tell_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
 def use_compilation_cache() -> None:
   """Keeps compiled programs between runs, unless the environment decides.
 
-  The folder is JAX_COMPILATION_CACHE_DIR, by default in the user's cache; set
-  it to the empty string to compile afresh.
+  JAX_COMPILATION_CACHE_DIR names the folder; the default is in the user's
+  cache. An empty string turns the cache off.
   """
   home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   default = os.path.join(home, "goldenpath", "xla")

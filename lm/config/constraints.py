@@ -1,8 +1,8 @@
 """What a configuration must satisfy: each rule says key, value, rule, way out.
 
-Everything that can be known without a device, a file or the optimiser's
-signature is checked here. `lm/methods`, `lm/model/mesh.py` and `lm/data` check
-the rest, each before the run starts.
+The rules here need no device, no file and no signature of an optimiser. What
+needs one is checked by `lm/methods`, `lm/model/mesh.py` and `lm/data`, also
+before the run starts.
 """
 
 import dataclasses

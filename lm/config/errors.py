@@ -1,7 +1,7 @@
 """Errors of the user's making, and the exit codes of all programs.
 
-A program prints the message of such an error alone. After the last two codes,
-run the same command again.
+A program prints the message of these errors without a traceback. After the
+codes PREEMPTED and PEER_LOST the same command goes on.
 """
 
 BAD_INPUT = 2

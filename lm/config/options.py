@@ -1,8 +1,7 @@
 """The own keys of an entry of a seam, from a configuration to a dataclass.
 
 An entry declares its keys as a frozen dataclass with defaults. The metadata of
-its fields may have bounds, as in `schema.py`. An entry without keys of its own
-declares None.
+a field may have bounds, as in `schema.py`. An entry without keys declares None.
 """
 
 import dataclasses

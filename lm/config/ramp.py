@@ -1,15 +1,16 @@
 """Rows of each update, as a function of the tokens seen before it.
 
-A ramp is a list of milestones (tokens, rows, rate): from the first update that
-begins at or after `tokens`, at most one milestone an update, batches have
-`rows` rows and the learning rate is `rate` times its schedule. The number of
-microbatches is data to the compiled step, so a change compiles nothing.
+A ramp is a list of milestones (tokens, rows, rate). A milestone holds from the
+first update that begins at or after `tokens`: batches have `rows` rows, and the
+learning rate is `rate` times its schedule. An update passes at most one
+milestone. The number of microbatches is data to the compiled step, so a change
+compiles nothing.
 
-Seesaw replaces the decay of a cosine by a growing batch: where the cosine has
+Seesaw replaces the decay of a cosine by a growing batch. Where the cosine has
 fallen by another factor alpha, the rate falls by sqrt(alpha) and the batch
-grows by alpha instead. Under normalised updates dominated by noise that leaves
-the loss as a function of tokens unchanged, with fewer updates; beyond the
-critical batch size it does not hold.
+grows by alpha. For normalised updates dominated by noise the loss is then the
+same function of tokens, after fewer updates. Beyond the critical batch size
+this is no longer true.
 
 Source: Meterez et al., "Seesaw: accelerating training by balancing learning
 rate and batch size scheduling", 2025, https://arxiv.org/abs/2510.14717
@@ -123,8 +124,8 @@ def seesaw(
 def of_config(config: Config) -> tuple[Phase, ...]:
   """The phases of a run; one, unless its batch grows.
 
-  Those of a branch begin at the branch, unless the run's own batches would have
-  led there.
+  The phases of a branch begin at the branch, unless the branch's own batches
+  would have led there.
   """
   step, tokens = config.train.branch_step, config.train.branch_tokens
   found = _planned(config, 0, 0)

@@ -1,12 +1,12 @@
 """The configuration as frozen dataclasses: types, bounds and units.
 
 `ml_collections_configs/base.py` declares each key with its default and a
-comment; the classes here declare the same keys once more, with what their
-values must satisfy alone. Rules between keys are in `constraints.py`. This file
-imports nothing of `lm`.
+comment. The classes here declare the same keys with the bounds of single
+values. Rules between keys are in `constraints.py`. This file imports nothing of
+`lm`.
 
-A key that is added gets a default here too, so that what older runs and
-exports have stored can still be read.
+A new key gets a default here too, so that stored runs and exports without the
+key can still be read.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
-"""What stored runs call by an older name, in today's names.
+"""From the names in stored runs to today's names.
 
-Used only where something stored is read: the configuration of a run or an
-export, the leaves of a checkpoint, the keys of metrics. A command line that
-uses an older name is told that the name is unknown.
+The tables are used only to read what is stored: the configuration of a run or
+an export, the leaves of a checkpoint, the keys of metrics. On a command line an
+older name is an unknown name.
 """
 
 import copy
@@ -32,7 +32,7 @@ def config(plain: dict[str, Any]) -> dict[str, Any]:
   """A stored configuration with today's names.
 
   Args:
-    plain: Nested dictionaries, as `lm.config.to_dict` made them; not changed.
+    plain: Nested dictionaries, as `load.to_dict` made them; not changed.
 
   Returns:
     A copy.
@@ -58,8 +58,8 @@ def config(plain: dict[str, Any]) -> dict[str, Any]:
 def leaf(path: str, updates: int) -> str | float:
   """Where a checkpoint with the field `ema` keeps a leaf of today's state.
 
-  The average of the weights was a field of the training state; it is a part of
-  the optimiser's state now, s / weight.
+  The average of the weights was a field of the training state. Now the
+  optimiser's state has its sum s and its weight; the average is s / weight.
 
   Args:
     path: Of the leaf, e.g. "opt_state/averages/ema:0.99/sum/embed/table".

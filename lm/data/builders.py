@@ -1,11 +1,11 @@
 """TFDS builder of document corpora, and reading any prepared text directory.
 
-Documents are extracted once into ArrayRecord under `<root>/text` and checked
-against the corpus's content hash, so slow extractions are not repeated and a
-stale copy is never read. TensorFlow is not needed.
+Documents are extracted once into ArrayRecord under `<root>/text`. The content
+hash of the corpus is compared at each use, so a stale copy is never read.
+TensorFlow is not needed.
 
-Importing this costs a second (tensorflow_datasets); only the prepare program
-does.
+Only the program that prepares imports this file: tensorflow_datasets takes a
+second to import.
 """
 
 import contextlib
@@ -21,8 +21,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from ..config.names import CORPORA
-from . import corpora
-from . import layout
+from . import corpora, layout
 from .errors import DataError
 
 SPLITS = ("train", "validation")
@@ -134,7 +133,7 @@ def open_documents(
   folder = pathlib.Path(str(builder.data_dir))
   stored = (builder.info.metadata or {}).get("content_hash")
   if folder.exists() and stored != content_hash:
-    shutil.rmtree(folder)  # The corpus changed since; this is but a copy.
+    shutil.rmtree(folder)  # The corpus has changed; the copy is made anew.
     builder = _builder(corpus, pathlib.Path(root))
   tfds.disable_progress_bar()
   with (

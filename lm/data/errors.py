@@ -1,4 +1,4 @@
-"""The one exception for bad input to the data programs."""
+"""The exception for bad input to the data programs."""
 
 
 class DataError(ValueError):

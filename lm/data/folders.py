@@ -1,10 +1,10 @@
-"""Documents of a folder: what lies below it is read, or named with a reason.
+"""Documents of a folder: each file is read, or named with a reason.
 
-Read are .txt and .md files, one document each, and .jsonl files, one a line;
-endings may have any letter case, and files may be links. A file of these
-endings that cannot be read is an error. Everything else is left out and counted:
-hidden files and folders, links to folders (which may lead in circles), broken
-links, compressed files, other endings, and documents without text.
+A .txt or .md file is a document; each line of a .jsonl file is one. Endings may
+have any letter case, and files may be links. A file with one of these endings
+that cannot be read is an error. Everything else is left out and counted: hidden
+files and folders, links to folders (which may lead in circles), broken links,
+compressed files, other endings, and documents without text.
 """
 
 import json
@@ -39,7 +39,7 @@ _ARCHIVES = (
   b"\x1f\x8b", b"BZh", b"PK\x03\x04", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd",
 )  # fmt: skip
 _UTF8_MARK = b"\xef\xbb\xbf"
-# Which of four bytes in a row are mostly 0, in Latin text.
+# Which of four consecutive bytes are mostly 0, in Latin text.
 _ZEROS: dict[tuple[bool, ...], str] = {
   (False, True, False, True): "UTF-16LE",
   (True, False, True, False): "UTF-16BE",
@@ -200,9 +200,7 @@ def _decode(data: bytes, path: pathlib.Path, offset: int) -> str:
     head = data[:4000]
     zeros = tuple(2 * head[i::4].count(0) > len(head[i::4]) for i in range(4))
     if encoding := _ZEROS.get(zeros):
-      raise DataError(
-        f"{path} looks like {encoding}. {_convert(encoding)}"
-      )
+      raise DataError(f"{path} looks like {encoding}. {_convert(encoding)}")
     raise DataError(
       f"{path} is not text: byte {offset + zero} is 0. Remove the file or the "
       "zeros."

@@ -7,8 +7,8 @@
                                          validation-*.array_record, meta.json
 
 The names are functions of `config.data` alone, so every process of a run finds
-the same folder without an index that could be out of date; what the folders
-hold is described, with hashes, by their meta.json. `<tokenizer>` is `bytes`,
+the same folder without an index that could be out of date. The meta.json of a
+folder describes what the folder holds, with hashes. `<tokenizer>` is `bytes`,
 `bpe4096-sotu` (trained on the mixture's training splits; a mixture of several
 corpora is named by a hash of their names) or `sp-<file name>-<hash>`.
 """

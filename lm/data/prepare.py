@@ -5,8 +5,8 @@ r"""Prepares all text that a configuration names; run once before training.
         --config.data.tokenizer=bytes --config.data.root=/data
 
 Documents -> tokenizer -> rows of seq_length + 1 ids -> ArrayRecord, with the
-loss of n-gram models beside them (`lm/data/ngram.py`). What is prepared already
-is checked against its hashes and kept. Exit code 2: bad input.
+loss of n-gram models beside them (`lm/data/ngram.py`). Data that is prepared
+already is compared with its hashes and kept. Exit code 2: bad input.
 """
 
 import contextlib
@@ -23,18 +23,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from ..cli import flags, program
 from ..cli.text import format_table
 from ..config import load
-from . import builders
-from . import corpora
-from . import layout
-from . import ngram
-from . import packing
+from . import builders, corpora, layout, ngram, packing
 from . import tokenizer as tokenizers
 from .errors import DataError
 
 Log = Callable[[str], None]
 
-# The tokenizer is trained on at most so many characters, each corpus having an
-# equal share.
+# The tokenizer is trained on at most so many characters, an equal share of each
+# corpus.
 _TOKENIZER_TEXT = 100_000_000
 # The n-gram floor is fitted on at most this many training tokens.
 _FLOOR_TOKENS = 20_000_000
@@ -46,7 +42,7 @@ def prepare(
 ) -> dict[str, layout.Prepared]:
   """Prepares the mixture and the eval sets; returns them by name.
 
-  Does nothing for what is there already and intact.
+  Data that is there already and intact is kept.
 
   Args:
     data_cfg: The section `config.data`, checked.
@@ -83,7 +79,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _locked(root: pathlib.Path) -> Iterator[None]:
-  """Holds the root alone, so that programs started together do not race."""
+  """Locks the root, so that programs started together do not race."""
   try:
     root.mkdir(parents=True, exist_ok=True)
     file = (root / ".lock").open("w")

@@ -21,7 +21,7 @@ class Rows:
     prepared: The corpus's folder and description.
     split: "train" or "validation".
     width: seq_length + 1.
-    chosen: A hash of the row numbers, of some rows; "" of all.
+    chosen: A hash of the row numbers if only some rows are read; else "".
   """
 
   chosen = ""
@@ -73,7 +73,9 @@ class Rows:
 class Chosen(Rows):
   """Some rows of a split, in the order of the split."""
 
-  def __init__(self, prepared: layout.Prepared, split: str, numbers: np.ndarray):
+  def __init__(
+    self, prepared: layout.Prepared, split: str, numbers: np.ndarray
+  ):
     """Opens the files.
 
     Args:
@@ -98,13 +100,13 @@ class Chosen(Rows):
 def open_training(data_cfg) -> list[Rows]:
   """The rows to train on of each corpus of `config.data.mixture`.
 
-  All of its training split; or the first `config.data.limit_rows`; or those
-  that the file `config.data.select` names, in any order: an .npz with an array
-  of row numbers for each corpus.
+  These are all rows of the training split, or the first
+  `config.data.limit_rows`, or the rows that the file `config.data.select`
+  names: an .npz with an array of row numbers, in any order, for each corpus.
 
   Raises:
-    DataError: If a corpus is not prepared or damaged, or the choice does not fit
-      it.
+    DataError: If a corpus is not prepared or damaged, or the choice does not
+      fit it.
   """
   found = [layout.find(data_cfg, spec) for spec, _ in data_cfg.mixture]
   if data_cfg.select:
@@ -120,8 +122,9 @@ def _first(count: int, prepared: layout.Prepared) -> np.ndarray:
   meta = prepared.meta
   if count > meta.splits["train"].rows:
     raise DataError(
-      f"config.data.limit_rows={count}, but the training split of {meta.corpus} "
-      f"has {meta.splits['train'].rows} rows. Take fewer, or 0 for all."
+      f"config.data.limit_rows={count}, but the training split of "
+      f"{meta.corpus} has {meta.splits['train'].rows} rows. Take fewer, or 0 "
+      "for all."
     )
   return np.arange(count)
 
@@ -135,7 +138,7 @@ def _read_selection(
     data = io.BytesIO(pathlib.Path(path).expanduser().read_bytes())
     with np.lib.npyio.NpzFile(data, allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files}
-  except Exception as error:  # Whatever zip files and arrays can be ill of.
+  except Exception as error:  # Damaged files raise errors of many types.
     raise DataError(
       f"{key} cannot be read as an .npz file of integer arrays "
       f"({_first_line(error) or type(error).__name__})."
@@ -143,8 +146,8 @@ def _read_selection(
   names = [prepared.meta.corpus for prepared in found]
   if set(arrays) != set(names):
     raise DataError(
-      f"{key} has arrays for {sorted(arrays)}; it must have one for each corpus "
-      f"of config.data.mixture, and no other: {sorted(names)}."
+      f"{key} has arrays for {sorted(arrays)}; it must have one for each "
+      f"corpus of config.data.mixture, and no other: {sorted(names)}."
     )
   return [
     _numbers(f"{key}, {p.meta.corpus}", arrays[p.meta.corpus], p) for p in found

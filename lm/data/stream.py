@@ -6,14 +6,14 @@ own place p, and let p be its r-th place of the pattern. Then row j is
 
     row perm(c, k // R_c)[k mod R_c] of corpus c,  where k = b n_c + r
 
-counts the rows taken from corpus c before j and R_c is its number of rows:
-epoch k // R_c of each corpus is a new permutation, given by a hash of (seed,
-corpus, epoch). Hosts, workers, batch size and its schedule cannot change the
-stream, and its whole state is the number of rows seen.
+counts the rows taken from corpus c before j, and R_c is the corpus's number of
+rows. Each epoch k // R_c of a corpus has its own permutation, given by a hash
+of (seed, corpus, epoch). Hosts, workers, batch size and its schedule cannot
+change the stream. The whole state of the stream is the number of rows seen.
 
-Differs from `grain.MapDataset.mix(...).shuffle().repeat()`: that is the same
-construction with the same `index_shuffle`, but three times slower, and its
-seed + epoch makes epoch 1 of seed 0 equal to epoch 0 of seed 1.
+`grain.MapDataset.mix(...).shuffle().repeat()` is the same construction with the
+same `index_shuffle`. It is three times slower, and adds seed and epoch up, so
+epoch 1 of seed 0 equals epoch 0 of seed 1.
 """
 
 import hashlib
@@ -180,8 +180,8 @@ def eval_batches(
 class Prefetcher(Generic[T]):
   """Iterator over `read(start, size)` for a schedule, made ahead by a thread.
 
-  The batches are those of a plain loop. An exception of `read` is raised where
-  its batch would have come. Close it, or use it in a `with` block.
+  The batches are the same as in a plain loop. An exception of `read` is raised
+  in the place of its batch. Close the iterator, or use it in a `with` block.
 
   Attributes:
     wait_seconds: Time the consumer has waited for data so far.

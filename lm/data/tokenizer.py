@@ -149,8 +149,8 @@ class SentencePiece:
   def _lines_are_separate(self) -> bool:
     """Whether joining the ids of lines gives the ids of the text.
 
-    False for models that put a space before each text or change newlines;
-    those get whole texts, which is slower on long ones.
+    False for models that put a space before each text or change newlines. Such
+    models encode whole texts, which is slower for long texts.
     """
     if not self._newline:
       return False

@@ -88,8 +88,8 @@ def wiki(archive: zipfile.ZipFile) -> Iterator[Document]:
 def awsdocs(archive: zipfile.ZipFile) -> Iterator[Document]:
   """Documentation strings of the AWS services, one service a document.
 
-  Lines are kept once over the whole corpus, comparing with digits folded: the
-  services share much boilerplate.
+  Each line is kept once over the whole corpus; lines that differ in digits
+  alone are equal. The services share much boilerplate.
   """
   newest: dict[str, tuple[str, str]] = {}  # service -> (API version, member)
   for name in archive.namelist():

@@ -65,7 +65,9 @@ class Evaluator:
       in_shardings=(parts.weight_shardings, self._rows),
       out_shardings=NamedSharding(parts.mesh, PartitionSpec()),
     )
-    with jax.set_mesh(parts.mesh):  # Of this thread, which may be a helper.
+    with jax.set_mesh(
+      parts.mesh
+    ):  # The mesh of this thread, which may be a helper.
       self._step = score.lower(parts.abstract_weights, rows).compile()
 
   def compile_points(self) -> None:
@@ -83,7 +85,7 @@ class Evaluator:
   def point(self, train_state: TrainState, name: str | None = None) -> Any:
     """Weights to evaluate: the method's own, or an average by its name.
 
-    They are as the model sees them.
+    The weights are as the model sees them.
     """
     if name not in self._points:
       self.compile_points()
@@ -116,7 +118,7 @@ class Evaluator:
     for i, batch in enumerate(
       eval_batches(rows, size, max_batches, self._ways)
     ):
-      # Of the row in its split: draws are the same at each evaluation.
+      # Numbers in the split, so that draws are the same at each evaluation.
       index = np.arange(i * size + first, i * size + end, dtype=np.int32)
       put = objectives.Batch(
         meshes.put_rows(

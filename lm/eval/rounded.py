@@ -51,7 +51,9 @@ class Rounder:
     def draw(params, key):
       return optim.quantize_params(params, chosen, key=key)
 
-    with jax.set_mesh(parts.mesh):  # Of this thread, which may be a helper.
+    with jax.set_mesh(
+      parts.mesh
+    ):  # The mesh of this thread, which may be a helper.
       jitted = jax.jit(near, in_shardings=(lies,), out_shardings=lies)
       self._nearest = jitted.lower(params).compile()
       jitted = jax.jit(measure, in_shardings=(lies,), out_shardings=replicated)
@@ -104,7 +106,7 @@ def score(
   """Scores the rounded weights on every set.
 
   Args:
-    evaluator: `evaluation.Evaluator` of the run.
+    evaluator: Of the run.
     rounder: Of the run.
     params: The weights.
     max_batches: Per set; 0 for whole splits.

@@ -1,8 +1,8 @@
 r"""Loss of a set with its error, from sums of rows.
 
-The loss of a set is a ratio of sums over its targets, so rows and batches of
-any size count by their targets; the rows of padding that fill up a last batch
-have none.
+The loss of a set is a ratio of sums over its targets. Rows and batches of any
+size count by their targets; a row of padding has no target.
+
 Dimension key: R rows of a set.
 """
 
@@ -50,10 +50,10 @@ def summarize(
       m = \sum_r l_r / \sum_r w_r,
       stderr^2 = n / (n - 1) \sum_r (l_r - m w_r)^2 / (\sum_r w_r)^2,
 
-  the linearised error of a ratio of means over n independent rows; for equal
-  w_r it is the usual error of the mean of n numbers. Tokens within a row may
-  depend on each other; neighbouring rows of one long document do too, which
-  the estimate ignores.
+  the linearised error of a ratio of means over n independent rows. For equal
+  w_r this is the usual error of the mean of n numbers. Tokens within a row may
+  depend on each other. The estimate ignores that neighbouring rows of one long
+  document depend on each other too.
 
   Args:
     loss_R: Summed loss of each row, nats.

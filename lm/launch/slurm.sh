@@ -15,15 +15,15 @@
 #       --sweep=cbs_151m --root=/shared/runs/cbs
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 lm/launch/slurm.sh ...
 #
-# A single task uses all GPUs it sees; of several, each uses one, and they find
-# each other through SLURM. The tasks of an array are the runs of a sweep.
-# Submit from the project's folder; PYTHON names the interpreter.
+# A single task uses all GPUs that it sees. Of several tasks each uses one GPU,
+# and SLURM connects them. The tasks of an array are the runs of a sweep. Submit
+# from the project's folder; PYTHON names the interpreter.
 #
-# Two minutes before the time limit SLURM signals this script; the run saves and
-# exits with 75, as it does when it is told to stop by other means. The job then
-# goes back into the queue and resumes; so it does when one of several tasks is
-# killed or cannot be reached, which ends the others with 76, unless that was
-# within ten minutes. Any other exit code is the job's.
+# Two minutes before the time limit SLURM signals this script. The run saves and
+# exits with 75, as after any other signal to stop. The job then goes back into
+# the queue and resumes. If one of several tasks is killed or cannot be reached,
+# the others end with 76, and the job goes back as well, unless it is younger
+# than ten minutes. Any other exit code is the job's.
 set -uo pipefail
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then

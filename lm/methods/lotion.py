@@ -39,8 +39,8 @@ def problems(config: Config) -> list[str]:
     )
   if not optimizer.takes(name, optimizer.FACTORS):
     found.append(
-      "config.quant.curvature='factors' needs a method that has some (soap, "
-      f"shampoo), not {name}; take 'empirical' or 'sampled'."
+      "config.quant.curvature='factors' needs a method with Kronecker factors "
+      f"(soap, shampoo), not {name}; take 'empirical' or 'sampled'."
     )
   return found
 

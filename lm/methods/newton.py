@@ -1,10 +1,11 @@
 """From `config.gauss_newton` to the transform, its model and its loss.
 
-With `config.optim.name` "gauss_newton", a batch is N + M microbatches: N to
-solve on, M for the line search; an update is an outer step. With
-"gauss_newton_microsteps" a batch is one of them and an update is one inner
-step, or one batch of the line search: for N too large to hold, and to save in
-the middle. `config.optim.kwargs` are those of the inner optimiser.
+With `config.optim.name` "gauss_newton" an update is an outer step, and a batch
+is N + M microbatches: N to solve on, M for the line search. With
+"gauss_newton_microsteps" an update is one inner step or one batch of the line
+search, and a batch is one microbatch. Microsteps are for N too large to hold,
+and for saving within an outer step. `config.optim.kwargs` are arguments of the
+inner optimiser.
 """
 
 from collections.abc import Callable, Iterator
@@ -115,8 +116,8 @@ def make(
 ) -> optax.GradientTransformationExtraArgs:
   """The transform; see `Method.make` for the arguments.
 
-  An update sees the model with the weights seen(params), as in `model_fn`; the
-  state does not depend on it.
+  An update sees the model with the weights seen(params), as in `model_fn`. The
+  state does not depend on `seen`.
   """
   del quantizers  # Only evaluations round.
   g: Any = config.gauss_newton
@@ -185,7 +186,7 @@ def model_fn(
   config: Config,
   seen: Callable[[Any], Any] | None = None,
 ) -> Callable[[Any, Any], Any]:
-  """(params, `Batch` [B]) -> logits, the head in chunks if told.
+  """(params, `Batch` [B]) -> logits, with the head in chunks if configured.
 
   Args:
     model: Of the run.
@@ -220,7 +221,8 @@ def model_fn(
 
   def body(params: Any, batch: objectives.Batch) -> Any:
     if config.mesh.rules == "logical":
-      # For the gradients: where each is split, replicas only reduce its shards.
+      # Where a weight is split, replicas reduce only the shards of its
+      # gradient.
       wait = lambda s, p: constrain(p, s.axes)  # noqa: E731
       params = {k: jax.tree.map(wait, specs[k], p) for k, p in params.items()}
     return hidden(params, batch)

@@ -1,8 +1,8 @@
 """A factory of transforms by its name: the one place where `lm` meets `optim`.
 
-Any factory of `optim`, `optax` or `optax.contrib` that takes a
-`learning_rate` is an optimiser here, by its name. Keyword arguments go to it
-unchanged, after its signature accepted their names.
+Any factory of `optim`, `optax` or `optax.contrib` that takes a `learning_rate`
+is an optimiser here. Keyword arguments go to the factory unchanged; only their
+names are checked, against its signature.
 """
 
 import inspect
@@ -114,18 +114,18 @@ def make(
 ) -> optax.GradientTransformationExtraArgs:
   """The transform of an optimiser; clipping is the train step's.
 
-  An update is traced, not computed, so that a bad value shows now.
+  The first update is traced, not computed, so that a bad value is found now.
 
   Args:
     config: Of the run.
     choice: An optimiser without `problems`.
     learning_rate: Schedule of the update count.
-    specs: Table of the parameters (`lm/model/params.py`), `optax.MaskedNode`
-      for those that the optimiser does not have. With `config.optim.decay`
-      "matrices" the table says what `weight_decay` acts on; matrix methods are
-      told the axes of the matrices; `config.optim.embeddings` says whether the
-      embedding and the head are any.
-    placement: On the mesh, for the methods that take it.
+    specs: Table of the parameters (`lm/model/params.py`), with
+      `optax.MaskedNode` for parameters of other optimisers. The table says what
+      `weight_decay` acts on (with `config.optim.decay` "matrices"), and the
+      axes of the matrices. `config.optim.embeddings` says whether the embedding
+      and the head are matrices.
+    placement: On the mesh, for the methods with such an argument.
 
   Returns:
     A transform that ignores extra arguments it does not know.

@@ -1,8 +1,8 @@
 """Learning rate as a function of the update count.
 
-A run is a warm-up of length W and a main part up to its end T; W, T, A and the
-final decay are converted from `schedule.unit` to updates, fractions of one
-included. With a = start_factor, z = end_factor and peak p:
+A run is a warm-up of length W and a main part up to its end T. W, T, A and the
+final decay are converted from `schedule.unit` to updates and may be fractions.
+With a = start_factor, z = end_factor and peak p:
 
     warm-up       p (a + (1 - a) t / W)
     constant      p
@@ -12,12 +12,12 @@ included. With a = start_factor, z = end_factor and peak p:
     inverse_sqrt  p sqrt(A / (t - W + A)),  A = offset, W without one
     seesaw        p times the rate of the phase (`lm/config/ramp.py`)
 
-While batches grow, t counts tokens, in updates of the first size; also in a
-branch with other batches than its past, unless `train.num_steps` or a unit of
-steps counts updates. After T the value at T is kept. Sources: OLMo's warm-up
-and cosine, the warm-up-stable-decay of MiniCPM (Hu et al., 2024), the inverse
-square root of Vaswani et al. (2017). optax's schedules count whole steps; these
-lengths may be fractions of a step.
+t is the number of updates before this one. While batches grow, t counts tokens,
+in updates of the first size. In a branch with other batches than its past t
+counts tokens too, unless `train.num_steps` or a unit of steps counts updates.
+After T the value at T is kept. Sources: OLMo's warm-up and cosine, the
+warm-up-stable-decay of MiniCPM (Hu et al., 2024), the inverse square root of
+Vaswani et al. (2017). optax's schedules count whole steps only.
 """
 
 from collections.abc import Callable
@@ -118,7 +118,7 @@ def _clock(config: Config) -> Callable[[Any], tuple[jax.Array, Any]]:
 
   def clock(count):
     k = jnp.searchsorted(steps, jnp.asarray(count), side="right") - 1
-    k = jnp.maximum(k, 0)  # Of a branch, the past is not ours.
+    k = jnp.maximum(k, 0)  # The past of a branch has phases of its own.
     begin_k, slope_k, rate = (
       jnp.asarray(values, jnp.float32)[k] for values in (begin, slope, rates)
     )

@@ -1,7 +1,8 @@
 """Attention, causal or not, that can be confined to documents; XLA or fused.
 
-Dimension key: see `transformer.py`. The XLA form is differentiable in forward
-and in reverse mode, to any order; the fused kernels only once, in reverse.
+Dimension key: see `transformer.py`. The XLA form can be differentiated in
+forward and in reverse mode, to any order. The fused kernels can be
+differentiated once, in reverse mode.
 """
 
 import typing
@@ -31,9 +32,10 @@ class Reach(typing.NamedTuple):
   """What each position may see where that is not all before it.
 
   Attributes:
-    start_BL: Index of the first token of its document: positions count from it
-      with `restart_positions`, and with `isolate_documents` it is the first key
-      that the position sees; otherwise that is key 0.
+    start_BL: Index of the first token of the position's document. With
+      `restart_positions` positions count from this token. With
+      `isolate_documents` this token is the first key that the position sees;
+      otherwise key 0 is.
     last_BL: Index of the last key that the position sees.
   """
 
@@ -62,9 +64,10 @@ def both_ways(tokens_BL: jax.Array, cfg: "ModelConfig") -> Reach:
 def document_starts(tokens_BL: jax.Array, eos_id: int) -> jax.Array:
   """Index in the row of the last `eos_id` up to each token; 0 before any.
 
-  The separator opens the document it precedes, so this is where the document
-  of each token begins: a token attends within documents when it sees the keys
-  from there to itself, and its position there is the distance.
+  The separator opens the document that follows, so this is where the document
+  of each token begins. A token attends within its document when it sees the
+  keys from there to itself; its position in the document is the distance from
+  there.
   """
   index_L = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
   opens_BL = jnp.where(tokens_BL == eos_id, index_L, 0)
@@ -111,7 +114,8 @@ def _attend_xla(q_BLHK, k_BMGK, v_BMGK, places, context):
   b, l, h, k = q_BLHK.shape
   m, g = k_BMGK.shape[1:3]
   # Heads first, and the query heads of a group as further rows: all products
-  # are then plain stacks of matrices. Left to the compiler, 1.1 x the step.
+  # are then plain stacks of matrices. The compiler's order makes the step 1.1
+  # times as long.
   q_BHLK, k_BGMK, v_BGMK = (
     x.swapaxes(1, 2) for x in (q_BLHK * k**-0.5, k_BMGK, v_BMGK)
   )
@@ -200,8 +204,8 @@ def splash_attention(
 ) -> jax.Array:
   """JAX's fused TPU kernel on whole rows; causal, confined to documents.
 
-  A Pallas call is not split by the compiler, so on a mesh it is mapped over
-  the shards of the rows and heads.
+  The compiler does not split a Pallas call, so on a mesh the call is mapped
+  over the shards of rows and heads.
 
   Args:
     q_BLHK: Queries, not yet scaled.
@@ -210,7 +214,7 @@ def splash_attention(
     first_BL: Index of the first token of each token's document, or None.
     interpret: Run on any platform, slowly.
   """
-  # Here, since importing Pallas costs every other run a second.
+  # Not at the top: importing Pallas takes a second.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   def kernel(q_BLHK, k_BMGK, v_BMGK, segment_BL):

@@ -18,10 +18,10 @@ if typing.TYPE_CHECKING:
 class Cache(typing.NamedTuple):
   """What `Transformer.decode` remembers of the tokens before.
 
-  Rows may have different lengths. To give them different prompts, decode the
-  prompts padded at the end, then set `length_B` to the true lengths: what was
-  written beyond them is overwritten before it is read. (The padding must not
-  be `eos_id`, which would open a document.)
+  Rows may have different lengths. For different prompts, decode the prompts
+  padded at the end, then set `length_B` to the true lengths. Entries beyond the
+  true length are overwritten before they are read. The padding must not be
+  `eos_id`, which would open a document.
   """
 
   layers: Tree  # The mixer's, of all layers: [N, B, ...].

@@ -20,9 +20,9 @@ def standardize(
 
       y' = r (t - mean(t) - y mean(y t))     (no mean(t) without `centre`),
 
-  a symmetric map, so its transpose costs the same two reductions. Stated by
-  `custom_jvp`, not `custom_vjp`, so that forward mode works too; what JAX
-  derives by itself is slower in reverse.
+  a symmetric map, whose transpose costs the same two reductions. The rule is a
+  `custom_jvp`, not a `custom_vjp`, so that forward mode works too. The reverse
+  mode that JAX derives by itself is slower.
 
   Args:
     x: float32.
@@ -43,8 +43,8 @@ def _standardize(x, axes, eps, centre):
 @standardize.defjvp
 def _standardize_jvp(axes, eps, centre, primals, tangents):
   (x,), (t,) = primals, tangents
-  # By its own name: whoever reverses a forward pass that carries tangents, as
-  # Gauss-Newton does, then meets this rule again, not what JAX derives.
+  # Called by its name, so that the reverse mode of a forward pass with
+  # tangents, as in Gauss-Newton, uses this rule again.
   y = standardize(x, axes, eps, centre)
   _, scale = _standardize(x, axes, eps, centre)
   t = t * scale
@@ -82,9 +82,9 @@ def rope_angles(
 ) -> tuple[jax.Array, jax.Array]:
   """Cosine and signed sine for each channel, [B, L, 1, K] each.
 
-  Pair i turns by p base^(-2 i / K) at position p; the sine of its first channel
-  is negated. Made once for all layers: inside one, XLA would take them for
-  each head.
+  Pair i turns by p base^(-2 i / K) at position p. The sine of its first channel
+  is negated. The angles are made once for all layers: inside a layer XLA would
+  compute them for each head.
 
   Args:
     positions_BL: p, integers.
@@ -114,8 +114,9 @@ def rope(
   """Rotates channel pairs of each head by angles proportional to position.
 
   The score of a query and a key then depends on the difference of their
-  positions only. (a, b) becomes (a cos - b sin, b cos + a sin): each channel
-  and its partner, not two halves put together, which XLA runs slower.
+  positions only. (a, b) becomes (a cos - b sin, b cos + a sin), computed as
+  each channel with its partner. XLA runs the concatenation of two halves
+  slower.
 
   Args:
     x_BLHK: Queries or keys.

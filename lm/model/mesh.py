@@ -85,10 +85,10 @@ def make_mesh(
 ) -> Mesh:
   """A mesh (data, fsdp, tensor) over `devices` (all of them by default).
 
-  Devices of several slices, which a slower network joins, are told apart along
-  `data` alone: replicas exchange one gradient an update, the other axes much
-  more. GPUs of several hosts are slices to jax, too; their network lets the
-  other axes cross it where `data` is no multiple of the hosts.
+  A slower network joins several slices. Devices of several slices therefore
+  differ along `data` alone: replicas exchange one gradient an update, the other
+  axes exchange much more. To jax, GPUs of several hosts are slices, too. Their
+  other axes may cross hosts where `data` is no multiple of the hosts.
 
   Args:
     sizes: Devices along the three axes; at most one is -1.
@@ -181,7 +181,7 @@ def platform() -> str:
   """cpu, gpu or tpu: of the current mesh's devices, or else of this process.
 
   A program can be compiled for devices that are only described, in a process
-  that has others.
+  with other devices.
   """
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
@@ -233,7 +233,7 @@ def shape_spec(
   """Splits the largest dimension that divides over `fsdp`; needs no names.
 
   For models from elsewhere (`config.mesh.rules = "fsdp_shape"`). Arrays below
-  64 KiB are replicated: splitting them costs more than it saves.
+  64 KiB are replicated, since splitting them costs more than it saves.
   """
   n = mesh_shape["fsdp"]
   entries: list[str | None] = [None] * len(shape)

@@ -1,4 +1,4 @@
-"""Facts about one parameter, which every part of the model states of its own.
+"""Facts about one parameter; every part of the model states its own.
 
 A part's `specs` is a nested dict of `ParamSpec`; `params.py` puts the parts
 together. Letters: see `params.py`.

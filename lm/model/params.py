@@ -108,8 +108,8 @@ def norm_specs(cfg: "ModelConfig") -> Tree:
 def block_specs(cfg: "ModelConfig", layer: int = 0) -> Tree:
   """One layer: two norms, the mixer and the feed-forward block.
 
-  Both parts keep their names whatever the entry, so that parameters of one
-  entry are found by another with the same `specs`.
+  The names of both parts do not depend on the entry, so that an entry finds the
+  parameters of another entry with the same `specs`.
   """
   return {
     "norm1": norm_specs(cfg),
@@ -144,9 +144,9 @@ def init_params(cfg: "ModelConfig", key: jax.Array) -> Tree:
   """Initial parameters in float32, the same bits in both layouts.
 
   The key of a leaf is `key` with a hash of the leaf's path folded in, then the
-  layer; so adding a parameter changes no other, and on any mesh the values are
-  those of one device. Layers are drawn stacked, by one `vmap`, whatever their
-  layout: compile time does not grow with depth.
+  layer. So a new parameter changes no other one, and the values do not depend
+  on the mesh. One `vmap` draws all layers in both layouts, so compile time does
+  not grow with depth.
 
   Args:
     cfg: Model section of the configuration.
@@ -181,8 +181,8 @@ def truncated_normal(
 ) -> jax.Array:
   """`std` times a standard normal conditioned on |x| <= `cut`.
 
-  The result is *not* rescaled to have deviation `std` (OLMo's convention):
-  what it has is `std * truncation_factor(cut)`.
+  The result is *not* rescaled to have deviation `std` (OLMo's convention). Its
+  deviation is `std * truncation_factor(cut)`.
 
   Args:
     key: From `jax.random.key`.

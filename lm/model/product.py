@@ -1,15 +1,15 @@
 """An einsum of two arrays whose gradients XLA runs fast on a CPU.
 
 XLA's fast matrix product for the CPU wants the summed axis last in its first
-operand; otherwise that operand is copied or a kernel of half the speed is
-used. The gradients that JAX derives put the incoming gradient first, so that
-the weight gradient of a layer D -> F transposes the [tokens, F] array. Here
-the narrower array comes first. With the feed-forward block of a small model
-(1024 tokens, D = 256, F = 1024, one core) forward and backward take half the
-time, at the speed of the products alone.
+operand. Otherwise XLA copies the operand, or uses a kernel of half the speed.
+The gradients that JAX derives put the incoming gradient first, so that the
+weight gradient of a layer D -> F transposes the [tokens, F] array. Here the
+narrower array comes first. For the feed-forward block of a small model (1024
+tokens, D = 256, F = 1024, one core) forward and backward pass take half the
+time, the speed of the products alone.
 
-It is a primitive because that is JAX's only way to state the transpose of a
-bilinear map and keep forward mode and higher derivatives: `custom_vjp` has no
+The product is a primitive. In JAX only a primitive can state the transpose of a
+bilinear map and keep forward mode and higher derivatives; `custom_vjp` has no
 forward mode.
 """
 
@@ -42,7 +42,7 @@ def product(
 def is_weight_product(primitive, *_, **params) -> bool:
   """A rematerialisation policy: save the products that are not batched.
 
-  The like of `dots_with_no_batch_dims_saveable`, which knows only JAX's own.
+  JAX's `dots_with_no_batch_dims_saveable` does not know this primitive.
   """
   if primitive is not product_p:
     return False

@@ -1,4 +1,4 @@
-"""The one door of every matrix product of the model: each has a name.
+"""Every matrix product of the model goes through here, by its name.
 
     attention.q, .k, .v, .out    projections of the softmax mixer
     attention.scores, .values    queries with keys, weights with values
@@ -6,8 +6,9 @@
     embed                        the one-hot look-up, on meshes with `tensor`
     head                         the logits, also of a tied model
 
-A fused attention kernel makes scores and values by itself. `PRODUCTS` says how
-a product is computed; `config.model.product` names the entry.
+A fused attention kernel computes scores and values by itself. An entry of
+`PRODUCTS` says how products are computed; `config.model.product` names the
+entry.
 """
 
 import typing

@@ -1,4 +1,4 @@
-"""What varies in the model by a name, and what is wrong with the names."""
+"""The tables of the model's parts, and what is wrong with the chosen names."""
 
 import typing
 

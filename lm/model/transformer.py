@@ -8,11 +8,11 @@ feed-forward width, V vocabulary (padded), N layers, T new tokens in decoding,
 The modules only declare the parameters of `params.py`'s table and call the
 functions of `layers.py`, of the mixer and of the feed-forward block. Values
 come from `params.init_params`, not from `Transformer.init`, which fills in NaN.
-Parameters are float32; products run in `cfg.compute_dtype`; norms, softmax and
-logits in float32.
+Parameters are float32. Products run in `cfg.compute_dtype`; norms, softmax and
+logits run in float32.
 
 Documents need no array beside the tokens: `eos_id` stands before the first
-token of each, so it is where attention and positions begin anew.
+token of each document, and attention and positions begin anew there.
 """
 
 import typing
@@ -100,8 +100,8 @@ class Transformer(nn.Module):
   ) -> tuple[jax.Array, Cache]:
     """Logits of the token after each of `tokens_BT`, which continue `cache`.
 
-    Equals the last T positions of `__call__` on all tokens so far. The caller
-    sees to it that `cache` has room for T more.
+    The result equals the last T positions of `__call__` on all tokens so far.
+    The cache must have room for T more tokens; nothing checks this.
 
     Args:
       tokens_BT: Next tokens of each row: a prompt, then one at a time.
@@ -233,9 +233,9 @@ class Embedding(nn.Module):
       return Context(self.cfg).contract(
         "embed", "blv,vd->bld", onehot_BLV, self.table_VD
       )
-    # Each device looks up its columns for all rows of its replica, which are
-    # then exchanged for its rows. Left to the compiler, a mesh with replicas
-    # sends the rows of all devices to each of them.
+    # Each device looks up its columns for all rows of its replica. The columns
+    # are then exchanged for the device's rows. The compiler's own plan sends
+    # the rows of all devices to each device of a mesh with replicas.
     tokens_BL = constrain(tokens_BL, ("replica_batch", "seq"))
     rows_BLD = self.table_VD.at[tokens_BL].get(mode="clip").astype(dtype)
     rows_BLD = constrain(rows_BLD, ("replica_batch", "seq", "embed"))
@@ -278,7 +278,7 @@ def _logits(cfg, equation, hidden_BLD, w):
 
 
 def _declare(module, specs):
-  """The module's parameters; NaN if anybody uses `Transformer.init`'s."""
+  """The module's parameters; `Transformer.init` would fill them with NaN."""
 
   def nan(_, specs):
     return jax.tree.map(

@@ -1,8 +1,8 @@
 r"""Continuations of rows of tokens, drawn token by token.
 
-The prompts of a batch are decoded together, padded at the end, into a cache of
-fixed size; then a scan adds one token at a time to all rows. A row that
-reaches the end of its document is done and gets padding from there on.
+The prompts are padded at the end and decoded together, into a cache of fixed
+size. Then a scan adds one token at a time to all rows. A row that has reached
+the end of its document gets padding.
 
 Dimension key: B rows, T tokens of the longest prompt, S new tokens, V
 vocabulary, 1 as in B1: one position.

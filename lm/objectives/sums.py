@@ -1,9 +1,9 @@
 """Cross-entropy as sums, with the head applied in chunks if asked.
 
-Dimension key: see `transformer.py`. Everything is summed, nothing averaged, so
-that microbatches and devices add up: the mean loss is `loss / weight` and the
-training objective `(loss + cfg.z_loss * z_loss) / weight`, with the losses of
-the layers in the sum if there are any (`aux_losses`).
+Dimension key: see `transformer.py`. Everything is a sum, so that microbatches
+and devices add up. The mean loss is `loss / weight`. The training objective is
+`(loss + cfg.z_loss * z_loss) / weight`, with the losses of the layers, if there
+are any (`aux_losses`), in the numerator.
 """
 
 import typing
@@ -37,7 +37,7 @@ def aux_losses(aux: "Sums") -> list[jax.Array]:
 def view_sums(model: Transformer, params: "Tree", view: View) -> LossSums:
   """Cross-entropy of the targets of a view; sums of each row, [B] each.
 
-  `aux` belongs to no row: it is of all.
+  `aux` is a sum over all rows, not of each row.
 
   Args:
     model: Its `cfg` says how the head is chunked (`loss_chunk`).
@@ -111,7 +111,7 @@ def token_sums(
 def _split_length(x_BL, chunk_tokens):
   """[chunks, B, C, ...] with B C <= chunk_tokens, zeros at the end.
 
-  The length is split, not the rows: those lie on different devices.
+  The length is split, not the rows, since rows lie on different devices.
   """
   b, l = x_BL.shape[:2]
   c = min(l, max(1, chunk_tokens // b))

@@ -53,10 +53,10 @@ class Objective(NamedTuple):
       cfg is the section `model`, resolved. The loss is the cross-entropy of the
       targets with their weights. None: `row_sums` says all, and methods that
       need outputs and targets apart (Gauss-Newton) refuse the objective.
-    row_sums: (model, params, tokens [B, L + 1], keys [B]) -> LossSums [B], in
-      the place of what follows from `view`; None for most. `aux` is of all rows
-      together. Sums over tokens, never means: a mean depends on the mesh and
-      the microbatches.
+    row_sums: (model, params, tokens [B, L + 1], keys [B]) -> LossSums [B],
+      instead of the cross-entropy of `view`; None for most objectives. `aux` is
+      of all rows together. All are sums over tokens: a mean would depend on the
+      mesh and the microbatches.
     count: (cfg, tokens [B, L + 1]) -> [B]: the loss is the sum of the rows'
       sums over the sum of their counts.
     sample: (model, params, prompts, num_tokens, key, sampling) -> token ids

@@ -6,21 +6,21 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# XLA's CPU client has as many threads as there are cores or devices, and a
-# collective that waits for the others holds one of them: a step with many at
-# once would wait for ever.
+# XLA's CPU client has as many threads as there are cores or devices. A
+# collective holds a thread while it waits for the others, so a step with many
+# collectives at once would wait for ever.
 _THREADS = 64
 
-# Seconds without a sign of life after which a process counts as lost: longer
-# than a machine that swaps or moves is silent, shorter than anyone waits.
+# Seconds without a sign of life after which a process counts as lost. A machine
+# that swaps or is moved is silent for a shorter time.
 HEARTBEAT = 40
 
 
 def widen_thread_pool() -> None:
-  """Gives collectives on a CPU threads to wait in; before devices are made.
+  """Gives collectives on a CPU threads to wait in; call before devices exist.
 
-  For a process that has several CPU devices or belongs to several processes;
-  NPROC in the environment takes precedence.
+  Needed by a process that has several CPU devices or belongs to several
+  processes. NPROC in the environment takes precedence.
   """
   os.environ.setdefault("NPROC", str(_THREADS))
 
@@ -83,10 +83,10 @@ def initialize(
 
 
 def said_by_first(text: str) -> str:
-  """What process 0 passes, on every process of the program.
+  """Returns the text of process 0 on every process of the program.
 
   Args:
-    text: Of process 0 at most 2000 bytes count; that of the others is ignored.
+    text: At most 2000 bytes. The text of the other processes is ignored.
   """
   if not jax.distributed.is_initialized() or jax.process_count() == 1:
     return text

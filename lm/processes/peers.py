@@ -1,16 +1,16 @@
 """An end in bounded time when another process of the run is lost.
 
-The processes of a run wait for one another in every update, so when one of
-them is killed the others can only stop, and be started again with it. They
-notice
+The processes of a run wait for one another in every update. When one of them is
+killed, the others can only stop, and all are started again. A process notices
+the loss
 
 * by a collective that fails, at once, where the transport sees it;
-* by the broken connection to process 0, which hosts `jax.distributed`'s
-  service, at once;
-* by that service, `distributed.HEARTBEAT` seconds after the last sign of life.
+* by the broken connection to process 0, which hosts the service of
+  `jax.distributed`, at once;
+* by this service, `distributed.HEARTBEAT` seconds after the last sign of life.
 
-The last two call `abort()` in native code, past all Python and with an exit
-code that says nothing; only a handler of SIGABRT has a word after that.
+In the last two cases native code calls `abort()`: no Python runs any more, and
+the exit code says nothing. Only a handler of SIGABRT can still print a message.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from . import distributed
 # What the transports and the service write into their errors.
 _SIGNS = ("Gloo", "NCCL", "heartbeat timeout", "CoordinationService")
 
-# If all processes fail alike, process 0 lets the others say so themselves:
-# without its service they would end as if they had lost it.
+# If all processes fail alike, process 0 ends last: without the service of
+# process 0 the others would report its loss instead of their own error.
 _GRACE = 5.0  # Seconds.
 
 Tell = Callable[[BaseException], int]
@@ -42,10 +42,10 @@ _handlers: list[Callable] = []  # The C library keeps no more than an address.
 class Watch:
   """Ends the process when another is lost; a context manager.
 
-  To be entered before `distributed.initialize`. Leaving it by an exception
-  ends a process of several at once: the orderly way out waits for the others,
-  which wait for this one. Its handler of SIGABRT stays, since processes wait
-  for one another in `atexit` as well.
+  To be entered before `distributed.initialize`. An exception out of the block
+  ends a process of several at once. An orderly end would wait for the others,
+  which wait for this process. The handler of SIGABRT stays after the block,
+  since processes wait for one another in `atexit` as well.
   """
 
   def __init__(self, tell: Tell, goes_on_from: Callable[[], str] | None):
@@ -87,16 +87,16 @@ class Watch:
   def _lost(self, how: str) -> None:
     """Says what happened and what to do, and ends the process.
 
-    Of two threads that notice, one speaks and the other waits for the end.
+    If two threads notice the loss, one prints and the other waits.
     """
     self._leaving.acquire()
     try:
       message = (
         f"error: {how}another process of this run has ended or cannot be "
-        "reached. This one stops, too. Run the same command again on all of "
-        f"them{self._resumption()}.\n"
+        "reached. This process stops, too. Run the same command again on all "
+        f"of them{self._resumption()}.\n"
       )
-      os.write(2, message.encode())  # Past locks that a thread may hold.
+      os.write(2, message.encode())  # A thread may hold the lock of stderr.
     finally:
       os._exit(errors.PEER_LOST)
 
@@ -117,7 +117,7 @@ def joined(
   tell: Tell,
   goes_on_from: Callable[[], str] | None = None,
 ) -> Iterator[None]:
-  """Within it this process is one of those that `distributed` connects.
+  """Connects this process to the others for the length of the block.
 
   Raises:
     ValueError: If the arguments do not say who this process is.

@@ -9,9 +9,9 @@ import jax
 class StopSignals:
   """Remembers SIGTERM and SIGINT instead of dying; a context manager.
 
-  A second SIGINT interrupts at once, as usual. With several processes SIGTERM
-  is left to `jax.distributed`, which makes all of them stop at one step
-  (`Checkpointer.reached_preemption`), and SIGINT is passed on as SIGTERM.
+  A second SIGINT interrupts at once, as usual. With several processes
+  `jax.distributed` handles SIGTERM and makes all of them stop at one step
+  (`Checkpointer.reached_preemption`). SIGINT is passed on as SIGTERM.
   """
 
   def __init__(self):
@@ -35,7 +35,7 @@ class StopSignals:
     if number == signal.SIGINT:
       signal.signal(number, signal.default_int_handler)
     if jax.process_count() > 1:
-      # Remembered here, this process would save at a step of its own.
+      # Otherwise this process would save at a step of its own.
       signal.raise_signal(signal.SIGTERM)
     else:
       self.received = signal.Signals(number).name

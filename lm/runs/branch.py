@@ -2,10 +2,10 @@
 
     --config.train.branch_from=RUN[:STEP]
 
-It takes over that run's weights, optimiser, clock and place in the stream, and
-may have another batch, length, rate and schedule. Its length counts from the
-start of that run. A branch with the same configuration makes the updates that
-the run would have made, bit for bit.
+A branch takes over the weights, optimiser, clock and place in the stream of the
+other run. It may have another batch, length, rate and schedule. The length
+counts from the start of the other run. A branch with the same configuration
+makes the updates that the other run would have made, bit for bit.
 """
 
 import dataclasses
@@ -38,14 +38,16 @@ _FREE = (
 def resolve(config: Config, folder: str | os.PathLike | None = None) -> Config:
   """Fills in where a branch begins: `branch_step` and `branch_tokens`.
 
-  A branch that has begun knows it: the other run may go on, or be gone.
+  A branch that has begun reads both from its own folder: the other run may have
+  gone on, or may be gone.
 
   Args:
     config: Validated; returned as it is unless `train.branch_from` is set.
     folder: Of the branch.
 
   Raises:
-    ConfigError: If there is no such run or step, or the branch would end there.
+    ConfigError: If there is no such run or step, or the branch would have no
+      updates.
     CheckpointError: If the checkpoint's clock cannot be read.
   """
   t = config.train
@@ -134,7 +136,7 @@ def _is_free(key: str) -> bool:
 
 
 def _place(source: str) -> tuple[pathlib.Path, int | None]:
-  """RUN[:STEP]; a folder whose name ends so is a RUN."""
+  """Splits RUN[:STEP]; a folder whose name ends in :STEP is a RUN."""
   run, colon, step = source.rpartition(":")
   if colon and step.isdecimal() and not pathlib.Path(source).is_dir():
     return pathlib.Path(run).expanduser(), int(step)

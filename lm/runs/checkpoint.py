@@ -1,10 +1,10 @@
-"""Checkpoints: the only file of `lm` that touches Orbax.
+"""Checkpoints: the only file of `lm` that uses Orbax.
 
 A checkpoint is two items, `state` (arrays, each process writes its shards) and
 `clock` (JSON: step, examples, tokens, seconds, configuration and the data's
-fingerprint). Orbax writes into a temporary folder and renames it, so a
-checkpoint exists whole or not at all; a damaged one is set aside with a
-message and the one before it is used.
+fingerprint). Orbax writes into a temporary folder and renames the folder, so a
+checkpoint exists whole or not at all. A damaged checkpoint is set aside with a
+message, and the one before it is used.
 """
 
 import contextlib
@@ -107,7 +107,7 @@ class Checkpointer:
     clock: dict[str, Any],
     loss: float | None,
   ) -> None:
-    """Starts saving (waits for the save before it); existing steps are kept.
+    """Waits for the save before, and starts a new one; existing steps stay.
 
     Args:
       step: Names the checkpoint.
@@ -144,7 +144,7 @@ class Checkpointer:
   def newest(self) -> tuple[int, dict[str, Any]] | None:
     """Step and clock of the newest whole checkpoint; None without any.
 
-    One whose clock cannot be read is set aside.
+    A checkpoint whose clock cannot be read is set aside.
     """
     while steps := self.steps():
       try:
@@ -242,7 +242,10 @@ def read_clock(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
     CheckpointError: If it cannot be read.
   """
   folder = pathlib.Path(workdir).absolute() / _FOLDER / str(step)
-  with _reading(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+  with (
+    _reading(folder),
+    ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader,
+  ):
     return reader.restore(folder / "clock")
 
 
@@ -254,8 +257,9 @@ def restore(
 ) -> Any:
   """State of a checkpoint, laid out as `abstract_state` says.
 
-  Stacks of matrices are padded to a multiple of the devices (`optim`): on
-  another mesh what is missing is zeros, and what is too much is left out.
+  Stacks of matrices are padded to a multiple of the devices (`optim`). On
+  another mesh missing padding is filled with zeros, and surplus padding is left
+  out.
 
   Args:
     workdir: Of the run.
@@ -289,7 +293,7 @@ def read_leaves(
     workdir: Of the run.
     step: Which checkpoint.
     wanted: Shapes with shardings by path in a `TrainState`. Stacks of matrices
-      may have another length than the saved ones: see `Checkpointer.restore`.
+      may have another length than the saved ones: see `restore`.
     updates: Of the method, up to `step`, for checkpoints of older code
       (`translations.leaf`); None: one a step.
 
@@ -318,9 +322,7 @@ def read_leaves(
   with _reading(folder):
     found = by_path(reader.restore(folder / "state", args=args))
   return {
-    name: found[place]
-    if isinstance(place, str)
-    else _full(place, wanted[name])
+    name: found[place] if isinstance(place, str) else _full(place, wanted[name])
     for name, place in where.items()
   }
 

@@ -2,13 +2,14 @@
 
 Two things keep a second run out:
 
-* `flock` on the file. The kernel keeps it while the process lives and drops it
-  with the process, so on one machine the second run is refused at once, and a
-  run that was killed goes on at once.
-* A sign of life: the file's time is renewed every `BEAT` seconds. Other machines
-  may not see the `flock` (object storage, some network file systems). They watch
-  the file: if its time changes, the run is refused; if it stays the same for
-  `STALE` seconds, its process is lost with its machine and the run goes on.
+* `flock` on the file. The kernel ends the `flock` with the process. So on one
+  machine a second run is refused at once, and a run that was killed goes on at
+  once.
+* A sign of life: the file's time is renewed every `BEAT` seconds. Other
+  machines may not see the `flock` (object storage, some network file systems).
+  They watch the file. If its time changes, the run is refused. If the time
+  stays the same for `STALE` seconds, the old process is lost with its machine,
+  and the run goes on.
 
 Process 0 of a run holds the lock; its other processes wait for the verdict.
 Programs that only read a run do not ask for the lock.
@@ -63,13 +64,11 @@ def held(folder: pathlib.Path) -> Generator[None]:
     yield
 
 
-def _taken_by_first(
-  folder: pathlib.Path, stack: contextlib.ExitStack
-) -> None:
+def _taken_by_first(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
   """Has process 0 take the lock; the others hear of it every few seconds.
 
-  A collective gives up before a lock is stale, so one cannot wait for all that
-  time.
+  A collective gives up before a lock is stale, so one collective cannot wait
+  for the whole time.
 
   Raises:
     InputError: On all processes, if process 0 is refused.
@@ -142,7 +141,7 @@ class Lock:
       InputError: If it is the lock of a run that lives.
     """
     while True:
-      self._close()  # The file of a run that ended in between.
+      self._close()  # The file belonged to a run that ended in between.
       try:
         self._file, new = self._path.open("x"), True
       except FileExistsError:
@@ -241,11 +240,11 @@ class Lock:
         if not missed:
           os.utime(self._path)
       except OSError:
-        continue  # A full or slow disk is for others to tell.
+        continue  # Others tell of a full or slow disk.
       if missed > 1:
         sys.stderr.write(
           f"error: {self._path} was removed or taken over while this run was "
-          "open, so another run may write to its folder. This one stops; its "
+          "open, so another run may write to the folder. This run stops; the "
           "last checkpoint counts.\n"
         )
         sys.stderr.flush()

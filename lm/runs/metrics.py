@@ -2,17 +2,17 @@
 
 Every writer has `write(step, scalars)`, `sync()` and `close()`. The file
 `<workdir>/metrics.jsonl` holds one JSON object a line with the integer "step"
-and flat keys such as "train/loss"; it is flushed line by line, so a killed
-process loses at most the line it was writing, and it is appended to on resume.
-Before a checkpoint is saved everything is synced: a resume begins after the
-checkpoint, and would not write again what is missing before it.
+and flat keys such as "train/loss". The file is flushed line by line, so a
+killed process loses at most the line that it was writing. A resumed run appends
+to the file. Everything is synced before a checkpoint is saved: a resumed run
+begins after the checkpoint, and does not write earlier lines again.
 
-Two conventions a reader of the raw file needs:
+A reader of the raw file needs two conventions:
 
 * JSON has no NaN or infinity, so those are the strings "nan", "inf", "-inf"
   (null would not say which), and every line stays valid JSON;
-* a resumed run repeats the steps since its checkpoint. Of equal (step, key)
-  the last line counts, which is what `read` returns.
+* a resumed run repeats the steps since its checkpoint. Of equal (step, key) the
+  last line counts, and `read` returns this line.
 """
 
 import json
@@ -76,8 +76,8 @@ class _TensorBoardWriter:
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     if self._writer is None:
-      # Opened here to know the first step: TensorBoard then hides the events
-      # an earlier life of the run wrote from that step on.
+      # Opened at the first write, when the step is known: TensorBoard hides the
+      # events that an earlier life of the run wrote from this step on.
       self._writer = self._make(self._logdir, purge_step=int(step))
     for key, value in scalars.items():
       self._writer.add_scalar(key, float(value), int(step))
@@ -118,7 +118,7 @@ class _WandbWriter:
     self._run.log({k: float(v) for k, v in scalars.items()}, step=int(step))
 
   def sync(self) -> None:
-    """Nothing: W&B's own process has what it was given."""
+    """Does nothing: W&B's own process has the data already."""
 
   def close(self) -> None:
     self._run.finish()

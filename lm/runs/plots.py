@@ -1,7 +1,7 @@
-"""Figures of runs; see `read.py`, which decides what a run is.
+"""Figures of runs, as `read.py` reads them.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart; line style
-and marker change with them, so that a print without colour still works.
+Colours are Okabe and Ito's, which the colour-blind can tell apart. Line style
+and marker change with the colour, so that a print without colour still works.
 """
 
 from __future__ import annotations
@@ -219,9 +219,7 @@ def _draw_row(
       axes.plot(x, values, **(_look(i, marked) | bare))
 
 
-def _draw_floors(
-  row: np.ndarray, runs: Sequence[Run], name: str
-) -> None:
+def _draw_floors(row: np.ndarray, runs: Sequence[Run], name: str) -> None:
   """A line for each distinct n-gram loss in view, named beside the row."""
   floors = {
     (round(value, 3), gram)

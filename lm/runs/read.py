@@ -11,7 +11,6 @@ import numpy as np
 from ..config import translations
 from . import metrics
 
-
 # Of a set, maybe of an average of the weights.
 _LOSS = re.compile(r"eval/(.+?)(?:/avg/([^/]+))?/(?:final_)?loss")
 
@@ -38,14 +37,17 @@ class Run(NamedTuple):
   def averages(self, name: str) -> list[str]:
     """Averages of the weights that a set was scored with."""
     found = [_LOSS.fullmatch(key) for key in self.columns]
-    return list(dict.fromkeys(m[2] for m in found if m and m[1] == name and m[2]))
+    return list(
+      dict.fromkeys(m[2] for m in found if m and m[1] == name and m[2])
+    )
 
   def last(
     self, name: str, metric: str = "loss", average: str | None = None
   ) -> tuple[int, float] | None:
     """Step and value of the newest score of a set; None if there is none.
 
-    Of the end of the run, where more rows are scored, unless the run went on.
+    The score at the end of the run is on more rows, and is preferred unless the
+    run went on.
 
     Args:
       name: Of the set.
@@ -63,7 +65,9 @@ class Run(NamedTuple):
     return {k: v for k, v in floors.items() if k.endswith("gram")}
 
 
-def loss_key(name: str, metric: str = "loss", average: str | None = None) -> str:
+def loss_key(
+  name: str, metric: str = "loss", average: str | None = None
+) -> str:
   """Key of a score of a set, of the weights or of an average of them."""
   which = f"avg/{average}/" if average else ""
   return f"eval/{name}/{which}{metric}"
@@ -144,7 +148,7 @@ def load_runs(folders: Sequence[str | pathlib.Path]) -> list[Run]:
 def final_train_loss(run: Run) -> float:
   """Mean train/loss over the last tenth of its lines, or NaN.
 
-  One line is the loss of one batch, too noisy to compare runs by.
+  A single line is the loss of one batch, which is too noisy to compare runs.
   """
   column = run.columns.get("train/loss")
   if column is None:

@@ -6,27 +6,25 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..step.parts import Parts
 from ..config import load, ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..step import build, methods
-from . import length, weights
-from .checkpoint import Checkpointer
-from .checkpoint import CheckpointError
-from .checkpoint import abstract
+from ..step.parts import Parts
 from ..step.state import TrainState
 from ..weights import table as weights_table
+from . import length, weights
+from .checkpoint import Checkpointer, CheckpointError, abstract
 
-# Keys that may differ between a checkpoint and the command that resumes it:
-# they change neither the numbers nor what they mean.
+# Keys that may differ between a checkpoint and the command that resumes from
+# it. They change neither the numbers nor their meaning.
 FREE = (
   "mesh.",
   "eval.",
   "checkpoint.",
   "log.",
   "schedule.allow_new_length",
-  "train.num_steps",  # Unless something follows from it: `length.check`.
+  "train.num_steps",  # If the past would be the same: `length.check`.
   "train.num_tokens",
   "train.stop_at_loss",
   "train.stop_at_average",
@@ -34,7 +32,7 @@ FREE = (
   "train.microbatch_size",
   "data.root",
   "data.prefetch",
-  "data.select",  # The fingerprint has what is in the file.
+  "data.select",  # The fingerprint depends on the file's rows.
   "model.remat",
   "model.attention",
   "model.loss_chunk",
@@ -69,8 +67,8 @@ class Clock(NamedTuple):
 class Stopwatch:
   """Seconds spent training over all lives of a run.
 
-  Compiling, scoring and waiting for a checkpoint are left out, so that runs
-  which score more often are not slower by this clock.
+  Compiling, scoring and waiting for a checkpoint are left out, so that a run
+  does not look slower when it is scored more often.
   """
 
   def __init__(self, seconds: float):
@@ -92,9 +90,7 @@ class Stopwatch:
     self._seconds, self._since = self.seconds(), None
 
 
-def to_json(
-  clock: Clock, config: Config, fingerprint: str
-) -> dict[str, Any]:
+def to_json(clock: Clock, config: Config, fingerprint: str) -> dict[str, Any]:
   """What is saved beside the state."""
   return {
     **clock._asdict(),
@@ -103,9 +99,7 @@ def to_json(
   }
 
 
-def check(
-  saved: dict[str, Any], config: Config, fingerprint: str
-) -> Clock:
+def check(saved: dict[str, Any], config: Config, fingerprint: str) -> Clock:
   """The clock of a checkpoint, if `config` may go on from it.
 
   Args:
@@ -149,10 +143,10 @@ def _select(then: dict[str, Any], config: Config) -> str:
 
 
 def _check_tokens(saved: dict[str, Any], config: Config) -> None:
-  """Refuses to go on where the past would have had other batches.
+  """Refuses to go on if the past would have had other batches.
 
-  A growing batch may depend on the length of the run and on the microbatch,
-  both free otherwise.
+  A growing batch may depend on the length of the run and on the microbatch.
+  Both may change in a run whose batch does not grow.
   """
   step, row = saved["step"], config.data.seq_length
   tokens = ramp.tokens_at(ramp.of_config(config), row, step)
@@ -160,9 +154,9 @@ def _check_tokens(saved: dict[str, Any], config: Config) -> None:
     return
   then, now = saved["config"]["train"], config.train
   raise ConfigError(
-    f"The {step} updates of this run trained on {saved['tokens']} tokens, with "
-    f"this configuration it would have been {tokens}: the growth of its "
-    "batches depends on the length of the run and on the microbatch. Go on "
+    f"The {step} updates of this run trained on {saved['tokens']} tokens, but "
+    f"this configuration would have trained on {tokens}: the growth of batches "
+    "depends on the length of the run and on the microbatch. Go on "
     f"with config.train.num_tokens={then['num_tokens']} and microbatch_size="
     f"{then['microbatch_size']} (now {now.num_tokens} and "
     f"{now.microbatch_size}), or use another --workdir."
@@ -187,7 +181,7 @@ def check_tails(saved: dict[str, Any], config: Config) -> None:
 def differences(
   saved: dict[str, Any], config: Config, free: Callable[[str], bool]
 ) -> str:
-  """The keys in which a configuration differs from a checkpoint's and may not.
+  """The keys whose values differ from the checkpoint's although they must not.
 
   Args:
     saved: What `to_json` made.

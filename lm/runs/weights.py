@@ -1,7 +1,7 @@
-"""Weights without the rest: read from a run or an export, written to a file.
+"""Weights alone: read from a run or an export, written to a file.
 
 An export is one .npz: each parameter by its path, blocks unrolled, and the
-configuration as JSON. It needs NumPy alone to be read.
+configuration as JSON. NumPy alone can read the file.
 """
 
 import dataclasses
@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..step.parts import Parts
 from ..config.errors import ConfigError
 from ..config.load import from_dict, to_dict
 from ..config.schema import Config, MeshConfig
 from ..model import params as param_table
 from ..step import build, methods, points, seen
+from ..step.parts import Parts
 from ..step.state import TrainState
 from ..weights import rounded
 from . import npz, workdir
@@ -36,7 +36,7 @@ def restore(
 ) -> Any:
   """The weights that a run's checkpoint is evaluated at; reads little else.
 
-  They are as the model sees them (`lm/weights/table.py`).
+  The weights are as the model sees them (`lm/weights/table.py`).
 
   Args:
     parts: Built from the run's configuration, on any mesh.
@@ -91,12 +91,13 @@ def open_run(
 ) -> tuple[Parts, Any]:
   """Parts of a run, and the weights it is evaluated at, on all devices.
 
-  They lie on the mesh that the run was started with; where that does not fit
-  the devices, split over all of them, so that what could be trained can be
-  read; where that is not allowed either, whole on each.
+  The weights lie on the run's own mesh. If this mesh does not fit the devices,
+  the weights are split over all devices, so that any model that could be
+  trained can be read. If the model does not allow this, each device has all
+  weights.
 
   For programs that read a run: evaluation, sampling. Enter `parts.mesh` by
-  `jax.set_mesh` to use them.
+  `jax.set_mesh` to use the weights.
 
   Args:
     folder: The run.
@@ -115,10 +116,10 @@ def open_run(
 
 
 def check_source(source: str) -> None:
-  """Checks that there is something to read at `config.train.init_from`.
+  """Checks that `config.train.init_from` names a run or an export.
 
   Raises:
-    ConfigError: If there is not.
+    ConfigError: If it does not.
   """
   if source and not pathlib.Path(source).exists():
     raise ConfigError(
@@ -160,7 +161,7 @@ def export(
 ) -> int:
   """Writes the newest weights of a run to an .npz; returns their step.
 
-  They are those that the model sees: a plain dense model.
+  The weights are as the model sees them: a plain dense model.
 
   Args:
     folder: The run.
@@ -213,9 +214,7 @@ def read_export(path: str | os.PathLike) -> tuple[Config, Any]:
     raise ConfigError(f"{path} is not an export: {error}") from error
 
 
-def _restore_host(
-  folder: str | os.PathLike, average: str | None = None
-) -> Any:
+def _restore_host(folder: str | os.PathLike, average: str | None = None) -> Any:
   """A run's weights in the layout they were saved in, on this process."""
   config = workdir.read_config(folder)
   one_device = MeshConfig(data=1, fsdp=1, tensor=1, rules="logical")

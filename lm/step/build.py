@@ -69,8 +69,8 @@ def build(
   Args:
     config: Resolved.
     devices: Of the mesh; None for all.
-    mesh: Instead of one over `devices`. A `jax.sharding.AbstractMesh` is enough
-      to see where everything would lie (`lm/step/memory.py`), not to run.
+    mesh: Used instead of a mesh over `devices`. A `jax.sharding.AbstractMesh`
+      tells where everything would lie (`lm/step/memory.py`), and cannot run.
 
   Raises:
     ConfigError: If there is no such objective, or no such weights.
@@ -171,7 +171,7 @@ def init_state(parts: Parts) -> state.TrainState:
     return state.init_state(params, parts.tx, frozen)
 
   key = jax.random.key(parts.config.seed)
-  # Run once: LLVM's later passes cost a second and more, for the same bits.
+  # Runs once: LLVM's later passes take a second or more, for the same bits.
   options = {"xla_backend_optimization_level": 1}
   on_cpu = jax.default_backend() == "cpu"
   return jax.jit(

@@ -2,11 +2,11 @@
 
 2xv5p-32 are two slices, joined by the data centre's network.
 
-The number in a v4 or v5p name counts TensorCores, two of a chip, as in the
-cloud's accelerator types; in all others it counts jax devices (cores of a v3,
-chips of the others). Memory and bfloat16 FLOP/s (without sparsity) are what the
-makers state; the part of memory that a program can have is smaller by what the
-runtime reserves.
+The number in a v4 or v5p name counts TensorCores, two in a chip, as in the
+cloud's accelerator types. In all other names the number counts jax devices
+(cores of a v3, chips of the others). Memory and bfloat16 FLOP/s (without
+sparsity) are what the makers state. The runtime reserves some of the memory; a
+program can have the rest.
 
 Sources: https://docs.cloud.google.com/tpu/docs/v3 (16 GB a core; 123 TFLOP/s of
 a chip, two cores), /v4 (32 GiB a chip), /v5e (16 GB), /v5p (95 GB), /v6e

@@ -1,19 +1,19 @@
 """What a token costs in arithmetic, and the share of the hardware that is used.
 
-Counts are of matrix products only, two operations (multiply, add) for each
-weight a token meets, in closed form: XLA's own count sees the body of a scan
-over layers once, whatever its length, so it cannot be used for a scanned
-model. The parts of a layer say how many weights a token meets, and what else
-they compute (`lm/model/ffn`, `lm/model/mixers`). For the default parts, with
+Only matrix products are counted, in closed form: two operations (multiply, add)
+for each weight that a token meets. XLA's own count cannot be used for a scanned
+model: it sees the body of a scan over layers once, whatever the length. The
+parts of a layer say how many weights a token meets, and what else they compute
+(`lm/model/ffn`, `lm/model/mixers`). For the default parts, with
 K = D / H the head size and c the feed-forward matrices, 2, or 3 with a gate:
 
     weights = 2 (2 D^2 + 2 D G K + c D F)      projections and feed-forward
     beyond = 4 L D, or half of it              scores and weighted values
     head = 2 D V
 
-Attention counts the causal half, i.e. a mean of L / 2 visible positions, also
-where the kernel computes the full square and masks it; document boundaries,
-which hide more, are ignored. The embedding look-up is free.
+Attention counts the causal half, a mean of L / 2 visible positions, even if the
+kernel computes the full square and masks half of it. Document boundaries, which
+hide more, are ignored. The embedding look-up is free.
 """
 
 from ..config.schema import ModelConfig
@@ -45,19 +45,20 @@ def train_flops_per_token(
 ) -> float:
   """FLOPs of one token's training step: three times the forward pass.
 
-  Each product is differentiated by both its arguments, which costs it twice
-  more. The optimiser's work does not grow with the tokens and is left out.
+  Each product is differentiated by both of its arguments, at the cost of two
+  further products. The optimiser's work does not grow with the tokens and is
+  left out.
 
   Args:
     cfg: The model.
     causal_half: As in `forward_flops_per_token`.
     recompute: Also count what the configuration computes again in the
       backward pass: every block with remat "full", what is beyond the
-      weights with "dots", the head with a chunked loss. Utilisation is by
-      convention told without it ("model FLOPs"); with it one obtains the
-      load of the hardware. It is an upper bound, since the compiler drops
-      what it can, e.g. the last product of a block; what a "names:" policy
-      recomputes is not counted.
+      weights with "dots", the head with a chunked loss. Without recomputation
+      the count gives the utilisation by convention ("model FLOPs"), with
+      recomputation the load of the hardware. The count is then an upper bound,
+      since the compiler leaves some products out, e.g. the last one of a block.
+      What a "names:" policy recomputes is not counted.
 
   Returns:
     FLOPs per token.

@@ -1,15 +1,15 @@
 """Bytes of one device, before anything runs: what is kept, and the peak.
 
-What is kept from one update to the next - parameters, each field of the
-optimiser's state with averages of the weights - is exact: the state's own
-shapes and shardings, of `setup.build`. The rest is an estimate of the peak
-within an update:
+What is kept from one update to the next (parameters, each field of the
+optimiser's state, averages of the weights) is exact: the shapes and shardings
+of the state, from `build.build`. The rest is an estimate of the peak within an
+update:
 
     kept + gradients + max(backward pass, optimiser)
 
-The backward pass holds what differentiation saves for it under the
-configuration's rematerialisation policy, counted in the traced program rather
-than by a formula for each policy; compilers merge and recompute some of it.
+The backward pass holds what differentiation saves under the configuration's
+rematerialisation policy. These bytes are counted in the traced program, without
+a formula for each policy. Compilers merge and recompute some of them.
 """
 
 import dataclasses
@@ -226,9 +226,9 @@ def saved_bytes_per_row(
 ) -> int:
   """What a row of tokens leaves for the backward pass, on one device.
 
-  The residuals of `jax.vjp`, whose sizes are compared between two numbers of
-  rows: what does not grow (weights, masks of positions) is not activations. An
-  axis of heads or inner width is split over `tensor`. Left out: logits, which
+  The residuals of `jax.vjp` are measured for two numbers of rows. Residuals of
+  equal size (weights, masks of positions) are no activations. An axis of heads
+  or inner width is split over `tensor`. Two things are left out: logits, which
   compilers keep once whatever is derived from them, and the scores of a fused
   attention kernel.
 

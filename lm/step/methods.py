@@ -1,7 +1,8 @@
 """The methods of training: from a configuration to a transform and its update.
 
 A new method is one entry of `METHODS`. `config.optim.name` chooses the entry of
-that name, else "lotion" if `config.quant.method` says so, else "optax".
+that name. If there is none, the entry is "lotion" with `config.quant.method`
+"lotion", and "optax" otherwise.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class Method(NamedTuple):
     copies_of_logits: That are alive at once in the backward pass.
     sums_passes: Whether gradients of several passes are added up.
     has_updated: (state of the transform) -> whether the last update of the
-      trainer ended one of the method; None: each does.
+      trainer ended an update of the method; None: each one does.
     shows: What probes can see of an update (`lm/probes/table.py`).
   """
 
@@ -120,7 +121,7 @@ def _micro_update(parts: Parts, probing: update.Probing) -> TrainStep:
 
 
 def _newton_sees(parts: Parts) -> newton_update.Seen:
-  """The weights of an update; None where the head can be cut: see `newton`."""
+  """The weights that an update sees; None: the parameters themselves."""
   if weights.name(parts.config) == "identity":
     return None
   return lambda params, now: parts.seen(params, now, weights.TRAIN)

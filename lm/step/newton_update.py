@@ -1,8 +1,8 @@
 """Updates of Gauss-Newton: whole outer steps, or one microbatch of them.
 
-Both have the signature of `update.make_train_step`. A displacement that is not
-finite is dropped by the transform (`gn/rejected`), so the weights stay sound;
-a loss that is not finite halts the run as usual.
+Both updates have the signature of `update.make_train_step`. The transform drops
+a displacement that is not finite (`gn/rejected`), so the weights stay finite. A
+loss that is not finite halts the run as usual.
 """
 
 from collections.abc import Callable
@@ -37,8 +37,9 @@ def make_outer_step(
 ) -> TrainStep:
   """Builds the update of "gauss_newton".
 
-  `train/loss` is the loss after the update on the batches of the line search,
-  or without losses from one, that of the local model at its last inner step.
+  `train/loss` is the loss after the update on the batches of the line search.
+  If the line search computes no losses, `train/loss` is the local model's at
+  its last inner step.
 
   Args:
     config: Of the run.
@@ -83,8 +84,8 @@ def make_micro_step(
 ) -> TrainStep:
   """Builds the update of "gauss_newton_microsteps".
 
-  `train/loss` is that of the local model while it is solved, and of the best
-  candidate on its batch in the line search.
+  `train/loss` is the local model's while it is solved. In the line search it is
+  the loss of the best candidate on its batch.
 
   Args:
     config: Of the run.

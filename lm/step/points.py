@@ -1,8 +1,8 @@
 """The weights to evaluate: a method's own point, or an average, by its name.
 
-`optim.eval_params` knows where a state has them. Here this is compiled, and it
-is found out which leaves of the state are needed, so that a program that only
-evaluates reads no others from a checkpoint.
+`optim.eval_params` computes the weights from the optimiser's state. This file
+compiles the computation, and finds out which leaves of the state it needs. So a
+program that only evaluates reads no other leaves from a checkpoint.
 """
 
 from collections.abc import Callable

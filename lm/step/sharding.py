@@ -43,11 +43,11 @@ def placement(
 ) -> optim.Placement:
   """Where matrix methods keep their stacks on `mesh`.
 
-  Along fsdp or data where one of them has a device for each layer, else along
-  both. Stacks are filled up with zeros to a multiple of the devices; with many
-  more devices than matrices these are most of what is sent and saved, and take
-  no work from anyone: beyond four for each layer it is the longer axis alone.
-  Of two that would do it is fsdp, which stays within a slice.
+  Stacks lie along fsdp or data if one of these axes has a device for each
+  layer, else along both. fsdp is preferred, since it stays within a slice.
+  Stacks are padded with zeros to a multiple of the devices. With many more
+  devices than matrices most of what is sent and saved would be padding. So with
+  more than four devices for each layer stacks lie along the longer axis alone.
 
   Args:
     mesh: The mesh.

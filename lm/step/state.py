@@ -18,8 +18,8 @@ class TrainState(NamedTuple):
     step: Updates made, int32 [].
     params: Parameters, float32.
     opt_state: Of the optimiser, the averages of the weights included.
-    halted: A non-finite loss or gradient was met, bool []: the state is the
-      one before that update, and stays so.
+    halted: Whether a loss or gradient was not finite, bool []. The state is
+      then the one before that update, and does not change any more.
     frozen: The model's own leaves where they are not trained
       (`lm/weights/table.py`); else ().
   """

@@ -1,13 +1,13 @@
 """One update, as a pure function of state and rows.
 
 The buffer holds up to n_max microbatches of one shape, of which the first n
-count: n is data, so a batch-size ramp compiles nothing. Losses are summed over
+count. n is data, so a batch that grows compiles nothing. Losses are summed over
 tokens and divided by the count of the whole batch, so microbatches of unequal
-weight are averaged as one big batch would be.
+weight are averaged like one big batch.
 
-The step does not know which method runs: it calls `tx.update`. A non-finite
-loss or gradient leaves the state as it was and sets `halted`, so the host need
-not look at each step to keep a good state.
+The step calls `tx.update` and does not know which method runs. A non-finite
+loss or gradient leaves the state as it was and sets `halted`. So the state
+stays good although the host looks at few updates only.
 """
 
 from collections.abc import Callable, Collection
@@ -255,7 +255,7 @@ def _accumulator(
 def _reduced_once(add_up: Callable[..., Any]) -> Callable[..., Any]:
   """Makes replicas add up by themselves, and reduces their sums at the end.
 
-  Left to the compiler, gradients are reduced over `data` in every pass.
+  The compiler alone would reduce gradients over `data` in every pass.
 
   Args:
     add_up: (weights, buffer, n, total, state, reduce) -> (tree of sums over

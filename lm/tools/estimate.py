@@ -5,12 +5,12 @@ r"""What a run would take: time, chip-hours and cost, from its configuration.
 
     hours = tokens * FLOPs per token / (chips * peak FLOP/s * MFU) / 3600
 
-FLOPs are those of `lm/step/flops.py`, peaks those of `lm/step/chips.py`; the
+FLOPs are from `lm/step/flops.py`, peaks from `lm/step/chips.py`. The
 utilisation (MFU) is an assumption. Compilation, evaluation, checkpoints and
-waiting for data come on top, as does the optimiser's own work: for AdamW it is
-nothing, for matrix methods and Gauss-Newton it is not. Each combination of the
-lists is a row; --price has one price of a chip-hour for each --chip, in any
-currency.
+waiting for data are not counted. Neither is the optimiser's own work, which is
+small for AdamW, but not for matrix methods and Gauss-Newton. Each combination
+of the lists is a row. --price has one price of a chip-hour for each --chip, in
+any currency.
 """
 
 import itertools

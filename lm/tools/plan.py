@@ -3,12 +3,13 @@ r"""Would it fit? Bytes of each device for a configuration and some hardware.
     python -m lm.tools.plan --config=ml_collections_configs/olmo150m.py \
         --topology=v5p-32 --config.mesh.fsdp=16 --config.mesh.data=1
 
-Needs none of the devices, and no data. What a device keeps from update to
-update is exact; the peak within one is the compiler's where it is installed
-for the described topology (`pip install libtpu`, TPU slices), and an estimate
-otherwise: the last line says which. With `--by=compiler` and no such compiler,
-the program is compiled for as many CPU devices, up to 64. A plan that does not
-hold ends with exit code 2 and the changes that would make it hold.
+The program needs no device of the topology and no data. The bytes that a device
+keeps from update to update are exact. The peak within an update is from the
+compiler of the topology if it is installed (`pip install libtpu`, for TPU
+slices), and an estimate otherwise: the last line says which. With
+`--by=compiler` and no such compiler, the program is compiled for as many CPU
+devices, up to 64. If a device would not hold the run, the exit code is 2, and
+the message lists changes that would make the run fit.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from . import estimate
 
 _MOST_CPU_DEVICES = 64
 Change = tuple[str, dict[str, Any]]  # Section of the configuration, its keys.
-_CLOSE = 0.8  # Of the memory: from here on an estimate decides little.
+_CLOSE = 0.8  # Of the memory; from here on an estimate is not exact enough.
 
 
 class Plan(NamedTuple):
@@ -150,7 +151,7 @@ def check(plan: Plan, config: Config, topology: chips.Topology) -> None:
   """Refuses a plan that a device would not hold, with the ways out.
 
   Raises:
-    ConfigError: If it would not.
+    ConfigError: If a device would not hold the run.
   """
   limit = topology.kind.memory
   if limit is None or plan.peak <= limit:
@@ -164,7 +165,7 @@ def check(plan: Plan, config: Config, topology: chips.Topology) -> None:
 def _refusal(
   reason: str, config: Config, topology: chips.Topology
 ) -> ConfigError:
-  """That a device would not hold it, and why, and the ways out."""
+  """Says that a device would not hold the run, why, and the ways out."""
   found = list(ways_out(config, topology))
   if found:
     advice = " Estimated to hold:\n" + "\n".join(found)
@@ -178,7 +179,7 @@ def _refusal(
 
 
 def ways_out(config: Config, topology: chips.Topology) -> Iterator[str]:
-  """Flags that would make it hold by the formula, as few as possible.
+  """Flags that would make the run fit by the formula, as few as possible.
 
   Yields:
     The mildest setting of each smallest set of changes that is enough.
@@ -203,7 +204,7 @@ def _first_that_holds(
 ) -> str | None:
   """Flags of the mildest setting of all these knobs that holds, if any."""
   settings = list(itertools.product(*knobs))
-  # The last saves most: where it is not enough, no other is.
+  # The last setting saves most: if it is not enough, none is.
   if _setting(config, settings[-1], devices, limit) is None:
     return None
   found = (_setting(config, s, devices, limit) for s in settings)
@@ -279,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print(args: types.SimpleNamespace) -> None:
   config = load.from_config_dict(args.config, build.problems)
   topology = chips.find(args.topology)
-  # Whatever devices there are, and whoever uses them: it only describes some.
+  # The devices of this machine are not used: devices are only described.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   jax.config.update("jax_platforms", "cpu")

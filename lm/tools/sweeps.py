@@ -138,10 +138,10 @@ def run_sweep(
   Args:
     jobs: From `expand`.
     root: Parent of their folders.
-    parallel: Runs at a time. With several, the output of each goes to
-      ROOT/ID/log.txt instead of the terminal, and each has cores of its own,
-      if there are enough: threads of one run that wait for each other lose
-      most of their time to another run's on the same cores.
+    parallel: Runs at a time. With several, the output of a run goes to
+      ROOT/ID/log.txt instead of the terminal, and each run has cores of its
+      own, if there are enough. The threads of a run wait for each other, and
+      would lose most of their time to another run on the same cores.
     extra: Further arguments of every run.
 
   Returns:
@@ -233,5 +233,5 @@ def _name(config: str, changes: Mapping[str, Any]) -> str:
 
 
 def safe_name(name: str) -> str:
-  """The name without what folders should not have in theirs."""
+  """The name without characters that a folder's name should not have."""
   return re.sub(r"[^\w.,=+-]+", "-", name).strip("-")

@@ -127,5 +127,5 @@ def show_samples(s: Session) -> None:
 def _save(s: Session, train_state: TrainState, clock: resume.Clock) -> None:
   clock = clock._replace(seconds=s.stopwatch.seconds())
   saved = resume.to_json(clock, s.parts.config, s.stream.fingerprint)
-  s.reporter.sync()  # A resume would not write these lines again.
+  s.reporter.sync()  # A resumed run would not write these lines again.
   s.checkpointer.save(clock.step, train_state, saved, s.scores.get(None))

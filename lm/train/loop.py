@@ -3,9 +3,9 @@
     restore or init -> for each step: rows -> train_step -> reporter
                                       -> evaluate -> checkpoint -> stop?
 
-Everything that runs on the devices is compiled before the first step, and
-nothing in the loop waits for them except a due metric (one step late), an
-evaluation or a checkpoint.
+Everything that runs on the devices is compiled before the first step. The loop
+waits for the devices only at a due metric (one step late), an evaluation or a
+checkpoint.
 """
 
 import contextlib

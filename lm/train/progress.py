@@ -1,7 +1,7 @@
 """How far a run is: a bar on a terminal, plain lines elsewhere, or nothing.
 
-tqdm keeps the time: it decides what is due, and knows speed and time left by
-the tokens that are done.
+tqdm keeps the time. It decides when to draw, and derives speed and time left
+from the tokens that are done.
 """
 
 import sys
@@ -89,7 +89,7 @@ class Progress:
     if self._begun:
       self._bar.update(tokens - self._bar.n)
       return
-    # The time before is compilation, which would spoil the speed.
+    # The time before is compilation, and does not count for the speed.
     self._begun = True
     self._bar.n = self._bar.initial = self._bar.last_print_n = tokens
     self._bar.unpause()

@@ -20,7 +20,7 @@ from .reporter import Reporter
 
 @dataclasses.dataclass
 class Session:
-  """What the loop and its jobs share; only the first group ever changes."""
+  """What the loop and its jobs share; only the first three fields change."""
 
   state: state.TrainState  # Training state after the newest update.
   clock: resume.Clock  # Where that is.

@@ -5,8 +5,8 @@
     rat     the loss sees weights rounded at random, drawn afresh each update
     lotion  the loss sees the weights, the gradient a penalty for their rounding
 
-With `quant.scale_gradient` the gradient also goes through the scales, in all of
-the last three. Weights are rounded once an update, whatever the microbatches.
+With `quant.scale_gradient` the gradients of the last three also go through the
+scales. Weights are rounded once an update, whatever the microbatches.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ GRIDS = {
 def quantizers(config: Config, specs: Any, param_specs: Any = None) -> Any:
   """A `Quantizer` for each weight that is rounded, None for the others.
 
-  Matrices whose path matches `quant.paths` from end to end are rounded. With
-  `quant.block_size` blocks lie along the axis that products sum over (of a
-  table, along the width); without, a block is a matrix, one a layer.
+  Matrices whose whole path matches `quant.paths` are rounded. With
+  `quant.block_size` blocks lie along the axis that products sum over, or along
+  the width of a table. Without it a block is the matrix of one layer.
 
   Args:
     config: Its `quant` section has a method.
@@ -126,8 +126,8 @@ def seen(
 ) -> Any:
   """What the loss sees: rounded weights, in training alone.
 
-  Evaluations and exports show the weights themselves, beside which
-  `lm/eval/rounded.py` scores their roundings.
+  Evaluations and exports show the weights themselves. `lm/eval/rounded.py`
+  scores their roundings beside them.
 
   Args:
     config: Of the run, `quant.method` "qat" or "rat".

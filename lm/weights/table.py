@@ -27,13 +27,14 @@ class Weights(NamedTuple):
 
   Attributes:
     extra_specs: (config, specs) -> tree of `ParamSpec`: leaves that are trained
-      beside those of the model, or, with `frozen`, instead of them. Their names
-      at the top differ from the model's. specs is the table of the model.
+      beside the model's leaves, or, with `frozen`, instead of them. The names
+      at the top of the tree differ from the model's. specs is the table of the
+      model.
     seen: (config, specs, params, frozen, step, key, mode) -> tree like specs,
-      differentiable in params. params holds what is trained, and frozen the
-      model's own leaves if they are not. key depends on the seed and the
-      number of updates, step. mode is "train", "eval" or "export"; an export
-      is a plain dense model.
+      differentiable in params. params holds what is trained; frozen holds the
+      model's own leaves if they are not trained. step is the number of updates;
+      key depends on the seed and on step. mode is "train", "eval" or "export";
+      an export is a plain dense model.
     frozen: Whether the model's own leaves are carried but not trained. They
       start from the usual initialisation or from `config.train.init_from`.
     problems: config -> what is wrong with it for this entry.
