@@ -21,8 +21,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from ..config.names import CORPORA
-from . import corpora
-from . import layout
+from . import corpora, layout
 from .errors import DataError
 
 SPLITS = ("train", "validation")

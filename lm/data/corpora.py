@@ -25,8 +25,7 @@ import zlib
 from collections.abc import Callable, Iterator
 
 from ..config.names import CORPORA
-from . import folders
-from . import wheels
+from . import folders, wheels
 from .errors import DataError
 
 Document = tuple[str, str]

@@ -2,9 +2,9 @@
 
 Read are .txt and .md files, one document each, and .jsonl files, one a line;
 endings may have any letter case, and files may be links. A file of these
-endings that cannot be read is an error. Everything else is left out and counted:
-hidden files and folders, links to folders (which may lead in circles), broken
-links, compressed files, other endings, and documents without text.
+endings that cannot be read is an error. Everything else is left out and
+counted: hidden files and folders, links to folders (which may lead in circles),
+broken links, compressed files, other endings, and documents without text.
 """
 
 import json
@@ -200,9 +200,7 @@ def _decode(data: bytes, path: pathlib.Path, offset: int) -> str:
     head = data[:4000]
     zeros = tuple(2 * head[i::4].count(0) > len(head[i::4]) for i in range(4))
     if encoding := _ZEROS.get(zeros):
-      raise DataError(
-        f"{path} looks like {encoding}. {_convert(encoding)}"
-      )
+      raise DataError(f"{path} looks like {encoding}. {_convert(encoding)}")
     raise DataError(
       f"{path} is not text: byte {offset + zero} is 0. Remove the file or the "
       "zeros."

@@ -23,11 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from ..cli import flags, program
 from ..cli.text import format_table
 from ..config import load
-from . import builders
-from . import corpora
-from . import layout
-from . import ngram
-from . import packing
+from . import builders, corpora, layout, ngram, packing
 from . import tokenizer as tokenizers
 from .errors import DataError
 

@@ -73,7 +73,9 @@ class Rows:
 class Chosen(Rows):
   """Some rows of a split, in the order of the split."""
 
-  def __init__(self, prepared: layout.Prepared, split: str, numbers: np.ndarray):
+  def __init__(
+    self, prepared: layout.Prepared, split: str, numbers: np.ndarray
+  ):
     """Opens the files.
 
     Args:
@@ -103,8 +105,8 @@ def open_training(data_cfg) -> list[Rows]:
   of row numbers for each corpus.
 
   Raises:
-    DataError: If a corpus is not prepared or damaged, or the choice does not fit
-      it.
+    DataError: If a corpus is not prepared or damaged, or the choice does not
+      fit it.
   """
   found = [layout.find(data_cfg, spec) for spec, _ in data_cfg.mixture]
   if data_cfg.select:
@@ -120,8 +122,9 @@ def _first(count: int, prepared: layout.Prepared) -> np.ndarray:
   meta = prepared.meta
   if count > meta.splits["train"].rows:
     raise DataError(
-      f"config.data.limit_rows={count}, but the training split of {meta.corpus} "
-      f"has {meta.splits['train'].rows} rows. Take fewer, or 0 for all."
+      f"config.data.limit_rows={count}, but the training split of "
+      f"{meta.corpus} has {meta.splits['train'].rows} rows. Take fewer, or 0 "
+      "for all."
     )
   return np.arange(count)
 
@@ -143,8 +146,8 @@ def _read_selection(
   names = [prepared.meta.corpus for prepared in found]
   if set(arrays) != set(names):
     raise DataError(
-      f"{key} has arrays for {sorted(arrays)}; it must have one for each corpus "
-      f"of config.data.mixture, and no other: {sorted(names)}."
+      f"{key} has arrays for {sorted(arrays)}; it must have one for each "
+      f"corpus of config.data.mixture, and no other: {sorted(names)}."
     )
   return [
     _numbers(f"{key}, {p.meta.corpus}", arrays[p.meta.corpus], p) for p in found

@@ -242,7 +242,10 @@ def read_clock(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
     CheckpointError: If it cannot be read.
   """
   folder = pathlib.Path(workdir).absolute() / _FOLDER / str(step)
-  with _reading(folder), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+  with (
+    _reading(folder),
+    ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader,
+  ):
     return reader.restore(folder / "clock")
 
 
@@ -318,9 +321,7 @@ def read_leaves(
   with _reading(folder):
     found = by_path(reader.restore(folder / "state", args=args))
   return {
-    name: found[place]
-    if isinstance(place, str)
-    else _full(place, wanted[name])
+    name: found[place] if isinstance(place, str) else _full(place, wanted[name])
     for name, place in where.items()
   }
 

@@ -48,13 +48,14 @@ def check(then: Config, now: Config, step: int) -> str:
   if not past or now.schedule.allow_new_length:
     return f"{line}."
   raise ConfigError(
-    f"{line}, since the length of the run decides the {' and the '.join(past)}; "
-    f"the {step} updates made would have been others. Go on with "
-    f"{lengths[0]}. To accept the jump: --config.schedule.allow_new_length="
-    "True. To start a new schedule from these weights: another --workdir, with "
-    "--config.train.init_from. Schedules that may be made longer have "
-    "config.schedule.name 'constant' or 'inverse_sqrt' (or 'wsd' before its "
-    "decay), and schedule.unit 'steps' or 'tokens'."
+    f"{line}, since the length of the run decides the "
+    f"{' and the '.join(past)}; the {step} updates made would have been "
+    f"others. Go on with {lengths[0]}. To accept the jump: "
+    "--config.schedule.allow_new_length=True. To start a new schedule from "
+    "these weights: another --workdir, with --config.train.init_from. "
+    "Schedules that may be made longer have config.schedule.name 'constant' or "
+    "'inverse_sqrt' (or 'wsd' before its decay), and schedule.unit 'steps' or "
+    "'tokens'."
   )
 
 
@@ -66,7 +67,8 @@ def rates(then: Config, now: Config, step: int) -> str:
     now: Of the updates to come.
     step: > 0.
   """
-  before, after = _rates(then, np.array([step - 1])), _rates(now, np.array([step]))
+  before = _rates(then, np.array([step - 1]))
+  after = _rates(now, np.array([step]))
   return f"{_jump(_RATE, step, before, after)}."
 
 

@@ -5,10 +5,11 @@ Two things keep a second run out:
 * `flock` on the file. The kernel keeps it while the process lives and drops it
   with the process, so on one machine the second run is refused at once, and a
   run that was killed goes on at once.
-* A sign of life: the file's time is renewed every `BEAT` seconds. Other machines
-  may not see the `flock` (object storage, some network file systems). They watch
-  the file: if its time changes, the run is refused; if it stays the same for
-  `STALE` seconds, its process is lost with its machine and the run goes on.
+* A sign of life: the file's time is renewed every `BEAT` seconds. Other
+  machines may not see the `flock` (object storage, some network file systems).
+  They watch the file: if its time changes, the run is refused; if it stays the
+  same for `STALE` seconds, its process is lost with its machine and the run
+  goes on.
 
 Process 0 of a run holds the lock; its other processes wait for the verdict.
 Programs that only read a run do not ask for the lock.
@@ -63,9 +64,7 @@ def held(folder: pathlib.Path) -> Generator[None]:
     yield
 
 
-def _taken_by_first(
-  folder: pathlib.Path, stack: contextlib.ExitStack
-) -> None:
+def _taken_by_first(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
   """Has process 0 take the lock; the others hear of it every few seconds.
 
   A collective gives up before a lock is stale, so one cannot wait for all that

@@ -219,9 +219,7 @@ def _draw_row(
       axes.plot(x, values, **(_look(i, marked) | bare))
 
 
-def _draw_floors(
-  row: np.ndarray, runs: Sequence[Run], name: str
-) -> None:
+def _draw_floors(row: np.ndarray, runs: Sequence[Run], name: str) -> None:
   """A line for each distinct n-gram loss in view, named beside the row."""
   floors = {
     (round(value, 3), gram)

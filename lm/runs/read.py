@@ -11,7 +11,6 @@ import numpy as np
 from ..config import translations
 from . import metrics
 
-
 # Of a set, maybe of an average of the weights.
 _LOSS = re.compile(r"eval/(.+?)(?:/avg/([^/]+))?/(?:final_)?loss")
 
@@ -38,7 +37,9 @@ class Run(NamedTuple):
   def averages(self, name: str) -> list[str]:
     """Averages of the weights that a set was scored with."""
     found = [_LOSS.fullmatch(key) for key in self.columns]
-    return list(dict.fromkeys(m[2] for m in found if m and m[1] == name and m[2]))
+    return list(
+      dict.fromkeys(m[2] for m in found if m and m[1] == name and m[2])
+    )
 
   def last(
     self, name: str, metric: str = "loss", average: str | None = None
@@ -63,7 +64,9 @@ class Run(NamedTuple):
     return {k: v for k, v in floors.items() if k.endswith("gram")}
 
 
-def loss_key(name: str, metric: str = "loss", average: str | None = None) -> str:
+def loss_key(
+  name: str, metric: str = "loss", average: str | None = None
+) -> str:
   """Key of a score of a set, of the weights or of an average of them."""
   which = f"avg/{average}/" if average else ""
   return f"eval/{name}/{which}{metric}"

@@ -6,17 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..step.parts import Parts
 from ..config import load, ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..step import build, methods
-from . import length, weights
-from .checkpoint import Checkpointer
-from .checkpoint import CheckpointError
-from .checkpoint import abstract
+from ..step.parts import Parts
 from ..step.state import TrainState
 from ..weights import table as weights_table
+from . import length, weights
+from .checkpoint import Checkpointer, CheckpointError, abstract
 
 # Keys that may differ between a checkpoint and the command that resumes it:
 # they change neither the numbers nor what they mean.
@@ -92,9 +90,7 @@ class Stopwatch:
     self._seconds, self._since = self.seconds(), None
 
 
-def to_json(
-  clock: Clock, config: Config, fingerprint: str
-) -> dict[str, Any]:
+def to_json(clock: Clock, config: Config, fingerprint: str) -> dict[str, Any]:
   """What is saved beside the state."""
   return {
     **clock._asdict(),
@@ -103,9 +99,7 @@ def to_json(
   }
 
 
-def check(
-  saved: dict[str, Any], config: Config, fingerprint: str
-) -> Clock:
+def check(saved: dict[str, Any], config: Config, fingerprint: str) -> Clock:
   """The clock of a checkpoint, if `config` may go on from it.
 
   Args:

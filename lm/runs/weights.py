@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..step.parts import Parts
 from ..config.errors import ConfigError
 from ..config.load import from_dict, to_dict
 from ..config.schema import Config, MeshConfig
 from ..model import params as param_table
 from ..step import build, methods, points, seen
+from ..step.parts import Parts
 from ..step.state import TrainState
 from ..weights import rounded
 from . import npz, workdir
@@ -213,9 +213,7 @@ def read_export(path: str | os.PathLike) -> tuple[Config, Any]:
     raise ConfigError(f"{path} is not an export: {error}") from error
 
 
-def _restore_host(
-  folder: str | os.PathLike, average: str | None = None
-) -> Any:
+def _restore_host(folder: str | os.PathLike, average: str | None = None) -> Any:
   """A run's weights in the layout they were saved in, on this process."""
   config = workdir.read_config(folder)
   one_device = MeshConfig(data=1, fsdp=1, tensor=1, rules="logical")

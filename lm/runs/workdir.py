@@ -12,18 +12,15 @@ from typing import Any
 
 import jax
 
-from ..step.parts import Parts
-from ..config import ramp
 from ..cli import program
-from ..model import params as param_table
-from ..config import load
+from ..cli.text import human
+from ..config import load, ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..data import layout
-from ..cli.text import human
-from ..step import flops
-from ..step import build
-from ..step import sharding
+from ..model import params as param_table
+from ..step import flops, sharding
+from ..step.parts import Parts
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -93,9 +90,7 @@ def read_config(workdir: str | os.PathLike) -> Config:
   """
   path = pathlib.Path(workdir) / "config.json"
   if not path.is_file():
-    raise ConfigError(
-      f"{workdir} holds no run: there is no {path.name} in it."
-    )
+    raise ConfigError(f"{workdir} holds no run: there is no {path.name} in it.")
   return load.from_dict(json.loads(path.read_text()))
 
 
@@ -104,9 +99,7 @@ def versions() -> dict[str, str]:
   return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def facts(
-  parts: Parts, data: dict[str, layout.Prepared]
-) -> dict[str, Any]:
+def facts(parts: Parts, data: dict[str, layout.Prepared]) -> dict[str, Any]:
   """Sizes, mesh, versions and n-gram floors of a run, for `run.json`."""
   counts = param_table.count_params(parts.config.model)
   return {

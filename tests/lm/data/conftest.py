@@ -6,8 +6,7 @@ import types
 
 import pytest
 
-from lm.data import layout
-from lm.data import prepare
+from lm.data import layout, prepare
 
 _WORDS = (
   "the of and to in that a is was he for it with as his on be at by had not "

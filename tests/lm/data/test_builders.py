@@ -5,9 +5,8 @@ import pathlib
 import pytest
 import tensorflow_datasets as tfds
 
-from lm.data import builders
 from lm.config.names import CORPORA
-from lm.data import corpora
+from lm.data import builders, corpora
 from lm.data.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""Some rows of a corpus: which, in which order, and what a wrong choice says."""
+"""Some rows of a corpus: which, in which order; what a wrong choice says."""
 
 import io
 import pathlib
@@ -70,7 +70,9 @@ def test_chosen_rows_come_as_from_a_corpus_that_has_only_them(whole, tmp_path):
     writer.write(stored[np.sort(chosen)])
     rows_hash, files = writer.close()
     old = rows.open_split(whole, spec, "train").prepared.meta
-    split = old.splits["train"].__class__(1, 1, 1, len(chosen), rows_hash, files)
+    split = old.splits["train"].__class__(
+      1, 1, 1, len(chosen), rows_hash, files
+    )
     meta = old.__class__(**(vars(old) | {"splits": {"train": split}}))
     prepared = rows.open_split(whole, spec, "train").prepared
     prepared = prepared.__class__(folder, meta)

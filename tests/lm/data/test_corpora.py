@@ -7,8 +7,7 @@ import zipfile
 
 import pytest
 
-from lm.data import corpora
-from lm.data import wheels
+from lm.data import corpora, wheels
 from lm.data.errors import DataError
 
 

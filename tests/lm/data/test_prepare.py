@@ -14,12 +14,7 @@ import numpy as np
 import pytest
 import waiting
 
-from lm.data import corpora
-from lm.data import layout
-from lm.data import ngram
-from lm.data import packing
-from lm.data import prepare
-from lm.data import rows
+from lm.data import corpora, layout, ngram, packing, prepare, rows
 from lm.data import tokenizer as tokenizers
 from lm.data.errors import DataError
 

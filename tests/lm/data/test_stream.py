@@ -13,11 +13,7 @@ import pytest
 import waiting
 from hypothesis import strategies as st
 
-from lm.data import layout
-from lm.data import packing
-from lm.data import prepare
-from lm.data import rows
-from lm.data import stream
+from lm.data import layout, packing, prepare, rows, stream
 from lm.data.errors import DataError
 
 _L = 4
@@ -205,7 +201,9 @@ def test_prefetch_runs_ahead_but_not_without_bound():
     return start
 
   before = threading.active_count()
-  batches = stream.Prefetcher(read, ((i, 1) for i in itertools.count()), depth=3)
+  batches = stream.Prefetcher(
+    read, ((i, 1) for i in itertools.count()), depth=3
+  )
   assert next(batches) == 0
   waiting.until(lambda: len(calls) >= 4)
   time.sleep(0.05)

@@ -9,8 +9,7 @@ import pytest
 import sentencepiece
 from hypothesis import strategies as st
 
-from lm.data import layout
-from lm.data import tokenizer
+from lm.data import layout, tokenizer
 from lm.data.errors import DataError
 
 _TEXTS = [
