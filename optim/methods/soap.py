@@ -48,12 +48,7 @@ class SoapOptions(MatrixOptions):
   """Options of `scale_by_soap`.
 
   Attributes:
-    b1: Decay of the first moment, in [0, 1).
-    b2: Decay of the second moment, in [0, 1).
-    shampoo_beta: Decay beta of L and R; None is b2.
     eps: Added to the square root, in units of the rotated gradient.
-    eps_root: Added inside the square root, in units of the square. Set it > 0
-      if the update itself is differentiated.
     factorized: True keeps V' as row and column averages (rank 1), as Adafactor.
     normalize: Scale each matrix's U to root mean square 1, times Adam's bias
       corrections sqrt(1 - b2^t) / (1 - b1^t) as in the authors' code: with
@@ -80,12 +75,7 @@ class SoapOptions(MatrixOptions):
       the diagonal that become full steps.
   """
 
-  b1: float = 0.95
-  b2: float = 0.95
-  shampoo_beta: float | None = None
-  eps: float = 1e-8
   _: dataclasses.KW_ONLY
-  eps_root: float = 0.0
   factorized: bool = False
   normalize: bool = False
   bias_correction: bool = True
@@ -98,20 +88,10 @@ class SoapOptions(MatrixOptions):
   def __post_init__(self):
     """Raises for any argument out of range."""
     super().__post_init__()
-    for name in ("b1", "b2", "shampoo_beta"):
-      if getattr(self, name) is not None:
-        checks.decay(name, getattr(self, name))
-    for name in ("eps", "eps_root"):
-      checks.positive(name, getattr(self, name), zero_too=True)
     checks.choice("refresh", self.refresh, ("qr", "cholesky", "eigh"))
     checks.choice(
       "first_step", self.first_step, ("skip", "identity", "use_current")
     )
-
-  @property
-  def beta(self) -> float:
-    """Decay of L and R."""
-    return self.b2 if self.shampoo_beta is None else self.shampoo_beta
 
 
 @takes(SoapOptions)
