@@ -271,12 +271,9 @@ _FLAGS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; returns its exit code."""
-  return program.run(_print, argv, __doc__, _FLAGS)
-
-
-def _print(args: types.SimpleNamespace) -> None:
+@program.takes(__doc__, _FLAGS)
+def main(args: types.SimpleNamespace) -> None:
+  """Prints the plan."""
   config = load.from_config_dict(args.config, build.problems)
   topology = chips.find(args.topology)
   # Whatever devices there are, and whoever uses them: it only describes some.
