@@ -46,6 +46,7 @@ def _texts(args: types.SimpleNamespace) -> list[str]:
   import jax
 
   from .eval import sampler
+  from .objectives.decoding import Sampling
   from .runs import weights
 
   parts, params = weights.open_run(
@@ -58,9 +59,7 @@ def _texts(args: types.SimpleNamespace) -> list[str]:
       prompts=[args.prompt] * args.samples,
       num_tokens=args.num_tokens,
       key=jax.random.key(args.seed),
-      temperature=args.temperature,
-      top_k=args.top_k,
-      top_p=args.top_p,
+      sampling=Sampling(args.temperature, args.top_k, args.top_p),
     )
 
 

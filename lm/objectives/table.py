@@ -18,28 +18,14 @@ import numpy as np
 from ..config import options as option_keys
 from ..config.schema import Config
 from ..model.transformer import Transformer
-from . import next_token
+from . import decoding, next_token
 from .decoding import Sampling
 from .sums import LossSums, view_sums
-from .view import EVALUATION, TRAINING, Batch, View, row_keys
+from .view import TRAINING, Batch, View, row_keys
 
 if typing.TYPE_CHECKING:
   from ..config.schema import ModelConfig
   from ..model.param_spec import Tree
-
-__all__ = [
-  "EVALUATION",
-  "OBJECTIVES",
-  "TRAINING",
-  "Batch",
-  "Chosen",
-  "LossSums",
-  "Objective",
-  "Sampling",
-  "View",
-  "chosen",
-  "problems",
-]
 
 
 class Objective(NamedTuple):
@@ -80,7 +66,7 @@ OBJECTIVES: dict[str, Objective] = {
     view=next_token.view,
     row_sums=None,
     count=next_token.count,
-    sample=next_token.sample,
+    sample=decoding.generate,
   ),
 }
 
