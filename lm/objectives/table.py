@@ -175,13 +175,6 @@ def without_view(config: Config, who: str) -> list[str]:
 
 def problems(config: Config) -> list[str]:
   """What is wrong with `config.train.objective` and its own keys."""
-  t = config.train
-  found = [
-    *option_keys.unknown(t.objective, OBJECTIVES, "config.train.objective")
-  ]
-  if found:
-    return found
-  entry = OBJECTIVES[t.objective]
-  path = "config.train.objective_kwargs"
-  found += option_keys.problems(entry.options, t.objective_kwargs, path)
-  return found or [*entry.problems(config)]
+  name, pairs = config.train.objective, config.train.objective_kwargs
+  path = "config.train.objective"
+  return option_keys.entry_problems(name, pairs, OBJECTIVES, path, config)
