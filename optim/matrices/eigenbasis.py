@@ -44,16 +44,10 @@ def rotate(
   transpose: bool,
 ) -> Split:
   """Turns the stacks into their bases (transpose) or back."""
-  stacks = {
-    name: kronecker.rotate(
-      x,
-      factors[name].derived,
-      transpose=transpose,
-      precision=precision.rotation,
-    )
-    for name, x in split.stacks.items()
-  }
-  return Split(Stacks(stacks), split.rest)
+  turned = functools.partial(
+    kronecker.rotate, transpose=transpose, precision=precision.rotation
+  )
+  return split.map(lambda name, x: turned(x, factors[name].derived))
 
 
 def make_basis(

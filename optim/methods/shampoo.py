@@ -133,11 +133,10 @@ def scale_by_shampoo(
       kept[name], _ = refresh_side(turn, count, True, root, kept[name], side)
     grafted: Any = adam.update(grads, state.grafting)
     directions, grafting = grafted
-    stacks = {
-      name: _direction(o, count, adam_S, grafting.mu.stacks[name], kept[name])
-      for name, adam_S in directions.stacks.items()
-    }
-    directions = directions._replace(stacks=Stacks(stacks))
+    mu = grafting.mu.stacks
+    directions = directions.map(
+      lambda name, adam_S: _direction(o, count, adam_S, mu[name], kept[name])
+    )
     updates = from_stacks(directions, plan, updates, o.placement)
     return updates, ShampooState(count, grafting, kept)
 

@@ -13,7 +13,7 @@ Dimension key: see `matrices/plan.py`.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from ..matrices.placement import from_stacks
 from ..matrices.plan import check_two_sides
 from ..matrices.refresh import make_schedule
 from ..matrices.round_off import grains, silence
-from ..matrices.stacks import Split, Stacks
+from ..matrices.stacks import Stacks
 from .decay import descend
 
 RefreshMethod = Literal["qr", "cholesky", "eigh"]
@@ -88,10 +88,8 @@ class SoapOptions(MatrixOptions):
   def __post_init__(self):
     """Raises for any argument out of range."""
     super().__post_init__()
-    checks.choice("refresh", self.refresh, ("qr", "cholesky", "eigh"))
-    checks.choice(
-      "first_step", self.first_step, ("skip", "identity", "use_current")
-    )
+    checks.choice("refresh", self.refresh, get_args(RefreshMethod))
+    checks.choice("first_step", self.first_step, get_args(FirstStep))
 
 
 @takes(SoapOptions)
@@ -267,8 +265,5 @@ def _normalize(split, scale):
     rms = jnp.where(some, jnp.sqrt(jnp.where(some, mean, 1)), 0)
     return scale * x / (1e-30 + rms)
 
-  stacks = {
-    name: unit(x, tuple(range(1, x.ndim))) for name, x in split.stacks.items()
-  }
-  rest = jax.tree.map(lambda x: unit(x, None), split.rest)
-  return Split(Stacks(stacks), rest)
+  split = split.map(lambda name, x: unit(x, tuple(range(1, x.ndim))))
+  return split._replace(rest=jax.tree.map(lambda x: unit(x, None), split.rest))
