@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from benchmarks.timing import ROOT
 
 
 def prepare(

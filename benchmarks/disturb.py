@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from benchmarks import corpus
+from benchmarks.timing import ROOT, environment
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 KILLED, PREEMPTED, PEER_LOST = -9, 75, 76
 ENDLESS = 1_000_000  # Updates.
 BOUND = 90  # Seconds for all processes to end; 40 is the heartbeat's limit.
@@ -83,8 +83,8 @@ class Run:
 
   def start(self, num_steps: int) -> None:
     """Starts all processes; their output is appended to files."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    env |= {"JAX_NUM_CPU_DEVICES": str(self._devices), "PYTHONPATH": str(ROOT)}
+    devices = {"JAX_NUM_CPU_DEVICES": str(self._devices), "XLA_FLAGS": ""}
+    env = environment(**devices)
     self._running = []
     for i in range(self.processes):
       more = [f"--config.train.num_steps={num_steps}"]

@@ -22,22 +22,13 @@ import optax
 
 import optim
 from benchmarks import timing
+from benchmarks.optimizer_peers import step_of
 
 _KERNEL = re.compile(
   r"^\s+(?:ROOT )?%?\S+ = .*?\b"
   r"(fusion|reduce|reduce-window|dot|while|custom-call|copy|call|transpose)\(",
   re.MULTILINE,
 )
-
-
-def _step(tx):
-  """(params, state, grads) -> (params, state), donated."""
-
-  def step(params, state, grads):
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
-
-  return step
 
 
 def _cast(fn):
@@ -70,7 +61,7 @@ def cases(block_size):
     "RAT cast, one scale": lambda key, w: optim.round_random(key, w, whole),
     "RAT cast, blocks": lambda key, w: optim.round_random(key, w, blocks),
   }
-  result = {k: (tx.init, _step(tx)) for k, tx in optimizers.items()}
+  result = {k: (tx.init, step_of(tx)) for k, tx in optimizers.items()}
   for name, fn in casts.items():
     result[name] = (lambda params: jax.random.key(0), _cast(fn))
   return result

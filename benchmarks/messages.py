@@ -8,15 +8,14 @@ device is touched. The programs take turns; the table has medians.
 
 import argparse
 import os
-import pathlib
 import statistics
 import subprocess
 import sys
 import time
 
+from benchmarks.timing import ROOT
 from lm.cli import text
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
 _TINY = "--config=ml_collections_configs/tiny.py"
 _MISTAKES = {
   "an unknown flag": ["lm.main", "--confg=x"],
@@ -39,7 +38,7 @@ def seconds(arguments: list[str]) -> tuple[float, float]:
   """Wall and CPU seconds of a program that ends with exit code 2."""
   before, start = os.times(), time.perf_counter()
   done = subprocess.run(
-    [sys.executable, "-m", *arguments], cwd=_ROOT, capture_output=True
+    [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True
   )
   wall, after = time.perf_counter() - start, os.times()
   if done.returncode != 2:

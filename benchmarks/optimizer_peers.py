@@ -8,6 +8,7 @@ of the eigenvalues by two more full products, everything refreshed at once.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 # Width, layers, inner width, vocabulary.
 SIZES = dict(S=(256, 4, 1024, 4096), M=(512, 8, 2048, 4096))
@@ -38,6 +39,16 @@ def tree(size, seed):
   return jax.tree.map(
     draw, shapes(size), is_leaf=lambda s: isinstance(s, tuple)
   )
+
+
+def step_of(tx):
+  """(params, state, grads) -> (params, state) of an optax transform."""
+
+  def step(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  return step
 
 
 def loop_init(params):

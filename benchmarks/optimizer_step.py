@@ -24,17 +24,6 @@ import time
 from benchmarks import timing
 
 
-def _optax_peer(tx):
-  import jax
-  import optax
-
-  def step(params, state, grads):
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
-
-  return tx.init, jax.jit(step, donate_argnums=(0, 1))
-
-
 def _jax_peer(name, frequency, params):
   """(init, step) of one of the JAX peers."""
   import functools
@@ -71,7 +60,8 @@ def _jax_peer(name, frequency, params):
       0.02, muon_weight_dimension_numbers=numbers
     ),
   }
-  return _optax_peer(build[name]())
+  tx = build[name]()
+  return tx.init, jax.jit(peers.step_of(tx), donate_argnums=(0, 1))
 
 
 def _jax_worker(args):

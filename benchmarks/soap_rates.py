@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 import optim
+from benchmarks.timing import print_table
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 METHODS = {
@@ -63,14 +64,14 @@ def final_loss(make, rate, seed, steps=500, batch=32):
 
 def main():
   """Prints the table."""
-  print("| method |", " | ".join(f"{rate:g}" for rate in RATES), "|")
-  print("|---" * (1 + len(RATES)) + "|")
+  rows = []
   for name, make in METHODS.items():
     run = jax.jit(functools.partial(final_loss, make))
     cells = [
       float(sum(run(rate, seed) for seed in range(3)) / 3) for rate in RATES
     ]
-    print(f"| {name} |", " | ".join(f"{loss:.3g}" for loss in cells), "|")
+    rows.append([name, *(f"{loss:.3g}" for loss in cells)])
+  print_table(["method", *map("{:g}".format, RATES)], rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Speed of `theory` against the naive ways, in one interleaved run.
 
-    python benchmarks/theory.py            # the table, about two minutes
-    python benchmarks/theory.py --rounds 3 # faster, noisier
-    python benchmarks/theory.py --skip-study
+    python -m benchmarks.theory             # the table, about two minutes
+    python -m benchmarks.theory --rounds=3  # faster, noisier
+    python -m benchmarks.theory --skip-study
 
 Every row is the median over rounds; all rows of a round run one after the
 other, so that a busy machine slows them alike. "extrapolated" rows time fewer
@@ -10,20 +10,15 @@ steps and scale; the others are measured in full.
 """
 
 import argparse
-import pathlib
 import subprocess
 import sys
 import time
 
-# Run as a script, this file would be imported in place of the package.
-_HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:] = [p for p in sys.path if pathlib.Path(p).resolve() != _HERE]
-sys.path.insert(0, str(_HERE.parent))
+import jax
+import numpy as np
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-import theory  # noqa: E402
+import theory
+from benchmarks.timing import ROOT
 
 T = 10_000
 
@@ -116,7 +111,7 @@ def _import_seconds(rounds):
       capture_output=True,
       text=True,
       check=True,
-      cwd=_HERE.parent,
+      cwd=ROOT,
     )
     return float(out.stdout)
 

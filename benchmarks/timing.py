@@ -20,6 +20,13 @@ _SLOW = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # They halve some BLAS.
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+def environment(**more: str) -> dict[str, str]:
+  """The environment with these packages, without settings that slow BLAS."""
+  paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+  kept = {k: v for k, v in os.environ.items() if k not in _SLOW}
+  return kept | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | more
+
+
 def serve(call: Callable[[], Any], facts: Any = None) -> None:
   """Answers until the input ends: [milliseconds, CPU milliseconds, result]s.
 
@@ -54,7 +61,6 @@ class Peer:
     *,
     module: str,
     python: str = "",
-    prefix: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
   ):
     """Starts the process, and waits until it serves.
@@ -64,18 +70,14 @@ class Peer:
       arguments: Of the process.
       module: The script, as `python -m` names it.
       python: Another interpreter.
-      prefix: What runs the interpreter, e.g. taskset.
       env: Variables that are added to the environment.
     """
     self.name, self.turns = name, []
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    whole = {k: v for k, v in os.environ.items() if k not in _SLOW}
-    whole["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     self._process = subprocess.Popen(
-      [*prefix, python or sys.executable, "-m", module, *arguments],
+      [python or sys.executable, "-m", module, *arguments],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      env=whole | dict(env or {}),
+      env=environment(**(env or {})),
       text=True,
     )
     self.facts = self._answer()

@@ -15,7 +15,6 @@ The corpus is the help text that Python ships, so nothing is downloaded.
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ import tempfile
 import time
 
 from benchmarks import corpus
-from benchmarks.corpus import ROOT
+from benchmarks.timing import ROOT, environment
 
 _VALUES = {
   "data.tokenizer": "bytes",
@@ -39,11 +38,13 @@ _VALUES = {
 }
 
 
-def environment(**more: str) -> dict[str, str]:
-  """The environment without settings that slow BLAS down."""
-  skip = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "XLA_FLAGS")
-  env = {k: v for k, v in os.environ.items() if k not in skip}
-  return env | {"PYTHONPATH": str(ROOT)} | more
+def printed(arguments: list[str], **env: str) -> float:
+  """The number that a Python process prints last."""
+  out = subprocess.run(
+    [sys.executable, *arguments], check=True, cwd=ROOT,
+    env=environment(XLA_FLAGS="", **env), stdout=subprocess.PIPE,
+  )  # fmt: skip
+  return float(out.stdout.split()[-1])
 
 
 def loop_ms(flags: list[str], steps: int) -> float:
@@ -51,7 +52,8 @@ def loop_ms(flags: list[str], steps: int) -> float:
   with tempfile.TemporaryDirectory() as workdir:
     run = [sys.executable, "-m", "lm.main", *flags, f"--workdir={workdir}"]
     run += [f"--config.train.num_steps={steps}"]
-    subprocess.run(run, check=True, cwd=ROOT, env=environment())
+    env = environment(XLA_FLAGS="")
+    subprocess.run(run, check=True, cwd=ROOT, env=env)
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
     values = [json.loads(line) for line in lines]
     waits = [v["perf/data_wait_ms"] for v in values if "perf/step_ms" in v]
@@ -62,18 +64,8 @@ def loop_ms(flags: list[str], steps: int) -> float:
 
 def bare_ms(flags: list[str], steps: int) -> float:
   """Median over tens of the same compiled step, called alone."""
-  run = [
-    sys.executable,
-    "-m",
-    "benchmarks.train_loop",
-    "--bare",
-    f"--steps={steps}",
-    *flags,
-  ]
-  out = subprocess.run(
-    run, check=True, cwd=ROOT, env=environment(), stdout=subprocess.PIPE
-  )
-  return float(out.stdout.split()[-1])
+  run = ["-m", "benchmarks.train_loop", "--bare", f"--steps={steps}"]
+  return printed([*run, *flags])
 
 
 def bare(flags: list[str], steps: int) -> None:
@@ -114,7 +106,7 @@ def first_line_seconds(flags: list[str], cache: str) -> float:
     run += ["--config.train.num_steps=3", "--config.log.every=1"]
     metrics = pathlib.Path(workdir) / "metrics.jsonl"
     start = time.perf_counter()
-    env = environment(JAX_COMPILATION_CACHE_DIR=cache)
+    env = environment(XLA_FLAGS="", JAX_COMPILATION_CACHE_DIR=cache)
     process = subprocess.Popen(run, cwd=ROOT, env=env)
     while not metrics.exists() or not metrics.stat().st_size:
       if process.poll() not in (None, 0):
@@ -143,12 +135,7 @@ with jax.set_mesh(parts.mesh):
   build.compile_step(parts)
   print(time.perf_counter() - start)
 """
-  env = environment(JAX_ENABLE_COMPILATION_CACHE="false")
-  out = subprocess.run(
-    [sys.executable, "-c", code], check=True, cwd=ROOT, env=env,
-    stdout=subprocess.PIPE,
-  )  # fmt: skip
-  return float(out.stdout.split()[-1])
+  return printed(["-c", code], JAX_ENABLE_COMPILATION_CACHE="false")
 
 
 def main() -> None:
@@ -165,10 +152,8 @@ def main() -> None:
     flags = corpus.prepare(pathlib.Path(folder), _VALUES)
     ratios = []
     for _ in range(options.rounds):
-      whole, alone = (
-        loop_ms(flags, options.steps),
-        bare_ms(flags, options.steps),
-      )
+      whole = loop_ms(flags, options.steps)
+      alone = bare_ms(flags, options.steps)
       ratios.append(whole / alone)
       print(f"  loop {whole:.1f} ms, bare {alone:.1f} ms, {ratios[-1]:.3f}")
     print(f"whole loop / bare step, median: {statistics.median(ratios):.3f}\n")

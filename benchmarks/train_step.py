@@ -24,6 +24,7 @@ tokens; unless the losses of the first steps agree, its times are not printed
 
 import argparse
 import itertools
+import os
 import pathlib
 import statistics
 import tempfile
@@ -192,12 +193,12 @@ def _start(name, size_name, weights, options):
     "GOLDENPATH_ALLOCATOR": "system" if "system" in name else "",
   }
   given = [f"--worker={name}", f"--sizes={size_name}", f"--weights={weights}"]
+  given += [f"--core={options.core}"]
   return timing.Peer(
     name,
     given,
     module="benchmarks.train_step",
     python=options.torch_python if "torch" in name else "",
-    prefix=["taskset", "-c", options.core] if options.core else [],
     env=env,
   )
 
@@ -275,6 +276,8 @@ def main():
   parser.add_argument("--weights", default="", help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.worker:
+    if options.core:
+      os.sched_setaffinity(0, {int(options.core)})
     work(options.worker, SIZES[options.sizes], options.weights)
     return
   peers = JAX_PEERS + (TORCH_PEERS if options.torch_python else ())

@@ -9,7 +9,6 @@ lost, the others end with exit code 76, as in training.
 
 import dataclasses
 import types
-from collections.abc import Sequence
 
 from .cli import flags, program
 from .cli.flags import Flag
@@ -25,19 +24,14 @@ _FLAGS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; returns its exit code."""
-  return program.run(_evaluate, argv, __doc__, _FLAGS)
-
-
-def _evaluate(args: types.SimpleNamespace) -> None:
+@program.takes(__doc__, _FLAGS)
+def main(args: types.SimpleNamespace) -> None:
+  """Prints the scores."""
   import jax
 
   from .processes import peers
 
-  with peers.joined(
-    *flags.in_order(args, flags.DISTRIBUTED), tell=program.tell
-  ):
+  with peers.joined(args, program.tell):
     lines = _scores(args)
   if jax.process_index() == 0:
     print(lines)

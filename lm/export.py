@@ -12,7 +12,6 @@ file.
 """
 
 import types
-from collections.abc import Sequence
 
 from .cli import flags, program
 from .cli.flags import Flag
@@ -26,12 +25,9 @@ _FLAGS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; returns its exit code."""
-  return program.run(_export, argv, __doc__, _FLAGS)
-
-
-def _export(args: types.SimpleNamespace) -> None:
+@program.takes(__doc__, _FLAGS)
+def main(args: types.SimpleNamespace) -> None:
+  """Writes the file."""
   from .runs import weights
 
   step = weights.export(

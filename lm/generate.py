@@ -9,7 +9,6 @@ the end of its document gets padding.
 """
 
 import types
-from collections.abc import Sequence
 
 from .cli import flags, program
 from .cli.flags import Flag
@@ -29,19 +28,14 @@ _FLAGS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; returns its exit code."""
-  return program.run(_generate, argv, __doc__, _FLAGS)
-
-
-def _generate(args: types.SimpleNamespace) -> None:
+@program.takes(__doc__, _FLAGS)
+def main(args: types.SimpleNamespace) -> None:
+  """Prints the texts."""
   import jax
 
   from .processes import peers
 
-  with peers.joined(
-    *flags.in_order(args, flags.DISTRIBUTED), tell=program.tell
-  ):
+  with peers.joined(args, program.tell):
     texts = _texts(args)
   if jax.process_index() == 0:
     for i, text in enumerate(texts, 1):
@@ -52,6 +46,7 @@ def _texts(args: types.SimpleNamespace) -> list[str]:
   import jax
 
   from .eval import sampler
+  from .objectives.decoding import Sampling
   from .runs import weights
 
   parts, params = weights.open_run(
@@ -64,9 +59,7 @@ def _texts(args: types.SimpleNamespace) -> list[str]:
       prompts=[args.prompt] * args.samples,
       num_tokens=args.num_tokens,
       key=jax.random.key(args.seed),
-      temperature=args.temperature,
-      top_k=args.top_k,
-      top_p=args.top_p,
+      sampling=Sampling(args.temperature, args.top_k, args.top_p),
     )
 
 

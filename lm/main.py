@@ -8,7 +8,6 @@ several processes. Exit codes are in `lm/config/errors.py`.
 """
 
 import types
-from collections.abc import Sequence
 
 from .cli import flags, program
 from .config import load
@@ -16,12 +15,9 @@ from .config import load
 _FLAGS = (flags.CONFIG, flags.WORKDIR, *flags.DISTRIBUTED)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; returns its exit code."""
-  return program.run(_train, argv, __doc__, _FLAGS)
-
-
-def _train(args: types.SimpleNamespace) -> int:
+@program.takes(__doc__, _FLAGS)
+def main(args: types.SimpleNamespace) -> int:
+  """Trains."""
   from .probes import table as probes
   from .processes import peers
   from .runs import checkpoint
@@ -31,11 +27,8 @@ def _train(args: types.SimpleNamespace) -> int:
   config = load.from_config_dict(
     args.config, lambda c: [*build.problems(c), *probes.problems(c)]
   )
-  with peers.joined(
-    *flags.in_order(args, flags.DISTRIBUTED),
-    tell=program.tell,
-    goes_on_from=lambda: checkpoint.newest_text(args.workdir),
-  ):
+  newest = lambda: checkpoint.newest_text(args.workdir)  # noqa: E731
+  with peers.joined(args, program.tell, newest):
     return loop.train(config, args.workdir)
 
 

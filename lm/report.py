@@ -10,7 +10,6 @@ bring a validation loss down to a target. Both work while a run is going on.
 """
 
 import types
-from collections.abc import Sequence
 
 from .cli import program
 from .cli.flags import Flag
@@ -24,12 +23,9 @@ _FLAGS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; returns its exit code."""
-  return program.run(_report, argv, __doc__, _FLAGS, positionals="RUN")
-
-
-def _report(args: types.SimpleNamespace) -> None:
+@program.takes(__doc__, _FLAGS, positionals="RUN")
+def main(args: types.SimpleNamespace) -> None:
+  """Prints the tables and draws the figures."""
   from .runs import plots, read, tables
 
   runs = read.load_runs(args.positionals)

@@ -26,7 +26,7 @@ import os
 import pathlib
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from .cli import program
 from .cli.flags import Flag
@@ -43,12 +43,9 @@ _FLAGS = (
 _FAILED = 1
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; returns its exit code."""
-  return program.run(_sweep, argv, __doc__, _FLAGS, rest=True)
-
-
-def _sweep(args: types.SimpleNamespace) -> int:
+@program.takes(__doc__, _FLAGS, rest=True)
+def main(args: types.SimpleNamespace) -> int:
+  """Runs the sweep, or lists its runs."""
   from .runs import read
   from .tools import sweeps
 

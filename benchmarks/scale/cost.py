@@ -113,10 +113,7 @@ def law(config: Config, mesh: Mapping[str, int]) -> dict[tuple[str, str], int]:
 def _sizes(specs: Any, fsdp: int) -> dict[str, int]:
   """Bytes of the parameters by how they travel."""
   sizes = dict.fromkeys(("blocks", "head", "embed", "gains"), 0)
-  flat = jax.tree_util.tree_leaves_with_path(
-    specs, is_leaf=lambda x: isinstance(x, param_table.ParamSpec)
-  )
-  for path, leaf in flat:
+  for path, leaf in jax.tree_util.tree_leaves_with_path(specs):
     top = path[0].key
     if "embed" not in leaf.axes:
       sizes["gains"] += 4 * leaf.size

@@ -30,8 +30,7 @@ _PASSES = {"gauss_newton": points.INNER + points.SEARCH}
 def by_law(method: str, size: str, devices: int) -> points.Counts:
   """Counts of AdamW, or of LOTION less its scalars, without compiling."""
   config = points.config_of(method, size, devices)
-  m = config.mesh
-  mesh = meshes.abstract_mesh((m.data, m.fsdp, m.tensor), devices)
+  mesh = meshes.abstract_mesh(config.mesh.sizes, devices)
   plain = points.config_of("adamw", size, devices)
   return points.Counts(
     dict(mesh.shape),

@@ -51,11 +51,7 @@ def measure(
 
 def hbm_bytes(parts: Parts) -> int:
   """Bytes of memory traffic: state and activations, once in and once out."""
-  rows = memory.plan(parts)
-  passes = parts.buffer_shape[0]
-  sums = {"kept": 0, "gradients": 0, "backward": 0, "update": 0}
-  for row in rows:
-    sums[row.phase] += row.bytes
+  passes, sums = parts.buffer_shape[0], memory.by_phase(memory.plan(parts))
   once = sums["kept"] + sums["gradients"] + sums["update"]
   return 2 * (once + passes * sums["backward"])
 

@@ -69,7 +69,7 @@ WORKDIR = Flag("workdir", str, "folder of the run", required=True)
 STEP = Flag("step", int, "checkpoint; default the newest", least=0)
 SEED = Flag("seed", int, "of the draws", 0, least=0, most=schema.LARGEST_SEED)
 
-# In the order of the arguments of `peers.joined`.
+# For `peers.joined`.
 DISTRIBUTED = (
   Flag(
     "distributed",
@@ -149,13 +149,6 @@ def parse(
   if missing:
     raise InputError(f"Give {' and '.join(missing)}. (--help lists the flags.)")
   return types.SimpleNamespace(**typed, positionals=found, rest=after)
-
-
-def in_order(
-  values: types.SimpleNamespace, flags: Sequence[Flag]
-) -> tuple[Any, ...]:
-  """The values of some flags, e.g. for a function with as many arguments."""
-  return tuple(getattr(values, flag.name) for flag in flags)
 
 
 def _tokens(

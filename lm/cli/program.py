@@ -5,12 +5,13 @@ Exit codes: 0 done, and those of `lm/config/errors.py`.
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import sys
 import traceback
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import logging as absl_logging
 
@@ -38,8 +39,8 @@ def start(main: Callable[[], int]) -> None:
   """Runs the program of this process to its end.
 
   Args:
-    main: Calls `run`, and returns its exit code. To be called before jax is
-      imported, which reads the environment.
+    main: From `takes`. To be called before jax is imported, which reads the
+      environment.
   """
   allocator.settle()
   quiet()
@@ -54,32 +55,36 @@ def start(main: Callable[[], int]) -> None:
   sys.exit(code)
 
 
-def run(
-  body: Callable[[types.SimpleNamespace], int | None],
-  argv: Sequence[str] | None,
-  doc: str | None,
-  declared: Sequence[flags.Flag],
-  **options: str | bool,
-) -> int:
-  """Parses the flags and calls the body of a program; tells what went wrong.
+def takes(
+  doc: str | None, declared: Sequence[flags.Flag], **options: Any
+) -> Callable[[Callable[[Any], int | None]], Callable[..., int]]:
+  """Makes a function of flags the `main` of a program.
 
   Args:
-    body: Flags -> exit code, None for 0.
-    argv: Arguments, without the name of the program; None takes the process's.
     doc: Docstring of the program.
     declared: Its flags.
     **options: Further arguments of `flags.parse`.
 
   Returns:
-    The exit code.
+    A decorator. The decorated function takes the arguments, without the name of
+    the program; None takes the process's. It returns the exit code, 0 for None,
+    and tells what went wrong.
   """
-  try:
-    given = sys.argv[1:] if argv is None else argv
-    code = body(flags.parse(given, doc, declared, **options)) or 0  # pyrefly: ignore
-    sys.stdout.flush()  # Here, where a full disk is told.
-    return code
-  except (Exception, KeyboardInterrupt) as error:
-    return tell(error)
+
+  def decorate(body: Callable[[Any], int | None]) -> Callable[..., int]:
+    @functools.wraps(body)
+    def main(argv: Sequence[str] | None = None) -> int:
+      try:
+        given = sys.argv[1:] if argv is None else argv
+        code = body(flags.parse(given, doc, declared, **options)) or 0
+        sys.stdout.flush()  # Here, where a full disk is told.
+        return code
+      except (Exception, KeyboardInterrupt) as error:
+        return tell(error)
+
+    return main
+
+  return decorate
 
 
 def tell(error: BaseException) -> int:
@@ -103,7 +108,7 @@ def _code(error: BaseException) -> int:
     return _INTERRUPTED
   if isinstance(error, BrokenPipeError):
     return _NO_READER
-  if any(map(_is_full_disk, _causes(error))):
+  if any(map(_is_full_disk, errors.causes(error))):
     return errors.DISK
   if isinstance(error, _USERS):
     return errors.BAD_INPUT
@@ -115,13 +120,6 @@ def _is_full_disk(error: BaseException) -> bool:
     return True
   # Libraries in C++ have errors of their own.
   return os.strerror(errno.ENOSPC) in str(error)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-  """The error, and what it was raised from or while handling."""
-  while error is not None:
-    yield error
-    error = error.__cause__ or error.__context__
 
 
 def check_local(name: str, path: str | os.PathLike) -> None:

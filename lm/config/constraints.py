@@ -249,7 +249,7 @@ def _train(config: Config) -> Iterator[str]:
 
 
 def _mesh(config: Config) -> Iterator[str]:
-  sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  sizes = config.mesh.sizes
   if any(s < 1 and s != -1 for s in sizes) or sizes.count(-1) > 1:
     yield (
       f"config.mesh (data, fsdp, tensor)={sizes}: sizes are >= 1, and at most "

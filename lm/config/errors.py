@@ -4,6 +4,8 @@ A program prints the message of these errors without a traceback. After the
 codes PREEMPTED and PEER_LOST the same command goes on.
 """
 
+from collections.abc import Iterator
+
 BAD_INPUT = 2
 NOT_FINITE = 3  # Stopped on a non-finite loss.
 DISK = 74  # The disk failed.
@@ -17,3 +19,10 @@ class InputError(ValueError):
 
 class ConfigError(InputError):
   """Problems of a configuration, one a line."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+  """The error, and what it was raised from or while handling."""
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__

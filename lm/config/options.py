@@ -55,6 +55,24 @@ def problems(kind: type | None, pairs: Pairs, path: str) -> Iterator[str]:
     yield from of_section(kind(**dict(pairs)), path)
 
 
+def entry_problems(
+  name: str, pairs: Pairs, table: Mapping[str, Any], path: str, config: Any
+) -> list[str]:
+  """What is wrong with the name of an entry, its keys or, if nothing, the rest.
+
+  Args:
+    name: Of the entry.
+    pairs: Its own keys, as the configuration sets them.
+    table: Of the seam.
+    path: Of the name, e.g. "config.train.objective"; the keys are beside it.
+    config: What the entry's own `problems` is asked about.
+  """
+  if found := [*unknown(name, table, path)]:
+    return found
+  found = [*problems(table[name].options, pairs, f"{path}_kwargs")]
+  return found or [*table[name].problems(config)]
+
+
 def unknown(name: str, table: Mapping[str, Any], path: str) -> Iterator[str]:
   """Says that a name is not in the table of a seam, and which is nearest."""
   if name not in table:

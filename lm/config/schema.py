@@ -18,15 +18,12 @@ def _one_of(*choices: str) -> Any:
   return dataclasses.field(metadata={"choices": choices})
 
 
-def _at_least(least: float, unit: str = "") -> Any:
-  """A field that takes numbers >= `least`."""
-  return dataclasses.field(metadata={"least": least, "unit": unit})
-
-
-def _between(least: int, most: int) -> Any:
-  """A field that takes numbers in [`least`, `most`]."""
-  metadata = {"least": least, "most": most, "unit": ""}
-  return dataclasses.field(metadata=metadata)
+def _at_least(
+  least: float, unit: str = "", default: Any = dataclasses.MISSING, **more: Any
+) -> Any:
+  """A field that takes numbers >= `least`; `most` may be told as well."""
+  metadata = {"least": least, "unit": unit} | more
+  return dataclasses.field(default=default, metadata=metadata)
 
 
 def _above(bound: float) -> Any:
@@ -107,9 +104,7 @@ class DataConfig:
   seq_length: int = _at_least(1, "tokens")
   batch_size: int = _at_least(1, "rows")
   batch_schedule: tuple[tuple[int, int], ...]
-  limit_rows: int = dataclasses.field(
-    default=0, metadata={"least": 0, "unit": "rows"}
-  )
+  limit_rows: int = _at_least(0, "rows", default=0)
   select: str = ""
   prefetch: int = _at_least(0, "batches")
 
@@ -141,9 +136,7 @@ class ScheduleConfig:
   start_factor: float = _at_least(0)
   end_factor: float = _at_least(0)
   alpha: float
-  offset: float = dataclasses.field(
-    default=0.0, metadata={"least": 0, "unit": "schedule.unit"}
-  )
+  offset: float = _at_least(0, "schedule.unit", default=0.0)
   allow_new_length: bool = False
   max_batch_size: int = _at_least(0, "rows")
 
@@ -175,6 +168,11 @@ class MeshConfig:
   fsdp: int
   tensor: int
   rules: str = _one_of("logical", "fsdp_shape")
+
+  @property
+  def sizes(self) -> tuple[int, int, int]:
+    """Devices along the three axes; -1: the rest of them."""
+    return self.data, self.fsdp, self.tensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -273,7 +271,7 @@ class LogConfig:
 class Config:
   """A whole configuration."""
 
-  seed: int = _between(0, LARGEST_SEED)
+  seed: int = _at_least(0, most=LARGEST_SEED)
   model: ModelConfig
   data: DataConfig
   optim: OptimConfig

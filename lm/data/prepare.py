@@ -246,15 +246,9 @@ def table(prepared: dict[str, layout.Prepared]) -> str:
   return format_table(header, lines)
 
 
-_FLAGS = (flags.CONFIG,)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; returns its exit code."""
-  return program.run(_prepare, argv, __doc__, _FLAGS)
-
-
-def _prepare(args: types.SimpleNamespace) -> None:
+@program.takes(__doc__, (flags.CONFIG,))
+def main(args: types.SimpleNamespace) -> None:
+  """Prepares the data and prints the table."""
   started = time.monotonic()
   config = load.from_config_dict(args.config)
   prepared = prepare(config.data, config.eval.sets)

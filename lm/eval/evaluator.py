@@ -12,6 +12,7 @@ from ..data.rows import Rows
 from ..data.stream import eval_batches
 from ..model import mesh as meshes
 from ..objectives import table as objectives
+from ..objectives.view import EVALUATION
 from ..step import points, seen
 from ..step.parts import Parts
 from ..step.state import TrainState
@@ -55,9 +56,7 @@ class Evaluator:
     )
 
     def losses(params, rows):
-      sums = objective.row_sums(
-        parts.model, params, rows, objectives.EVALUATION
-      )
+      sums = objective.row_sums(parts.model, params, rows, EVALUATION)
       return sums.loss, objective.count(parts.model.cfg, rows.tokens)
 
     score = jax.jit(

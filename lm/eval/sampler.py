@@ -22,9 +22,7 @@ def sample_texts(
   prompts: Sequence[str],
   num_tokens: int,
   key: jax.Array,
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
+  sampling: Sampling = Sampling(),  # noqa: B008
 ) -> list[str]:
   """Draws a continuation of each text; the mesh must be entered.
 
@@ -34,9 +32,7 @@ def sample_texts(
     prompts: Beginnings of documents, maybe empty.
     num_tokens: Tokens to add to each.
     key: Of the draws.
-    temperature: As in `lm.objectives.decoding.generate`.
-    top_k: As there.
-    top_p: As there.
+    sampling: How each token is drawn.
 
   Returns:
     The texts, each with its prompt.
@@ -49,7 +45,6 @@ def sample_texts(
     raise InputError(line)
   tokenizer = tokenizers.load(parts.config.data)
   ids = [[tokenizer.eos_id, *tokenizer.encode(text)] for text in prompts]
-  sampling = Sampling(temperature, top_k, top_p)
   new_BS = objective.sample(parts.model, params, ids, num_tokens, key, sampling)
   return [
     tokenizer.decode([*old, *new.tolist()])

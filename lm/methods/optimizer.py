@@ -138,7 +138,7 @@ def make(
     kwargs = arguments(config, choice, specs, placement)
     tx = factory(learning_rate=learning_rate, **kwargs)
     tx = optax.with_extra_args_support(tx)
-    jax.eval_shape(_first_update(tx), _shapes(specs))
+    jax.eval_shape(_first_update(tx), param_table.abstract(specs))
   except (TypeError, ValueError, AttributeError) as error:
     raise ValueError(
       f"{choice.where}.kwargs={dict(choice.kwargs)} was refused by "
@@ -176,14 +176,6 @@ def _first_update(
     return tx.update(params, tx.init(params), params, value=loss)
 
   return update
-
-
-def _shapes(specs: Any) -> Any:
-  return jax.tree.map(
-    lambda s: jax.ShapeDtypeStruct(s.shape, jax.numpy.float32),
-    specs,
-    is_leaf=lambda x: isinstance(x, param_table.ParamSpec),
-  )
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
@@ -265,9 +257,7 @@ def _dimension_numbers(
       return make_numbers(layout, (width,))
     return None
 
-  is_spec = lambda x: isinstance(x, param_table.ParamSpec)  # noqa: E731
-  layouts = param_table.matrix_layouts(specs)
-  return jax.tree.map(numbers, specs, layouts, is_leaf=is_spec)
+  return jax.tree.map(numbers, specs, param_table.matrix_layouts(specs))
 
 
 def _ours(

@@ -7,7 +7,7 @@ of them as the keyword `options`, in every function but `problems`.
 
 import functools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..config import options
@@ -42,23 +42,3 @@ def chosen(seam: str, cfg: "ModelConfig", table: Mapping[str, Any]) -> Any:
   return entry._replace(
     **{f: functools.partial(getattr(entry, f), options=own) for f in functions}
   )
-
-
-def problems(
-  seam: str, cfg: "ModelConfig", table: Mapping[str, Any]
-) -> Iterator[str]:
-  """What is wrong with a name and with the keys beside it.
-
-  Args:
-    seam: ffn | mixer | product.
-    cfg: Model section of the configuration, resolved or not.
-    table: Of the seam. The entry's own `problems` are asked only if name and
-      keys are right.
-  """
-  name, path = getattr(cfg, seam), f"config.model.{seam}"
-  if found := [*options.unknown(name, table, path)]:
-    yield from found
-    return
-  entry, kwargs = table[name], getattr(cfg, f"{seam}_kwargs")
-  found = [*options.problems(entry.options, kwargs, f"{path}_kwargs")]
-  yield from found or entry.problems(cfg)

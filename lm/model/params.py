@@ -155,7 +155,6 @@ def init_params(cfg: "ModelConfig", key: jax.Array) -> Tree:
   Returns:
     The parameters, in the layout of `param_specs(cfg)`.
   """
-
   stacked = param_specs(dataclasses.replace(cfg, layers="scan"))
   return to_layout(init_leaves(stacked, key, cfg.init_cut), cfg.layers)
 
@@ -170,8 +169,9 @@ def init_leaves(specs: Tree, key: jax.Array, cut: float) -> Tree:
   """
 
   def leaf(path, spec):
-    names = [entry.key for entry in path]
-    return _draw(spec, _fold_path(key, names), cut)
+    name = "/".join(entry.key for entry in path)
+    own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return _draw(spec, own, cut)
 
   return jax.tree_util.tree_map_with_path(leaf, specs)
 
@@ -208,10 +208,6 @@ def truncation_factor(cut: float) -> float:
     return 1.0
   density = math.exp(-(cut**2) / 2) / math.sqrt(2 * math.pi)
   return math.sqrt(1 - 2 * cut * density / math.erf(cut / math.sqrt(2)))
-
-
-def _fold_path(key, names):
-  return jax.random.fold_in(key, zlib.crc32("/".join(names).encode()))
 
 
 def _draw(spec, key, cut):
@@ -251,6 +247,13 @@ def count_params(cfg: "ModelConfig") -> Counts:
   ):
     active -= cfg.N * (all_of_layer - met)
   return Counts(body, embedding, head, total, active)
+
+
+def abstract(specs: Tree) -> Tree:
+  """Shapes and types of the parameters."""
+  return jax.tree.map(
+    lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs
+  )
 
 
 def decay_mask(specs: Tree) -> Tree:

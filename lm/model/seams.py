@@ -2,7 +2,7 @@
 
 import typing
 
-from . import entries
+from ..config import options
 from .ffn.table import FEED_FORWARDS
 from .mixers.table import MIXERS
 from .products import PRODUCTS
@@ -25,5 +25,7 @@ def problems(cfg: "ModelConfig") -> list[str]:
   """
   found = []
   for seam, table in SEAMS.items():
-    found += entries.problems(seam, cfg, table)
+    name, pairs = getattr(cfg, seam), getattr(cfg, f"{seam}_kwargs")
+    path = f"config.model.{seam}"
+    found += options.entry_problems(name, pairs, table, path, cfg)
   return found

@@ -26,7 +26,8 @@ class Sampling(NamedTuple):
 
   temperature: float = 1.0  # Divides the logits; 0 takes the most likely.
   top_k: int = 0  # Only the k most likely; 0: all.
-  top_p: float = 1.0  # Only the fewest that have this probability together.
+  # Only the fewest that have this probability together, after the other two.
+  top_p: float = 1.0
 
 
 def generate(
@@ -35,10 +36,7 @@ def generate(
   prompts: Sequence[Sequence[int]],
   num_tokens: int,
   key: jax.Array,
-  *,
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
+  sampling: Sampling = Sampling(),  # noqa: B008
 ) -> np.ndarray:
   """Draws a continuation of each prompt.
 
@@ -50,10 +48,7 @@ def generate(
     prompts: Token ids; a text from its beginning starts with `eos_id`.
     num_tokens: S, tokens to add to each.
     key: Of the draws.
-    temperature: Divides the logits; 0 always takes the most likely token.
-    top_k: Draw from the k most likely tokens; 0: from all.
-    top_p: Draw from the smallest set of likeliest tokens whose probability,
-      after `temperature` and `top_k`, is at least this.
+    sampling: How each token is drawn.
 
   Returns:
     int32 [B, S]; after the first `eos_id` of a row all are `pad_id`.
@@ -62,7 +57,6 @@ def generate(
     ValueError: If a prompt is empty, a setting is out of range, or the text
       would outgrow a table of learned positions.
   """
-  sampling = Sampling(float(temperature), int(top_k), float(top_p))
   _check(model, prompts, num_tokens, sampling)
   length_B = np.array([len(prompt) for prompt in prompts], np.int32)
   shape = (len(prompts), int(length_B.max()))

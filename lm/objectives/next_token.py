@@ -4,19 +4,14 @@ Dimension key: see `lm/model/transformer.py`.
 """
 
 import typing
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ..model.transformer import Transformer
-from . import decoding
 from .view import View
 
 if typing.TYPE_CHECKING:
   from ..config.schema import ModelConfig
-  from ..model.param_spec import Tree
 
 
 def view(cfg: "ModelConfig", tokens_BL1: jax.Array, keys_B: jax.Array) -> View:
@@ -30,17 +25,3 @@ def view(cfg: "ModelConfig", tokens_BL1: jax.Array, keys_B: jax.Array) -> View:
 def count(cfg: "ModelConfig", tokens_BL1: jax.Array) -> jax.Array:
   """Targets of each row that are not padding, int32 [B]."""
   return jnp.sum(tokens_BL1[:, 1:] != cfg.pad_id, axis=1)
-
-
-def sample(
-  model: Transformer,
-  params: "Tree",
-  prompts: Sequence[Sequence[int]],
-  num_tokens: int,
-  key: jax.Array,
-  sampling: decoding.Sampling,
-) -> np.ndarray:
-  """Token by token, from left to right; see `decoding.generate`."""
-  return decoding.generate(
-    model, params, prompts, num_tokens, key, **sampling._asdict()
-  )

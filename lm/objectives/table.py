@@ -18,28 +18,14 @@ import numpy as np
 from ..config import options as option_keys
 from ..config.schema import Config
 from ..model.transformer import Transformer
-from . import next_token
+from . import decoding, next_token
 from .decoding import Sampling
 from .sums import LossSums, view_sums
-from .view import EVALUATION, TRAINING, Batch, View, row_keys
+from .view import TRAINING, Batch, View, row_keys
 
 if typing.TYPE_CHECKING:
   from ..config.schema import ModelConfig
   from ..model.param_spec import Tree
-
-__all__ = [
-  "EVALUATION",
-  "OBJECTIVES",
-  "TRAINING",
-  "Batch",
-  "Chosen",
-  "LossSums",
-  "Objective",
-  "Sampling",
-  "View",
-  "chosen",
-  "problems",
-]
 
 
 class Objective(NamedTuple):
@@ -80,7 +66,7 @@ OBJECTIVES: dict[str, Objective] = {
     view=next_token.view,
     row_sums=None,
     count=next_token.count,
-    sample=next_token.sample,
+    sample=decoding.generate,
   ),
 }
 
@@ -189,13 +175,6 @@ def without_view(config: Config, who: str) -> list[str]:
 
 def problems(config: Config) -> list[str]:
   """What is wrong with `config.train.objective` and its own keys."""
-  t = config.train
-  found = [
-    *option_keys.unknown(t.objective, OBJECTIVES, "config.train.objective")
-  ]
-  if found:
-    return found
-  entry = OBJECTIVES[t.objective]
-  path = "config.train.objective_kwargs"
-  found += option_keys.problems(entry.options, t.objective_kwargs, path)
-  return found or [*entry.problems(config)]
+  name, pairs = config.train.objective, config.train.objective_kwargs
+  path = "config.train.objective"
+  return option_keys.entry_problems(name, pairs, OBJECTIVES, path, config)

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -109,23 +110,23 @@ class Watch:
 
 @contextlib.contextmanager
 def joined(
-  mode: str,
-  coordinator: str | None = None,
-  num_processes: int | None = None,
-  process_id: int | None = None,
-  *,
-  tell: Tell,
-  goes_on_from: Callable[[], str] | None = None,
+  args: Any, tell: Tell, goes_on_from: Callable[[], str] | None = None
 ) -> Iterator[None]:
   """Connects this process to the others for the length of the block.
+
+  Args:
+    args: Values of the flags `lm.cli.flags.DISTRIBUTED`.
+    tell: As for `Watch`.
+    goes_on_from: As for `Watch`.
 
   Raises:
     ValueError: If the arguments do not say who this process is.
   """
-  with (
-    contextlib.nullcontext() if mode == "none" else Watch(tell, goes_on_from)
-  ):
-    distributed.initialize(mode, coordinator, num_processes, process_id)
+  alone = args.distributed == "none"
+  with contextlib.nullcontext() if alone else Watch(tell, goes_on_from):
+    distributed.initialize(
+      args.distributed, args.coordinator, args.num_processes, args.process_id
+    )
     yield
 
 
@@ -135,14 +136,8 @@ def sign_of_loss(error: BaseException) -> str | None:
   Args:
     error: Searched with everything that it was raised from.
   """
-  for cause in _causes(error):
+  for cause in errors.causes(error):
     for line in str(cause).splitlines():
       if any(sign in line for sign in _SIGNS):
         return line.strip()[:200]
   return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-  while error is not None:
-    yield error
-    error = error.__cause__ or error.__context__

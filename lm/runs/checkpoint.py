@@ -148,18 +148,10 @@ class Checkpointer:
     """
     while steps := self.steps():
       try:
-        return steps[-1], self.clock(steps[-1])
+        return steps[-1], read_clock(self._folder.parent, steps[-1])
       except CheckpointError as error:
         self.set_aside(steps[-1], error)
     return None
-
-  def clock(self, step: int) -> dict[str, Any]:
-    """What `save` was given as the clock of `step`.
-
-    Raises:
-      CheckpointError: If it cannot be read.
-    """
-    return read_clock(self._folder.parent, step)
 
   def restore(
     self, step: int, abstract_state: Any, updates: int | None = None

@@ -67,10 +67,8 @@ def rates(then: Config, now: Config, step: int) -> str:
     now: Of the updates to come.
     step: > 0.
   """
-  before, after = (
-    _rates(then, np.array([step - 1])),
-    _rates(now, np.array([step])),
-  )
+  before = _rates(then, np.array([step - 1]))
+  after = _rates(now, np.array([step]))
   return f"{_jump(_RATE, step, before, after)}."
 
 

@@ -209,16 +209,9 @@ def _differences(
     name, a, b = f"{path}{key}", old.get(key), new.get(key)
     if isinstance(a, dict) and isinstance(b, dict):
       found += _differences(a, b, f"{name}.")
-    elif _plain(a) != _plain(b):
+    elif a != b:
       found.append((name, a, b))
   return found
-
-
-def _plain(value: Any) -> Any:
-  """Tuples and JSON's lists compare equal."""
-  if isinstance(value, list | tuple):
-    return [_plain(v) for v in value]
-  return value
 
 
 def newest(

@@ -80,7 +80,7 @@ def build(
     raise ConfigError("\n".join(found))
   m = config.mesh
   if mesh is None:
-    mesh = meshes.make_mesh((m.data, m.fsdp, m.tensor), devices)
+    mesh = meshes.make_mesh(config.mesh.sizes, devices)
   model, specs = (
     Transformer(config.model),
     param_table.param_specs(config.model),

@@ -77,11 +77,17 @@ def plan(parts: Parts) -> list[Row]:
   return [*kept(parts), *_gradient_rows(parts), *_backward_rows(parts)]
 
 
-def peak(rows: Iterable[Row]) -> int:
-  """Bytes of one device at the worst moment of an update."""
+def by_phase(rows: Iterable[Row]) -> dict[str, int]:
+  """Bytes of one device in each phase."""
   sums = dict.fromkeys((KEPT, GRADIENTS, BACKWARD, UPDATE), 0)
   for row in rows:
     sums[row.phase] += row.bytes
+  return sums
+
+
+def peak(rows: Iterable[Row]) -> int:
+  """Bytes of one device at the worst moment of an update."""
+  sums = by_phase(rows)
   return sums[KEPT] + sums[GRADIENTS] + max(sums[BACKWARD], sums[UPDATE])
 
 

@@ -87,13 +87,11 @@ def plain_update(
     update.Loss(
       lambda params, rows: objective.loss_sums(model, params, rows),
       lambda tokens: objective.count(model.cfg, tokens),
+      config.model.z_loss,
     ),
     parts.tx,
     schedule.learning_rate(config),
-    update.StepConfig(
-      clip_norm=config.optim.clip_norm,
-      z_loss=config.model.z_loss,
-    ),
+    config.optim.clip_norm,
     constrain if parts.mesh.size > 1 else lambda tree: tree,
     lambda params, now: parts.seen(params, now, weights.TRAIN),
     extra_args,
@@ -106,34 +104,13 @@ def _lotion_update(parts: Parts, probing: update.Probing) -> TrainStep:
   return plain_update(parts, probing, sampled)
 
 
-def _outer_update(parts: Parts, probing: update.Probing) -> TrainStep:
-  seen = _newton_sees(parts)
-  return newton_update.make_outer_step(
-    parts.config, parts.make_tx, seen, probing
-  )
-
-
-def _micro_update(parts: Parts, probing: update.Probing) -> TrainStep:
-  seen = _newton_sees(parts)
-  return newton_update.make_micro_step(
-    parts.config, parts.model, parts.tx, seen, probing
-  )
-
-
-def _newton_sees(parts: Parts) -> newton_update.Seen:
-  """The weights that an update sees; None: the parameters themselves."""
-  if weights.name(parts.config) == "identity":
-    return None
-  return lambda params, now: parts.seen(params, now, weights.TRAIN)
-
-
 METHODS: dict[str, Method] = {
   "optax": Method(plain.problems, plain.make, plain_update),
   "lotion": Method(lotion.problems, lotion.make, _lotion_update),
   newton.OUTER: Method(
     newton.problems,
     newton.make,
-    _outer_update,
+    newton_update.make_outer_step,
     newton.metrics,
     copies_of_logits=3,
     sums_passes=False,
@@ -142,7 +119,7 @@ METHODS: dict[str, Method] = {
   newton.MICRO: Method(
     newton.problems,
     newton.make,
-    _micro_update,
+    newton_update.make_micro_step,
     newton.metrics,
     newton.updates_per_outer_step,
     copies_of_logits=3,

@@ -16,43 +16,29 @@ import optim
 
 from ..config.schema import Config
 from ..methods import newton
-from ..model.transformer import Transformer
 from ..objectives import table as objectives
+from ..weights import table as weights
+from .parts import Parts
 from .state import TrainState
 from .update import Context, Metrics, Probing
 
-Transform = Any  # `optax.GradientTransformationExtraArgs`, updates may be None.
-# (params, state) -> the weights that the model sees; None: params.
-Seen = Callable[[Any, TrainState], Any] | None
 TrainStep = Callable[
   [TrainState, objectives.Batch, jax.Array], tuple[TrainState, Metrics]
 ]
 
 
-def make_outer_step(
-  config: Config,
-  make_tx: Callable[[Any], Transform],
-  seen: Seen = None,
-  probing: Probing = Probing(),  # noqa: B008
-) -> TrainStep:
-  """Builds the update of "gauss_newton".
+def make_outer_step(parts: Parts, probing: Probing) -> TrainStep:
+  """Builds the update of "gauss_newton"; see `Method.make_update`.
 
   `train/loss` is the loss after the update on the batches of the line search.
   If the line search computes no losses, `train/loss` is the local model's at
   its last inner step.
-
-  Args:
-    config: Of the run.
-    make_tx: What the weights are that the model sees -> transform, from
-      `newton.make`.
-    seen: Of the state before the update.
-    probing: What to measure besides; no gradients.
   """
-  n = config.gauss_newton.inner_steps
+  config, n = parts.config, parts.config.gauss_newton.inner_steps
 
   def train_step(state, buffer, count):
     def apply(state):
-      tx = make_tx(_at(seen, state))
+      tx: Any = parts.make_tx(_seen(parts, state))
       solved = jax.tree.map(lambda x: x[:n], buffer)
       searched = None
       if buffer.tokens.shape[0] > n:
@@ -75,35 +61,29 @@ def make_outer_step(
   return train_step
 
 
-def make_micro_step(
-  config: Config,
-  model: Transformer,
-  tx: Transform,
-  seen: Seen = None,
-  probing: Probing = Probing(),  # noqa: B008
-) -> TrainStep:
-  """Builds the update of "gauss_newton_microsteps".
+def make_micro_step(parts: Parts, probing: Probing) -> TrainStep:
+  """Builds the update of "gauss_newton_microsteps"; see `Method.make_update`.
 
   `train/loss` is the local model's while it is solved. In the line search it is
   the loss of the best candidate on its batch.
-
-  Args:
-    config: Of the run.
-    model: Its model.
-    tx: From `newton.make`.
-    seen: Of the state before the update.
-    probing: What to measure besides; no gradients.
   """
+  config = parts.config
+  tx: Any = parts.tx
   g: Any = config.gauss_newton
   objective = objectives.chosen(config)
   loss_fn = newton.loss_fn(config)
   scope = newton.scope(config)
 
+  def at(state):
+    """Model, loss, point and displacement."""
+    model_fn = newton.model_fn(parts.model, config, _seen(parts, state))
+    delta = newton.own_state(state.opt_state).delta
+    return model_fn, loss_fn, state.params, delta
+
   def solve(state, rows):
     loss, grads = optim.local_value_and_grad(
-      newton.model_fn(model, config, _at(seen, state)), loss_fn, state.params,
-      newton.own_state(state.opt_state).delta, rows, mode=g.mode, scope=scope,
-    )  # fmt: skip
+      *at(state), rows, mode=g.mode, scope=scope
+    )
     updates, opt_state = tx.update(
       grads, state.opt_state, state.params,
       weight=jnp.sum(objective.count(config.model, rows.tokens)),
@@ -112,9 +92,8 @@ def make_micro_step(
 
   def search(state, rows):
     losses, weight = optim.line_search_losses(
-      newton.model_fn(model, config, _at(seen, state)), loss_fn, state.params,
-      newton.own_state(state.opt_state).delta, rows, newton.grid(config), scope,
-    )  # fmt: skip
+      *at(state), rows, newton.grid(config), scope
+    )
     updates, opt_state = tx.update(
       None, state.opt_state, state.params, ls_losses=losses, ls_weight=weight
     )
@@ -142,9 +121,11 @@ def make_micro_step(
   return train_step
 
 
-def _at(seen: Seen, state: TrainState) -> Callable[[Any], Any] | None:
-  """params -> the weights that the model sees in this update."""
-  return None if seen is None else lambda params: seen(params, state)
+def _seen(parts: Parts, state: TrainState) -> Callable[[Any], Any] | None:
+  """params -> the weights of an update; None where the head can be cut."""
+  if weights.name(parts.config) == "identity":
+    return None
+  return lambda params: parts.seen(params, state, weights.TRAIN)
 
 
 def _guarded(

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from ..config import ramp
 from ..config.schema import Config
+from ..model import params as param_table
 from ..model.transformer import Transformer
 from ..objectives.view import Batch
 from ..weights import table as weights
@@ -58,9 +57,7 @@ class Parts(NamedTuple):
   @property
   def abstract_weights(self) -> Any:
     """Shapes of the weights that the model sees."""
-    return jax.tree.map(
-      lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), self.specs
-    )
+    return param_table.abstract(self.specs)
 
   def seen(self, params: Any, now: state.TrainState, mode: str) -> Any:
     """The weights that the model sees, inside a compiled function.

@@ -33,9 +33,7 @@ def param_shardings(mesh: Mesh, specs: Any, rules: str = "logical") -> Any:
       entries = meshes.partition_spec(spec.axes, spec.shape, mesh.shape)
     return NamedSharding(mesh, entries)
 
-  return jax.tree.map(
-    sharding, specs, is_leaf=lambda x: isinstance(x, ParamSpec)
-  )
+  return jax.tree.map(sharding, specs)
 
 
 def placement(

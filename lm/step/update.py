@@ -32,22 +32,12 @@ class Loss(NamedTuple):
     sums: (weights, Batch [B]) -> sums `loss`, `z_loss`, `weight` and `correct`
       over the targets, and `aux` over the tokens.
     count: tokens [B, L + 1] -> [B], what each row adds to the denominator.
+    z_coefficient: Of `z_loss`, the squared log-normaliser.
   """
 
   sums: Callable[[Any, Batch], Any]
   count: Callable[[jax.Array], jax.Array]
-
-
-class StepConfig(NamedTuple):
-  """The numbers that a step is compiled with.
-
-  Attributes:
-    clip_norm: Bound on the global gradient norm; 0 for none.
-    z_loss: Coefficient of the squared log-normaliser.
-  """
-
-  clip_norm: float
-  z_loss: float
+  z_coefficient: float = 0.0
 
 
 class Context(NamedTuple):
@@ -88,7 +78,7 @@ def make_train_step(
   loss: Loss,
   tx: optax.GradientTransformationExtraArgs,
   learning_rate: optax.Schedule,
-  config: StepConfig,
+  clip_norm: float = 0.0,
   constrain_like_weights: Callable[[Any], Any] = lambda tree: tree,
   seen_weights: Callable[[Any, TrainState], Any] = lambda params, state: params,
   extra_args: Callable[..., dict[str, Any]] = lambda *_: {},
@@ -100,7 +90,7 @@ def make_train_step(
     loss: See `Loss`.
     tx: The optimiser, its learning rate included.
     learning_rate: The same schedule, for the metrics.
-    config: See `StepConfig`.
+    clip_norm: Bound on the global gradient norm; 0 for none.
     constrain_like_weights: Puts a tree like the seen weights where they are.
     seen_weights: (params, state) -> the weights that the loss is of, e.g.
       rounded; differentiable in params, computed once an update.
@@ -116,7 +106,7 @@ def make_train_step(
 
   def objective(weights, rows, total):
     sums = loss.sums(weights, rows)
-    value = sums.loss + config.z_loss * sums.z_loss
+    value = sums.loss + loss.z_coefficient * sums.z_loss
     return sum(aux_losses(sums.aux), value) / total, sums
 
   def see(state):
@@ -135,8 +125,8 @@ def make_train_step(
     (grads,) = pull(grads)
     grad_norm = optax.tree.norm(grads)
     scale = jnp.float32(1)
-    if config.clip_norm:
-      scale = jnp.minimum(1.0, config.clip_norm / (grad_norm + 1e-12))
+    if clip_norm:
+      scale = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-12))
       grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
     value = sums.loss / total
     good = jnp.isfinite(value) & jnp.isfinite(grad_norm) & ~state.halted

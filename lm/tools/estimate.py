@@ -171,12 +171,9 @@ _FLAGS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; returns its exit code."""
-  return program.run(_print, argv, __doc__, _FLAGS)
-
-
-def _print(args: types.SimpleNamespace) -> None:
+@program.takes(__doc__, _FLAGS)
+def main(args: types.SimpleNamespace) -> None:
+  """Prints the estimates."""
   todo = work(load.from_config_dict(args.config, build.problems))
   numbers = [int(n) for n in _numbers("chips", args.chips, int)]
   mfus = list(_numbers("mfu", args.mfu, float))

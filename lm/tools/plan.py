@@ -56,8 +56,7 @@ def by_formula(config: Config, devices: int) -> Plan:
   Raises:
     ValueError: If the mesh or the rows do not fit them.
   """
-  m = config.mesh
-  mesh: Any = meshes.abstract_mesh((m.data, m.fsdp, m.tensor), devices)
+  mesh: Any = meshes.abstract_mesh(config.mesh.sizes, devices)
   build.check_rows(config, mesh)
   rows = memory.plan(build.build(config, mesh=mesh))
   return Plan(rows, "an estimate from the traced program", False)
@@ -102,10 +101,8 @@ def make(config: Config, topology: chips.Topology, by: str = "auto") -> Plan:
       compiler.
     ConfigError: If the compiler finds that a device would not hold it.
   """
-  sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
-  meshes.check_slices(
-    meshes.mesh_sizes(sizes, topology.devices), topology.slices
-  )
+  sizes = meshes.mesh_sizes(config.mesh.sizes, topology.devices)
+  meshes.check_slices(sizes, topology.slices)
   if by != "formula":
     devices = chips.described_devices(topology)
     if devices is not None:
@@ -126,8 +123,8 @@ def make(config: Config, topology: chips.Topology, by: str = "auto") -> Plan:
 
 def text(plan: Plan, config: Config, topology: chips.Topology) -> str:
   """The table with its surroundings, for people."""
-  m, kind = config.mesh, topology.kind
-  sizes = meshes.mesh_sizes((m.data, m.fsdp, m.tensor), topology.devices)
+  kind = topology.kind
+  sizes = meshes.mesh_sizes(config.mesh.sizes, topology.devices)
   mesh = " x ".join(
     f"{n} {axis}" for n, axis in zip(sizes, meshes.AXES, strict=True)
   )
@@ -238,8 +235,7 @@ def _knobs(config: Config, topology: chips.Topology) -> list[list[Change]]:
   """What saves memory and leaves the numbers alone, each from mild to most."""
   knobs: list[list[Change]] = []
   devices = topology.devices
-  sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
-  _, fsdp, tensor = meshes.mesh_sizes(sizes, devices)
+  _, fsdp, tensor = meshes.mesh_sizes(config.mesh.sizes, devices)
   rest = devices // tensor
   most = rest // topology.slices  # Parameters stay within a slice.
   if fsdp < most:
@@ -272,12 +268,9 @@ _FLAGS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; returns its exit code."""
-  return program.run(_print, argv, __doc__, _FLAGS)
-
-
-def _print(args: types.SimpleNamespace) -> None:
+@program.takes(__doc__, _FLAGS)
+def main(args: types.SimpleNamespace) -> None:
+  """Prints the plan."""
   config = load.from_config_dict(args.config, build.problems)
   topology = chips.find(args.topology)
   # The devices of this machine are not used: devices are only described.

@@ -7,6 +7,7 @@ from ..config import errors, ramp
 from ..eval import rounded
 from ..eval.sampler import sample_texts
 from ..objectives import table as objectives
+from ..objectives.decoding import Sampling
 from ..runs import resume
 from ..step.state import TrainState
 from .session import Session
@@ -118,7 +119,7 @@ def show_samples(s: Session) -> None:
     prompts=[""] * log.samples,
     num_tokens=log.sample_tokens,
     key=jax.random.key(s.parts.config.seed),
-    temperature=0.8,
+    sampling=Sampling(temperature=0.8),
   )
   for i, text in enumerate(texts, 1):
     s.progress.log(f"--- sample {i} ---\n{text}")

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import optim
 
@@ -68,9 +67,8 @@ def quantizers(config: Config, specs: Any, param_specs: Any = None) -> Any:
       GRIDS[q.grid], sides[-1], q.block_size, q.scale, stacked
     )
 
-  is_spec = lambda x: isinstance(x, param_table.ParamSpec)  # noqa: E731
   found = jax.tree_util.tree_map_with_path(
-    quantizer, specs, param_table.matrix_layouts(specs), is_leaf=is_spec
+    quantizer, specs, param_table.matrix_layouts(specs)
   )
   if not jax.tree.leaves(found):
     paths = [
@@ -173,11 +171,7 @@ def _check_blocks(
   size = config.quant.block_size
   if not size:
     return
-  shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32),
-    specs,
-    is_leaf=lambda x: isinstance(x, param_table.ParamSpec),
-  )
+  shapes = param_table.abstract(specs)
   try:
     jax.eval_shape(lambda p: optim.quantize_params(p, chosen), shapes)
   except ValueError as error:

@@ -146,8 +146,8 @@ def seen(
 def problems(config: Config) -> list[str]:
   """What is wrong with `config.train.weights` and its own keys."""
   t, method = config.train, config.quant.method
-  found = [*option_keys.unknown(t.weights, WEIGHTS, "config.train.weights")]
-  if found:
+  path = "config.train.weights"
+  if found := [*option_keys.unknown(t.weights, WEIGHTS, path)]:
     return found
   if t.weights not in ("identity", name(config)):
     return [
@@ -161,10 +161,8 @@ def problems(config: Config) -> list[str]:
       "the penalty is for trained weights that the model sees as they are. Set "
       "'identity'."
     ]
-  path = "config.train.weights_kwargs"
-  entry = WEIGHTS[name(config)]
-  found += option_keys.problems(entry.options, t.weights_kwargs, path)
-  return found or [*entry.problems(config)]
+  pairs = t.weights_kwargs
+  return option_keys.entry_problems(name(config), pairs, WEIGHTS, path, config)
 
 
 def _options(config: Config) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def path_groups(
   leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   labels, uncovered, doubled, used = [], [], [], set()
   for path, _ in leaves:
-    names = [_component(key) for key in path]
+    names = [jax.tree_util.keystr((key,), simple=True) for key in path]
     found = {}
     for label, patterns in rules.items():
       for pattern in _patterns(patterns):
@@ -97,10 +97,3 @@ def _match(pattern, names):
     elif want != have:
       return None
   return stars
-
-
-def _component(key) -> str:
-  for field in ("key", "idx", "name"):
-    if hasattr(key, field):
-      return str(getattr(key, field))
-  return str(key)

@@ -15,7 +15,7 @@ Dimension key: B examples, K outputs (all of a batch), V outputs an example.
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from ..common import checks, meshes
 from ..common.tree import upcast, zeros
 
 Likelihood = Literal["categorical", "bernoulli", "normal"]
-LIKELIHOODS = ("categorical", "bernoulli", "normal")
+LIKELIHOODS = get_args(Likelihood)
 # Entries of a Jacobian that is formed: half a gigabyte of float32.
 MAX_JACOBIAN_SIZE = 2**27
 

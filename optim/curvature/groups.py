@@ -79,36 +79,21 @@ def scoped_sums(
   scope: Scope = "full",
   axis: str | None = None,
 ) -> Sums:
-  """`local_model.local_sums` for "full", `sums` for a scope of groups."""
-  labels = label_tree(scope, params)
-  if labels is not None:
-    groups = find_groups(labels)
-    return sums(model_fn, loss_fn, params, delta, batch, mode, groups, axis)
-  if axis is not None:
-    raise ValueError(
-      f"group_axis={axis!r} shares groups out, and scope='full' has none; take "
-      "group_axis=None."
-    )
-  return local_model.local_sums(model_fn, loss_fn, params, delta, batch, mode)
-
-
-def sums(
-  model_fn: Callable[[Any, Any], Any],
-  loss_fn: Callable[[Any, Any], jax.Array],
-  params: Any,
-  delta: Any,
-  batch: Any,
-  mode: Mode,
-  groups: Groups,
-  axis: str | None = None,
-) -> Sums:
-  """Sums of the groups' own models, like those of `local_model.local_sums`.
+  """`local_model.local_sums` for "full", else sums of the groups' own models.
 
   The value is the mean over the groups. The gradient of a leaf is the gradient
   of its group's model. The devices along `axis` share the groups out.
   """
+  labels = label_tree(scope, params)
+  if labels is None and axis is not None:
+    raise ValueError(
+      f"group_axis={axis!r} shares groups out, and scope='full' has none; take "
+      "group_axis=None."
+    )
+  if labels is None:
+    return local_model.local_sums(model_fn, loss_fn, params, delta, batch, mode)
   solve = _nonlinear if mode == "nonlinear" else _linear
-  parts = list(groups.values())
+  parts = list(find_groups(labels).values())
 
   def some(which: Sequence[tuple[int, ...]], args):
     params, delta, batch = args

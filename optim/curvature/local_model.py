@@ -17,7 +17,7 @@ the sum divided by the weight.
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from . import losses
 from .head import ChunkedHead
 
 Mode = Literal["quadratic", "prox_linear", "nonlinear"]
-MODES = ("quadratic", "prox_linear", "nonlinear")
+MODES = get_args(Mode)
 
 # (loss, z, u, targets) -> (values at each position, cotangent or None).
 Rule = Callable[..., tuple[tuple[jax.Array, ...], Any]]

@@ -19,8 +19,8 @@ from jax.flatten_util import ravel_pytree
 
 from ..common.tree import like as like_types
 from ..common.tree import upcast
+from ..matrices import eigenbasis, linalg
 from ..matrices import factors as kronecker
-from ..matrices import linalg
 from ..matrices.layout import DimensionTree
 from ..matrices.options import Precision
 from ..matrices.plan import make_plan
@@ -141,32 +141,20 @@ def sides(
     max_precond_dim=max_precond_dim,
   )
 
-  def turn(bases, split, *, transpose):
-    stacks = {
-      name: kronecker.rotate(
-        x,
-        bases.kronecker[name].derived,
-        transpose=transpose,
-        precision=_PRECISION,
-      )
-      for name, x in split.stacks.items()
-    }
-    return split._replace(stacks=Stacks(stacks))
+  precision = Precision(rotation=_PRECISION)
 
   def into(bases, tree):
     plan = plan_of(tree)
     split = plan.split(upcast(tree))
     if not isinstance(split.stacks, Stacks):  # A placeholder's.
       return split
-    return silence(
-      turn(bases, split, transpose=True),
-      bases.kronecker,
-      Precision(rotation=_PRECISION),
-      grains(plan, tree),
-    )
+    kept = bases.kronecker
+    split = eigenbasis.rotate(split, kept, precision, transpose=True)
+    return silence(split, kept, precision, grains(plan, tree))
 
   def back(bases, x, like):
-    return plan_of(like).merge(turn(bases, x, transpose=False), like=like)
+    x = eigenbasis.rotate(x, bases.kronecker, precision, transpose=False)
+    return plan_of(like).merge(x, like=like)
 
   def observe(bases, a, b, decay):
     split = lambda tree: plan_of(tree).split(tree).stacks  # noqa: E731
@@ -287,10 +275,7 @@ def _refresh_sides(bucket, nu):
     if factor is None:
       derived.append(None)
       continue
-    new = linalg.eigenbasis(factor)
-    ok_S = linalg.finite(new)
-    new = jnp.where(ok_S[:, None, None], new, old)
-    failures = failures + ~ok_S
+    new, failures = eigenbasis.eigenbasis_or_old(factor, old, failures)
     overlap = jnp.square(jnp.matmul(old.mT, new, precision=_PRECISION))
     nu = kronecker.mode_product(
       nu, overlap, side, transpose=True, precision=_PRECISION

@@ -12,7 +12,7 @@ studying what each of the three choices does; see `docs/diagonal.md`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from ..matrices.layout import DimensionTree
 from . import eigenbases
 
 Estimator = Literal["empirical_fisher", "ggn", "gnb"]
-ESTIMATORS = ("empirical_fisher", "ggn", "gnb")
+ESTIMATORS = get_args(Estimator)
 _EXTRA = ("curvature_batch", "key", "curvature_weights")
 
 

@@ -26,7 +26,7 @@ def first_bases(factors: Stacks, first: jax.Array) -> Stacks:
       if factor is not None:
         bases[side], failures = jax.lax.cond(
           first,
-          _eigenbasis_or_old,
+          eigenbasis_or_old,
           lambda factor, old, failures: (old, failures),
           factor,
           bases[side],
@@ -44,16 +44,10 @@ def rotate(
   transpose: bool,
 ) -> Split:
   """Turns the stacks into their bases (transpose) or back."""
-  stacks = {
-    name: kronecker.rotate(
-      x,
-      factors[name].derived,
-      transpose=transpose,
-      precision=precision.rotation,
-    )
-    for name, x in split.stacks.items()
-  }
-  return Split(Stacks(stacks), split.rest)
+  turned = functools.partial(
+    kronecker.rotate, transpose=transpose, precision=precision.rotation
+  )
+  return split.map(lambda name, x: turned(x, factors[name].derived))
 
 
 def make_basis(
@@ -216,7 +210,10 @@ def _scaled(v, before, after):
   return jax.tree.map(scale, v)
 
 
-def _eigenbasis_or_old(factor, old, failures):
+def eigenbasis_or_old(
+  factor: jax.Array, old: jax.Array, failures: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Eigenvectors, or the old basis and a failure where they are not finite."""
   work = factor.astype(work_dtype(factor))
   new = linalg.eigenbasis(work)
   ok_S = linalg.finite(new)

@@ -108,9 +108,6 @@ def scale_by_split_adam(
     A transform of a `Split`: each entry of a stack is one matrix.
   """
 
-  def typed_state(count, mu, nu):
-    return AdamState(count, marked(mu, Momentum), marked(nu, Squares))
-
   rooted = isinstance(eps_root, jax.Array) or eps_root != 0
 
   def init_fn(params):

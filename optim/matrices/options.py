@@ -87,22 +87,38 @@ class MatrixOptions(LayoutOptions):
   """Options of a method that keeps factors of matrices and refreshes them.
 
   Attributes:
+    b1: Decay of the first moment, in [0, 1).
+    b2: Decay of the second moment, in [0, 1).
+    shampoo_beta: Decay beta of L and R, in [0, 1); None is b2.
+    eps: Added to the square root in Adam's direction.
     precondition_frequency: Calls between two refreshes of a matrix, >= 1.
     stagger: True spreads the refreshes evenly over the calls. False refreshes
       all matrices at once, at every `precondition_frequency`-th call.
     storage: Types of the state; see `Storage`.
     precision: Precision of the products; see `Precision`.
+    eps_root: Added inside the square root, in units of the square. Set it > 0
+      if the update itself is differentiated.
   """
 
+  b1: float = 0.95
+  b2: float = 0.95
+  shampoo_beta: float | None = None
+  eps: float = 1e-8
   _: dataclasses.KW_ONLY
   precondition_frequency: int = 10
   stagger: bool = True
   storage: Storage = Storage()
   precision: Precision = Precision()
+  eps_root: float = 0.0
 
   def __post_init__(self):
     """Raises for any argument out of range."""
     super().__post_init__()
+    for name in ("b1", "b2", "shampoo_beta"):
+      if getattr(self, name) is not None:
+        checks.decay(name, getattr(self, name))
+    for name in ("eps", "eps_root"):
+      checks.positive(name, getattr(self, name), zero_too=True)
     checks.count("precondition_frequency", self.precondition_frequency)
     checks.instance("storage", self.storage, Storage)
     known = all(level in _LEVELS for level in self.precision)
@@ -113,6 +129,11 @@ class MatrixOptions(LayoutOptions):
         "'highest')."
       )
     object.__setattr__(self, "precision", Precision(*self.precision))
+
+  @property
+  def beta(self) -> float:
+    """Decay of L and R."""
+    return self.b2 if self.shampoo_beta is None else self.shampoo_beta
 
 
 def check_placement(placement: Any) -> None:

@@ -313,11 +313,8 @@ def _names(entry: Any) -> tuple[str, ...]:
 def _halfway(spec: PartitionSpec, axis: int, mesh_axes: Any) -> PartitionSpec:
   """`spec`, with `axis` spread over those mesh axes that `spec` leaves free."""
   entries = list(spec) + [None] * (axis + 1 - len(spec))
-  used = set()
-  for entry in entries:
-    used |= set(entry if isinstance(entry, tuple) else (entry,))
-  mesh_axes = mesh_axes if isinstance(mesh_axes, tuple) else (mesh_axes,)
-  free = tuple(name for name in mesh_axes if name not in used)
+  used = {name for entry in entries for name in _names(entry)}
+  free = tuple(name for name in _names(mesh_axes) if name not in used)
   if entries[axis] is None and free:
     entries[axis] = free
   return PartitionSpec(*entries)

@@ -36,16 +36,12 @@ def silence(
   grain: dict[str, float],
 ) -> Split:
   """`without_round_off` of rotated stacks."""
-  stacks = {
-    name: without_round_off(
-      x,
-      factors[name].derived,
-      grain=grain[name],
-      precision=precision.rotation,
-    )
-    for name, x in split.stacks.items()
-  }
-  return Split(Stacks(stacks), split.rest)
+
+  def clean(name, x):
+    matrices, p = factors[name].derived, precision.rotation
+    return without_round_off(x, matrices, grain=grain[name], precision=p)
+
+  return split.map(clean)
 
 
 def without_round_off(

@@ -1,5 +1,6 @@
 """Nodes of a state that say what they are: stacked, or turning with a basis."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +47,11 @@ class Split(NamedTuple):
 
   stacks: Any  # `Stacks`.
   rest: Any  # Like the tree, `optax.MaskedNode()` where a matrix was.
+
+  def map(self, function: Callable[[str, Any], Any]) -> "Split":
+    """The split with function(bucket name, stack) for each stack."""
+    stacks = {name: function(name, x) for name, x in self.stacks.items()}
+    return self._replace(stacks=Stacks(stacks))
 
 
 def marked(tree: Any, kind: type[Stacks]) -> Any:

@@ -38,12 +38,6 @@ class ShampooOptions(MatrixOptions):
   """Options of `scale_by_shampoo`.
 
   Attributes:
-    b1: Decay of M, in [0, 1).
-    b2: Decay of V, in [0, 1).
-    shampoo_beta: Decay beta of L and R, in [0, 1); None is b2.
-    eps: Added to the square root in Adam's direction.
-    eps_root: Added inside the square root in Adam's direction. Set it > 0 if
-      the update itself is differentiated.
     exponent: The exponent of each factor: 1/2, or 1/4 for the original Shampoo.
     matrix_eps: Added to the eigenvalues of L and R, in units of gradient^2.
     grafting: "adam" gives P the length of Adam's direction; "none" does not.
@@ -52,11 +46,7 @@ class ShampooOptions(MatrixOptions):
   """
 
   b1: float = 0.9
-  b2: float = 0.95
-  shampoo_beta: float | None = None
-  eps: float = 1e-8
   _: dataclasses.KW_ONLY
-  eps_root: float = 0.0
   exponent: float = 0.5
   matrix_eps: float = 1e-12
   grafting: Literal["adam", "none"] = "adam"
@@ -65,22 +55,13 @@ class ShampooOptions(MatrixOptions):
   def __post_init__(self):
     """Raises for any argument out of range."""
     super().__post_init__()
-    for name in ("b1", "b2", "shampoo_beta"):
-      if getattr(self, name) is not None:
-        checks.decay(name, getattr(self, name))
-    for name in ("eps", "eps_root", "matrix_eps"):
-      checks.positive(name, getattr(self, name), zero_too=True)
+    checks.positive("matrix_eps", self.matrix_eps, zero_too=True)
     checks.positive("exponent", self.exponent)
     if self.start_preconditioning_step is not None:
       checks.count(
         "start_preconditioning_step", self.start_preconditioning_step
       )
     checks.choice("grafting", self.grafting, ("adam", "none"))
-
-  @property
-  def beta(self) -> float:
-    """Decay of L and R."""
-    return self.b2 if self.shampoo_beta is None else self.shampoo_beta
 
 
 @takes(ShampooOptions)
@@ -152,11 +133,10 @@ def scale_by_shampoo(
       kept[name], _ = refresh_side(turn, count, True, root, kept[name], side)
     grafted: Any = adam.update(grads, state.grafting)
     directions, grafting = grafted
-    stacks = {
-      name: _direction(o, count, adam_S, grafting.mu.stacks[name], kept[name])
-      for name, adam_S in directions.stacks.items()
-    }
-    directions = directions._replace(stacks=Stacks(stacks))
+    mu = grafting.mu.stacks
+    directions = directions.map(
+      lambda name, adam_S: _direction(o, count, adam_S, mu[name], kept[name])
+    )
     updates = from_stacks(directions, plan, updates, o.placement)
     return updates, ShampooState(count, grafting, kept)
 

@@ -13,7 +13,7 @@ Dimension key: see `matrices/plan.py`.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from ..matrices.placement import from_stacks
 from ..matrices.plan import check_two_sides
 from ..matrices.refresh import make_schedule
 from ..matrices.round_off import grains, silence
-from ..matrices.stacks import Split, Stacks
+from ..matrices.stacks import Stacks
 from .decay import descend
 
 RefreshMethod = Literal["qr", "cholesky", "eigh"]
@@ -48,12 +48,7 @@ class SoapOptions(MatrixOptions):
   """Options of `scale_by_soap`.
 
   Attributes:
-    b1: Decay of the first moment, in [0, 1).
-    b2: Decay of the second moment, in [0, 1).
-    shampoo_beta: Decay beta of L and R; None is b2.
     eps: Added to the square root, in units of the rotated gradient.
-    eps_root: Added inside the square root, in units of the square. Set it > 0
-      if the update itself is differentiated.
     factorized: True keeps V' as row and column averages (rank 1), as Adafactor.
     normalize: Scale each matrix's U to root mean square 1, times Adam's bias
       corrections sqrt(1 - b2^t) / (1 - b1^t) as in the authors' code: with
@@ -80,12 +75,7 @@ class SoapOptions(MatrixOptions):
       the diagonal that become full steps.
   """
 
-  b1: float = 0.95
-  b2: float = 0.95
-  shampoo_beta: float | None = None
-  eps: float = 1e-8
   _: dataclasses.KW_ONLY
-  eps_root: float = 0.0
   factorized: bool = False
   normalize: bool = False
   bias_correction: bool = True
@@ -98,20 +88,8 @@ class SoapOptions(MatrixOptions):
   def __post_init__(self):
     """Raises for any argument out of range."""
     super().__post_init__()
-    for name in ("b1", "b2", "shampoo_beta"):
-      if getattr(self, name) is not None:
-        checks.decay(name, getattr(self, name))
-    for name in ("eps", "eps_root"):
-      checks.positive(name, getattr(self, name), zero_too=True)
-    checks.choice("refresh", self.refresh, ("qr", "cholesky", "eigh"))
-    checks.choice(
-      "first_step", self.first_step, ("skip", "identity", "use_current")
-    )
-
-  @property
-  def beta(self) -> float:
-    """Decay of L and R."""
-    return self.b2 if self.shampoo_beta is None else self.shampoo_beta
+    checks.choice("refresh", self.refresh, get_args(RefreshMethod))
+    checks.choice("first_step", self.first_step, get_args(FirstStep))
 
 
 @takes(SoapOptions)
@@ -287,8 +265,5 @@ def _normalize(split, scale):
     rms = jnp.where(some, jnp.sqrt(jnp.where(some, mean, 1)), 0)
     return scale * x / (1e-30 + rms)
 
-  stacks = {
-    name: unit(x, tuple(range(1, x.ndim))) for name, x in split.stacks.items()
-  }
-  rest = jax.tree.map(lambda x: unit(x, None), split.rest)
-  return Split(Stacks(stacks), rest)
+  split = split.map(lambda name, x: unit(x, tuple(range(1, x.ndim))))
+  return split._replace(rest=jax.tree.map(lambda x: unit(x, None), split.rest))

@@ -9,6 +9,7 @@ import optax
 
 from ..common import checks
 from ..common.tree import dot
+from .damping import is_zero
 
 
 class CG(NamedTuple):
@@ -61,8 +62,7 @@ def check(solver: CG, damping: Any, inner_steps: int) -> None:
   if solver.curvature_batches is None:
     return
   checks.count("solver.curvature_batches", solver.curvature_batches)
-  undamped = isinstance(damping, (int, float)) and damping == 0
-  if undamped and solver.curvature_batches < inner_steps:
+  if is_zero(damping) and solver.curvature_batches < inner_steps:
     raise ValueError(
       f"solver.curvature_batches={solver.curvature_batches} of {inner_steps} "
       "with damping=0: the gradient of the other batches is outside the range "

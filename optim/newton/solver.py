@@ -101,12 +101,7 @@ def _inner(o, state, params, batch):
   else:
     state, weights = jax.lax.scan(update, state, None, length=o.steps_per_batch)
     weight = weights[0]
-  return _count_solve_tokens(state, weight)
-
-
-def _count_solve_tokens(state, weight):
-  tokens = state.info.solve_tokens + weight.astype(jnp.float32)
-  state = state._replace(info=state.info._replace(solve_tokens=tokens))
+  state = state_of.count_tokens(state, weight)
   return state, state.info
 
 
@@ -181,7 +176,8 @@ def _conjugate(o, state, params, batches):
   state = state._replace(
     inner_count=state.inner_count + 1, delta=solution.d, info=info
   )
-  return _count_solve_tokens(state, weight)
+  state = state_of.count_tokens(state, weight)
+  return state, state.info
 
 
 def _outer(o, state, params, ls_batches=None, ls_losses=None):

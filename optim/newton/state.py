@@ -115,6 +115,12 @@ def begin(state: GNState) -> GNState:
   return state._replace(info=info)
 
 
+def count_tokens(state: GNState, weight: Any) -> GNState:
+  """Counts the weight of one batch of the solve."""
+  tokens = state.info.solve_tokens + jnp.asarray(weight, jnp.float32)
+  return state._replace(info=state.info._replace(solve_tokens=tokens))
+
+
 def descend(
   o: OuterOptions,
   state: GNState,

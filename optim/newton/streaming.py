@@ -98,24 +98,25 @@ def gauss_newton_microsteps(
   ):
     del extra_args
     _check_call(updates, params, ls_losses)
+    nothing = optax.tree.zeros_like(params)
 
     def advance(state):
       if ls_losses is None:
         new = _solve(o, state, params, updates, weight)
         if num_searches:  # No step ends here.
-          return _zeros(params), new._replace(step=state.step + 1)
+          return nothing, new._replace(step=state.step + 1)
       else:
         new = _search(state, ls_losses, ls_weight)
       new = new._replace(step=state.step + 1)
       return jax.lax.cond(
         new.step == o.inner_steps + num_searches,
         lambda new: _end(o, new, params),
-        lambda new: (_zeros(params), new),
+        lambda new: (nothing, new),
         new,
       )
 
     def ignore(state):
-      return _zeros(params), state._replace(ignored=state.ignored + 1)
+      return nothing, state._replace(ignored=state.ignored + 1)
 
     # Branches, not selections: the states are large.
     searching = needs_line_search(state, o.inner_steps)
@@ -180,9 +181,7 @@ def _solve(o, state, params, grads, weight):
   # The caller has the value of the model, we have not.
   nothing = jnp.full((), jnp.nan)
   solver = state_of.descend(o, solver, params, nothing, grads)
-  tokens = solver.info.solve_tokens + jnp.asarray(weight, jnp.float32)
-  info = solver.info._replace(solve_tokens=tokens)
-  return state._replace(solver=solver._replace(info=info))
+  return state._replace(solver=state_of.count_tokens(solver, weight))
 
 
 def _search(state, ls_losses, ls_weight):
@@ -224,7 +223,3 @@ def _end(o, state, params):
     weight=jnp.zeros_like(state.weight),
     solver=solver,
   )
-
-
-def _zeros(params):
-  return optax.tree.zeros_like(params)

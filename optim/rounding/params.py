@@ -1,6 +1,5 @@
 """Quantisation of trees: which leaves, with which quantizer and key."""
 
-import functools
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -150,7 +149,11 @@ def mean_step_size(
   Returns:
     float32 [].
   """
-  return _mean(_spread_step_size, params, quantizer, mask)
+
+  def spread(x, q):
+    return jnp.broadcast_to(step_size(x, q), x.shape)
+
+  return _mean(spread, params, quantizer, mask)
 
 
 def on_grid_share(
@@ -175,18 +178,12 @@ def on_grid_share(
   Returns:
     float32 [].
   """
-  close = functools.partial(_on_grid, tolerance=tolerance)
+
+  def close(x, q):
+    k, _ = grids.locate(to_codes(to_blocks(x, q), q.grid), q.grid)
+    return uncut(jnp.abs(k - jnp.round(k)) < tolerance, x, q)
+
   return _mean(close, params, quantizer, mask)
-
-
-def _spread_step_size(x: jax.Array, quantizer: Quantizer) -> jax.Array:
-  return jnp.broadcast_to(step_size(x, quantizer), x.shape)
-
-
-def _on_grid(x: jax.Array, quantizer: Quantizer, tolerance) -> jax.Array:
-  codes = to_codes(to_blocks(x, quantizer), quantizer.grid)
-  k, _ = grids.locate(codes, quantizer.grid)
-  return uncut(jnp.abs(k - jnp.round(k)) < tolerance, x, quantizer)
 
 
 def _mean(fn, params, quantizer, mask) -> jax.Array:

@@ -63,7 +63,9 @@ def test_greedy_decoding_is_the_argmax_of_full_forward_passes(changes):
   model, params = _model(**changes)
   prompts = [[_EOS, 5, 6, 7, 8, 9], [_EOS], [_EOS, 1, 2, _EOS, 3, 4, 11, 12]]
   key = jax.random.key(0)
-  new_BS = decoding.generate(model, params, prompts, 8, key, temperature=0)
+  new_BS = decoding.generate(
+    model, params, prompts, 8, key, decoding.Sampling(0)
+  )
   assert new_BS.shape == (3, 8)
   forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
   for prompt, new_S in zip(prompts, new_BS, strict=True):
@@ -102,9 +104,9 @@ def test_a_key_gives_the_same_text_whatever_the_other_rows_are(small):
 
 def test_the_smallest_nucleus_is_greedy(small):
   prompts, key = [[_EOS, 1], [_EOS, 2]], jax.random.key(0)
-  greedy_BS = decoding.generate(*small, prompts, 8, key, temperature=0)
+  greedy_BS = decoding.generate(*small, prompts, 8, key, decoding.Sampling(0))
   new_BS = decoding.generate(
-    *small, prompts, 8, key, temperature=2.0, top_k=3, top_p=1e-6
+    *small, prompts, 8, key, decoding.Sampling(2.0, 3, 1e-6)
   )
   np.testing.assert_array_equal(new_BS, greedy_BS)
 
@@ -200,9 +202,11 @@ def test_texts_begin_with_their_prompts():
   ],
 )
 def test_settings_out_of_range(small, changes, message):
-  arguments = {"prompts": [[1]], "num_tokens": 4, "key": jax.random.key(0)}
+  found = {"prompts": [[1]], "num_tokens": 4} | changes
+  prompts, num_tokens = found.pop("prompts"), found.pop("num_tokens")
+  sampling = decoding.Sampling(**found)
   with pytest.raises(ValueError, match=message):
-    decoding.generate(*small, **arguments | changes)
+    decoding.generate(*small, prompts, num_tokens, jax.random.key(0), sampling)
 
 
 def test_learned_positions_end_somewhere():

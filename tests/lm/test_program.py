@@ -91,14 +91,14 @@ def test_codes_and_messages(monkeypatch, capsys, error, code):
   def fail(args):
     raise error
 
-  assert program.run(fail, [], None, ()) == code
+  assert program.takes(None, ())(fail)([]) == code
   said = capsys.readouterr().err
   if code == 1:
     assert said.startswith("Traceback")
   else:
     assert said == f"error: {str(error) or 'KeyboardInterrupt'}\n"
   monkeypatch.setenv("GOLDENPATH_TRACEBACK", "1")
-  assert program.run(fail, [], None, ()) == code
+  assert program.takes(None, ())(fail)([]) == code
   assert capsys.readouterr().err.startswith("Traceback")
 
 

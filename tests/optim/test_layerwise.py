@@ -122,12 +122,22 @@ def _batch():
   return dict(x=_normal(7, 7, 4), targets=jnp.arange(7) % 3)
 
 
+def _labels(groups, params):
+  """A tree of labels from {label: indices of its leaves}."""
+  names = {i: label for label, members in groups.items() for i in members}
+  treedef = jax.tree.structure(params)
+  return treedef.unflatten([names[i] for i in range(treedef.num_leaves)])
+
+
 def _sums(mode, groups, model=_mlp, params=None, batch=None, axis=None):
   params = _params() if params is None else params
   d = jax.tree.map(lambda x: 0.3 * jnp.cos(5 * x), params)
   batch = _batch() if batch is None else batch
+  scope = _labels(groups, params)
   total = jax.jit(
-    lambda d: layerwise.sums(model, LOSS, params, d, batch, mode, groups, axis)
+    lambda d: layerwise.scoped_sums(
+      model, LOSS, params, d, batch, mode, scope, axis
+    )
   )(d)
   return total, params, d, batch
 
@@ -166,9 +176,9 @@ def test_products_are_diagonal_blocks(float64):
   matrix = dense(flat)
   groups = dict(a=(0,), b=(1,), c=(2,))
   total, params, d, _ = _sums("quadratic", groups)
-  at_zero = layerwise.sums(
+  at_zero = layerwise.scoped_sums(
     _mlp, LOSS, params, jax.tree.map(jnp.zeros_like, d), batch, "quadratic",
-    groups,
+    _labels(groups, params),
   )  # fmt: skip
   image = _flat(total.grad) / 7 - _flat(at_zero.grad) / 7
   edges = np.cumsum([0, 20, 30, 18])
@@ -340,7 +350,9 @@ def test_groups_share_the_forward_pass_by_count():
 
   def flops(mode):
     return matmul_flops(
-      lambda p, d: layerwise.sums(model, LOSS, p, d, batch, mode, groups).grad,
+      lambda p, d: (
+        layerwise.scoped_sums(model, LOSS, p, d, batch, mode, labels).grad
+      ),
       params,
       params,
     )

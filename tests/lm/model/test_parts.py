@@ -169,16 +169,15 @@ def test_sums_of_an_update_are_those_of_the_whole_batch_in_numpy(
   """For any microbatch and mesh: what is logged, and the gradient."""
   cfg = make_config(ffn="halves", ffn_kwargs=(("weight", 0.5),), z_loss=0.01)
   params, model, tx = make_params(cfg), Transformer(cfg), optax.sgd(1.0)
-  settings = update.StepConfig(0.0, cfg.z_loss)
   objective = objectives.Chosen()
   step = update.make_train_step(
     update.Loss(
       lambda p, rows: objective.loss_sums(model, p, rows),
       lambda tokens: objective.count(cfg, tokens),
+      cfg.z_loss,
     ),
     optax.with_extra_args_support(tx),
     lambda _: 1.0,
-    settings,
   )
   mesh = jax.make_mesh(
     (data, fsdp, 1),

@@ -51,12 +51,10 @@ def _count(tokens):
   return jnp.sum(tokens[:, 1:] != _PAD, axis=1)
 
 
-def _make(tx=None, probing=update.Probing(), loss=_loss, **changes):  # noqa: B008
-  options = {"clip_norm": 0.0, "z_loss": 0.0}
+def _make(tx=None, loss=_loss, z_loss=0.0, **options):
   tx = optax.with_extra_args_support(tx or optax.sgd(0.01))
-  config = update.StepConfig(**options | changes)
   train_step = update.make_train_step(
-    update.Loss(loss, _count), tx, lambda count: 0.01, config, probing=probing
+    update.Loss(loss, _count, z_loss), tx, lambda count: 0.01, **options
   )
 
   def on_tokens(state, tokens, n):
@@ -171,10 +169,9 @@ def test_frozen_weights_and_rank_one_by_hand():
   tx = optax.with_extra_args_support(optax.sgd(0.1))
   train_step = jax.jit(
     update.make_train_step(
-      update.Loss(loss, _count), tx, lambda c: 0.1,
-      update.StepConfig(0.0, 0.0), seen_weights=seen,
+      update.Loss(loss, _count), tx, lambda c: 0.1, seen_weights=seen
     )
-  )  # fmt: skip
+  )
   trained = {"a": jnp.float32(a), "b": jnp.float32(b)}
   begin = state.init_state(trained, tx, jnp.float32(w))
   batch = view.Batch(_rows((1, 4, 6)), jnp.zeros((1, 4), jnp.int32))
