@@ -23,7 +23,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
-from ..config.names import CORPORA
+from ..config.names import CORPORA, nearest
 from . import folders, wheels
 from .errors import DataError
 
