@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from ..config.schema import ModelConfig
 from . import layers
 from .mesh import RULES, platform
 from .products import Context
-
-if typing.TYPE_CHECKING:
-  from ..config.schema import ModelConfig
 
 
 class Places(typing.NamedTuple):
@@ -43,7 +41,7 @@ class Reach(typing.NamedTuple):
   last_BL: jax.Array
 
 
-def both_ways(tokens_BL: jax.Array, cfg: "ModelConfig") -> Reach:
+def both_ways(tokens_BL: jax.Array, cfg: ModelConfig) -> Reach:
   """Each position sees its whole document, or, not isolated, its whole row.
 
   Args:

@@ -8,11 +8,9 @@ import typing
 import jax
 import jax.numpy as jnp
 
+from ..config.schema import ModelConfig
 from .mixers import table as mixers
 from .param_spec import Tree
-
-if typing.TYPE_CHECKING:
-  from ..config.schema import ModelConfig
 
 
 class Cache(typing.NamedTuple):
@@ -29,7 +27,7 @@ class Cache(typing.NamedTuple):
   start_B: jax.Array  # Index of the current document's first token.
 
 
-def init_cache(cfg: "ModelConfig", batch_size: int, size: int) -> Cache:
+def init_cache(cfg: ModelConfig, batch_size: int, size: int) -> Cache:
   """An empty cache for `batch_size` rows of at most `size` tokens."""
   layer = mixers.of(cfg).init_cache(cfg, batch_size, size)
   layers = jax.tree.map(lambda x: jnp.broadcast_to(x, (cfg.N, *x.shape)), layer)

@@ -6,18 +6,15 @@ of them as the keyword `options`, in every function but `problems`.
 """
 
 import functools
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from ..config import options
 from ..config.errors import ConfigError
-
-if typing.TYPE_CHECKING:
-  from ..config.schema import ModelConfig
+from ..config.schema import ModelConfig
 
 
-def chosen(seam: str, cfg: "ModelConfig", table: Mapping[str, Any]) -> Any:
+def chosen(seam: str, cfg: ModelConfig, table: Mapping[str, Any]) -> Any:
   """The entry of a table that `cfg` names.
 
   Args:

@@ -6,11 +6,9 @@ together. Letters: see `params.py`.
 
 import dataclasses
 import math
-import typing
 from typing import Any
 
-if typing.TYPE_CHECKING:
-  from ..config.schema import ModelConfig
+from ..config.schema import ModelConfig
 
 # A nested dict, with ParamSpec leaves or with arrays.
 Tree = Any
@@ -43,7 +41,7 @@ class ParamSpec:
 
 
 def init_std(
-  cfg: "ModelConfig", fan_in: int, writes_in_layer: int | None = None
+  cfg: ModelConfig, fan_in: int, writes_in_layer: int | None = None
 ) -> float:
   """Initial standard deviation of a matrix that sums over `fan_in` entries.
 

@@ -16,11 +16,9 @@ from collections.abc import Callable, Iterable
 
 import jax
 
+from ..config.schema import ModelConfig
 from . import entries
 from .product import product
-
-if typing.TYPE_CHECKING:
-  from ..config.schema import ModelConfig
 
 
 class Product(typing.NamedTuple):
@@ -36,7 +34,7 @@ class Product(typing.NamedTuple):
   """
 
   apply: Callable[..., jax.Array]
-  problems: Callable[["ModelConfig"], Iterable[str]] = lambda cfg: ()
+  problems: Callable[[ModelConfig], Iterable[str]] = lambda cfg: ()
   options: type | None = None
 
 
@@ -51,7 +49,7 @@ PRODUCTS = {"plain": Product(_plain)}
 class Context(typing.NamedTuple):
   """What a part of the model is told beside its weights and its inputs."""
 
-  cfg: "ModelConfig"
+  cfg: ModelConfig
 
   def contract(
     self,

@@ -3,12 +3,10 @@
 import typing
 
 from ..config import options
+from ..config.schema import ModelConfig
 from .ffn.table import FEED_FORWARDS
 from .mixers.table import MIXERS
 from .products import PRODUCTS
-
-if typing.TYPE_CHECKING:
-  from ..config.schema import ModelConfig
 
 SEAMS: dict[str, dict[str, typing.Any]] = {
   "mixer": MIXERS,
@@ -17,7 +15,7 @@ SEAMS: dict[str, dict[str, typing.Any]] = {
 }
 
 
-def problems(cfg: "ModelConfig") -> list[str]:
+def problems(cfg: ModelConfig) -> list[str]:
   """What is wrong with the entries and their keys; touches no device.
 
   Args:

@@ -15,13 +15,12 @@ Documents need no array beside the tokens: `eos_id` stands before the first
 token of each document, and attention and positions begin anew there.
 """
 
-import typing
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ..config.names import SAVED
+from ..config.schema import ModelConfig
 from . import attention, layers
 from . import params as param_table
 from .cache import Cache
@@ -30,9 +29,6 @@ from .mesh import axis_size, constrain
 from .mixers import table as mixers
 from .product import is_weight_product
 from .products import Context
-
-if typing.TYPE_CHECKING:
-  from ..config.schema import ModelConfig
 
 Sums = dict[str, jax.Array]  # Over tokens: see `ffn.table.FeedForward.apply`.
 
@@ -46,7 +42,7 @@ class Transformer(nn.Module):
     cfg: Model section of the configuration, resolved.
   """
 
-  cfg: "ModelConfig"
+  cfg: ModelConfig
 
   def setup(self):
     """Declares the parts; their parameters are declared where used."""
@@ -144,7 +140,7 @@ class Transformer(nn.Module):
 class Block(nn.Module):
   """One layer: mixer and feed-forward block, each added to the stream."""
 
-  cfg: "ModelConfig"
+  cfg: ModelConfig
 
   @nn.compact
   def __call__(
@@ -186,7 +182,7 @@ class Block(nn.Module):
 class UnrolledBlocks(nn.Module):
   """The layers one by one, with the interface of the scanned ones."""
 
-  cfg: "ModelConfig"
+  cfg: ModelConfig
 
   @nn.compact
   def __call__(self, x_BLD, caches, places):
@@ -218,7 +214,7 @@ class Norm(nn.Module):
 class Embedding(nn.Module):
   """The token table, and its transpose as the head of a tied model."""
 
-  cfg: "ModelConfig"
+  cfg: ModelConfig
 
   def setup(self):
     """Declares the table."""
@@ -249,7 +245,7 @@ class Embedding(nn.Module):
 class PositionTable(nn.Module):
   """Learned positions."""
 
-  cfg: "ModelConfig"
+  cfg: ModelConfig
 
   @nn.compact
   def __call__(self, positions_BL: jax.Array) -> jax.Array:
@@ -262,7 +258,7 @@ class PositionTable(nn.Module):
 class Head(nn.Module):
   """The output matrix of an untied model."""
 
-  cfg: "ModelConfig"
+  cfg: ModelConfig
 
   @nn.compact
   def __call__(self, hidden_BLD: jax.Array) -> jax.Array:

@@ -11,12 +11,9 @@ import typing
 import jax
 import jax.numpy as jnp
 
-from ..model.transformer import Transformer
+from ..model.param_spec import Tree
+from ..model.transformer import Sums, Transformer
 from .view import View
-
-if typing.TYPE_CHECKING:
-  from ..model.param_spec import Tree
-  from ..model.transformer import Sums
 
 
 class LossSums(typing.NamedTuple):
@@ -26,15 +23,15 @@ class LossSums(typing.NamedTuple):
   z_loss: jax.Array  # logsumexp(logits)^2; Chowdhery et al., "PaLM", 2022.
   weight: jax.Array  # Number of targets that count.
   correct: jax.Array  # Targets whose logit is the largest.
-  aux: "Sums" = {}  # What the layers report: `Transformer.hidden`.
+  aux: Sums = {}  # What the layers report: `Transformer.hidden`.
 
 
-def aux_losses(aux: "Sums") -> list[jax.Array]:
+def aux_losses(aux: Sums) -> list[jax.Array]:
   """The sums of the layers that are trained on."""
   return [value for key, value in aux.items() if key.endswith("/loss")]
 
 
-def view_sums(model: Transformer, params: "Tree", view: View) -> LossSums:
+def view_sums(model: Transformer, params: Tree, view: View) -> LossSums:
   """Cross-entropy of the targets of a view; sums of each row, [B] each.
 
   `aux` is a sum over all rows, not of each row.
@@ -69,14 +66,14 @@ def view_sums(model: Transformer, params: "Tree", view: View) -> LossSums:
   return jax.lax.scan(add_chunk, zeros, chunks)[0]._replace(aux=aux)
 
 
-def view_hidden(model: Transformer, params: "Tree", view: View) -> typing.Any:
+def view_hidden(model: Transformer, params: Tree, view: View) -> typing.Any:
   """Activations [B, L, D] for the head, and what the layers report."""
   return model.apply(
     {"params": params}, view.inputs_BL, view.places, method="hidden"
   )
 
 
-def view_logits(model: Transformer, params: "Tree", view: View) -> typing.Any:
+def view_logits(model: Transformer, params: Tree, view: View) -> typing.Any:
   """Logits [B, L, V] of a view, all at once."""
   hidden_BLD, _ = view_hidden(model, params, view)
   return model.apply({"params": params}, hidden_BLD, method="logits")

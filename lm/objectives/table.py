@@ -7,7 +7,6 @@ Dimension key: see `lm/model/transformer.py`.
 """
 
 import dataclasses
-import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,16 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config import options as option_keys
-from ..config.schema import Config
+from ..config.schema import Config, ModelConfig
+from ..model.param_spec import Tree
 from ..model.transformer import Transformer
 from . import decoding, next_token
 from .decoding import Sampling
 from .sums import LossSums, view_sums
 from .view import TRAINING, Batch, View, row_keys
-
-if typing.TYPE_CHECKING:
-  from ..config.schema import ModelConfig
-  from ..model.param_spec import Tree
 
 
 class Objective(NamedTuple):
@@ -85,7 +81,7 @@ class Chosen:
   seed: int = 0
   options: Any = None
 
-  def view(self, cfg: "ModelConfig", batch: Batch, stream: int) -> View:
+  def view(self, cfg: ModelConfig, batch: Batch, stream: int) -> View:
     """What the model is asked on some rows.
 
     Args:
@@ -96,12 +92,12 @@ class Chosen:
     keys_B = row_keys(self.seed, stream, batch.index)
     return self._call("view", cfg, batch.tokens, keys_B)
 
-  def count(self, cfg: "ModelConfig", tokens_BL1: jax.Array) -> jax.Array:
+  def count(self, cfg: ModelConfig, tokens_BL1: jax.Array) -> jax.Array:
     """The share [B] that each row has in the denominator of the loss."""
     return self._call("count", cfg, tokens_BL1)
 
   def row_sums(
-    self, model: Transformer, params: "Tree", batch: Batch, stream: int
+    self, model: Transformer, params: Tree, batch: Batch, stream: int
   ) -> LossSums:
     """Sums of each row, [B] each.
 
@@ -119,7 +115,7 @@ class Chosen:
   def loss_sums(
     self,
     model: Transformer,
-    params: "Tree",
+    params: Tree,
     batch: Batch,
     stream: int = TRAINING,
   ) -> LossSums:
@@ -131,7 +127,7 @@ class Chosen:
   def sample(
     self,
     model: Transformer,
-    params: "Tree",
+    params: Tree,
     prompts: Sequence[Sequence[int]],
     num_tokens: int,
     key: jax.Array,

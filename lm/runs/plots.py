@@ -4,11 +4,8 @@ Colours are Okabe and Ito's, which the colour-blind can tell apart. Line style
 and marker change with the colour, so that a print without colour still works.
 """
 
-from __future__ import annotations
-
 import math
 import pathlib
-import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +13,7 @@ import numpy as np
 from matplotlib import figure as mpl_figure
 from matplotlib import lines, ticker
 
-if typing.TYPE_CHECKING:
-  from .read import Run
+from .read import Run
 
 _COLORS = (
   "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",

@@ -8,12 +8,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from ...config.names import nearest
+from ...config.schema import ModelConfig
 from ..mesh import constrain
 from ..param_spec import ParamSpec, Tree, init_std
 from ..products import Context
-
-if typing.TYPE_CHECKING:
-  from ...config.schema import ModelConfig
 
 
 class Activation(typing.NamedTuple):
@@ -30,7 +28,7 @@ ACTIVATIONS = {  # By `config.model.mlp`.
 }
 
 
-def specs(cfg: "ModelConfig", layer: int) -> Tree:
+def specs(cfg: ModelConfig, layer: int) -> Tree:
   """The two or, with a gate, three matrices of a layer."""
   d, f = cfg.D, cfg.F
   std, std_out = init_std(cfg, d), init_std(cfg, f, layer)
@@ -60,13 +58,13 @@ def apply(
   return y_BLD, {}
 
 
-def weights(cfg: "ModelConfig") -> tuple[int, int]:
+def weights(cfg: ModelConfig) -> tuple[int, int]:
   """Entries of a layer's matrices; a token meets all of them."""
   count = (3 if ACTIVATIONS[cfg.mlp].gated else 2) * cfg.D * cfg.F
   return count, count
 
 
-def problems(cfg: "ModelConfig") -> Iterator[str]:
+def problems(cfg: ModelConfig) -> Iterator[str]:
   """An unknown nonlinearity."""
   if cfg.mlp not in ACTIVATIONS:
     yield (

@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterable
 
 import jax
 
+from ...config.schema import ModelConfig
 from .. import entries
 from ..param_spec import Tree
 from . import dense
-
-if typing.TYPE_CHECKING:
-  from ...config.schema import ModelConfig
 
 
 class FeedForward(typing.NamedTuple):
@@ -34,11 +32,11 @@ class FeedForward(typing.NamedTuple):
       their defaults: see `lm/model/entries.py`. None: there are none.
   """
 
-  specs: Callable[["ModelConfig", int], Tree]
+  specs: Callable[[ModelConfig, int], Tree]
   apply: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-  weights: Callable[["ModelConfig"], tuple[int, int]]
-  flops: Callable[["ModelConfig"], float] = lambda cfg: 0
-  problems: Callable[["ModelConfig"], Iterable[str]] = lambda cfg: ()
+  weights: Callable[[ModelConfig], tuple[int, int]]
+  flops: Callable[[ModelConfig], float] = lambda cfg: 0
+  problems: Callable[[ModelConfig], Iterable[str]] = lambda cfg: ()
   options: type | None = None
 
 
@@ -52,7 +50,7 @@ FEED_FORWARDS = {
 }
 
 
-def of(cfg: "ModelConfig") -> FeedForward:
+def of(cfg: ModelConfig) -> FeedForward:
   """The block of this model.
 
   Raises:

@@ -4,26 +4,23 @@ Dimension key: see `transformer.py`. The cache of a layer is its keys and
 values, [B, M, G, K] each.
 """
 
-import typing
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from ...config.schema import ModelConfig
 from .. import attention, layers
 from ..mesh import constrain
 from ..param_spec import ParamSpec, Tree, gain_and_bias, init_std
 from ..products import Context
 
-if typing.TYPE_CHECKING:
-  from ...config.schema import ModelConfig
-
 Cache = tuple[jax.Array, jax.Array]
 _HEADS = ("batch", "seq", "act_heads", "kv")
 
 
-def specs(cfg: "ModelConfig", layer: int) -> Tree:
+def specs(cfg: ModelConfig, layer: int) -> Tree:
   """The four projections of a layer, and norms of queries and keys if any."""
   d, k = cfg.D, cfg.K
   std, std_out = init_std(cfg, d), init_std(cfg, d, layer)
@@ -96,7 +93,7 @@ def apply(
   return y_BLD, cache, {}
 
 
-def init_cache(cfg: "ModelConfig", batch_size: int, size: int) -> Cache:
+def init_cache(cfg: ModelConfig, batch_size: int, size: int) -> Cache:
   """Keys and values of no token, with room for `size`."""
   shape = (batch_size, size, cfg.G, cfg.K)
   return (jnp.zeros(shape, cfg.compute_dtype),) * 2
@@ -114,18 +111,18 @@ def _append(cache, new, length_B):
   )
 
 
-def weights(cfg: "ModelConfig") -> tuple[int, int]:
+def weights(cfg: ModelConfig) -> tuple[int, int]:
   """Entries of a layer's matrices; a token meets all of them."""
   count = 2 * cfg.D**2 + 2 * cfg.D * cfg.G * cfg.K
   return count, count
 
 
-def flops(cfg: "ModelConfig", causal_half: bool) -> float:
+def flops(cfg: ModelConfig, causal_half: bool) -> float:
   """Of the scores and of the weighted values."""
   return (2 if causal_half else 4) * cfg.L * cfg.D
 
 
-def problems(cfg: "ModelConfig") -> Iterator[str]:
+def problems(cfg: ModelConfig) -> Iterator[str]:
   """A fused kernel whose products would not be the chosen ones."""
   if cfg.attention != "xla" and cfg.product != "plain":
     yield (

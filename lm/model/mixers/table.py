@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterable
 
 import jax
 
+from ...config.schema import ModelConfig
 from .. import entries
 from ..param_spec import Tree
 from . import softmax
-
-if typing.TYPE_CHECKING:
-  from ...config.schema import ModelConfig
 
 
 class Mixer(typing.NamedTuple):
@@ -35,12 +33,12 @@ class Mixer(typing.NamedTuple):
       their defaults: see `lm/model/entries.py`. None: there are none.
   """
 
-  specs: Callable[["ModelConfig", int], Tree]
+  specs: Callable[[ModelConfig, int], Tree]
   apply: Callable[..., tuple[jax.Array, Tree, dict[str, jax.Array]]]
-  init_cache: Callable[["ModelConfig", int, int], Tree]
-  weights: Callable[["ModelConfig"], tuple[int, int]]
-  flops: Callable[["ModelConfig", bool], float] = lambda cfg, causal_half: 0
-  problems: Callable[["ModelConfig"], Iterable[str]] = lambda cfg: ()
+  init_cache: Callable[[ModelConfig, int, int], Tree]
+  weights: Callable[[ModelConfig], tuple[int, int]]
+  flops: Callable[[ModelConfig, bool], float] = lambda cfg, causal_half: 0
+  problems: Callable[[ModelConfig], Iterable[str]] = lambda cfg: ()
   options: type | None = None
 
 
@@ -56,7 +54,7 @@ MIXERS = {
 }
 
 
-def of(cfg: "ModelConfig") -> Mixer:
+def of(cfg: ModelConfig) -> Mixer:
   """The mixer of this model.
 
   Raises:
