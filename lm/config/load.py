@@ -246,9 +246,6 @@ def _key_problems(config: Any, reference: Any, path: str) -> list[str]:
         ]
       elif key not in _SECTIONS and not key.endswith("kwargs"):
         problems += _key_problems(value, default, name)
-    elif not options.fits(value, default):
-      problems.append(
-        f"{name}={value!r} is {type(value).__name__}, expected "
-        f"{type(default).__name__} as in {default!r}."
-      )
+    elif problem := options.misfit(name, value, default):
+      problems.append(problem)
   return problems

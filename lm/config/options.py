@@ -43,11 +43,8 @@ def problems(kind: type | None, pairs: Pairs, path: str) -> Iterator[str]:
       known = f" Known: {', '.join(fields)}." if fields else " There are none."
       yield f"{path}.{key} is not a key.{nearest(key, fields)}{known}"
       sound = False
-    elif not fits(value, default := fields[key].default):
-      yield (
-        f"{path}.{key}={value!r} is {type(value).__name__}, expected "
-        f"{type(default).__name__} as in {default!r}."
-      )
+    elif problem := misfit(f"{path}.{key}", value, fields[key].default):
+      yield problem
       sound = False
   if kind is not None and sound:
     from .constraints import of_section  # Which knows the whole schema.
@@ -81,12 +78,13 @@ def unknown(name: str, table: Mapping[str, Any], path: str) -> Iterator[str]:
     )
 
 
-def fits(value: Any, default: Any) -> bool:
-  """Whether `value` may stand where the default is `default`."""
-  if isinstance(default, bool) or isinstance(value, bool):
-    return isinstance(value, bool) and isinstance(default, bool)
-  if isinstance(default, float):
-    return isinstance(value, int | float)
-  if isinstance(default, tuple):
-    return isinstance(value, tuple | list)
-  return isinstance(value, type(default))
+def misfit(name: str, value: Any, default: Any) -> str:
+  """Says that `value` may not stand where `default` does; "" if it may."""
+  wider = {float: int | float, tuple: tuple | list}.get(type(default))
+  as_bool = isinstance(value, bool) == isinstance(default, bool)
+  if as_bool and isinstance(value, wider or type(default)):
+    return ""
+  return (
+    f"{name}={value!r} is {type(value).__name__}, expected "
+    f"{type(default).__name__} as in {default!r}."
+  )
