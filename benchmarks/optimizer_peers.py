@@ -12,6 +12,7 @@ import optax
 
 # Width, layers, inner width, vocabulary.
 SIZES = dict(S=(256, 4, 1024, 4096), M=(512, 8, 2048, 4096))
+RATE, BETA = 3e-3, 0.95
 MAX_PRECOND_DIM = 2048  # Both sides of all matrices but the vocabulary's.
 
 
@@ -68,12 +69,12 @@ def loop_init(params):
   return jnp.zeros((), jnp.int32), [leaf_state(p) for p in leaves]
 
 
-def loop_step(params, state, grads, frequency, rate=3e-3, b1=0.95, b2=0.95):
+def loop_step(params, state, grads, frequency):
   """One call of the authors' optimiser on every leaf."""
   count, states = state
   leaves, treedef = jax.tree.flatten(params)
   new = [
-    _loop_leaf(p, g, s, count, frequency, rate, b1, b2)
+    _loop_leaf(p, g, s, count, frequency)
     for p, g, s in zip(leaves, jax.tree.leaves(grads), states, strict=True)
   ]
   params = treedef.unflatten([p for p, _ in new])
@@ -89,17 +90,17 @@ def _turn(x, bases, into):
   return x
 
 
-def _loop_leaf(p, g, s, count, frequency, rate, b1, b2):
+def _loop_leaf(p, g, s, count, frequency):
   bases, t = s["basis"], count.astype(jnp.float32)
   turned = _turn(g, bases, True)
-  m = b1 * s["m"] + (1 - b1) * turned
-  v = b2 * s["v"] + (1 - b2) * turned**2
+  m = BETA * s["m"] + (1 - BETA) * turned
+  v = BETA * s["v"] + (1 - BETA) * turned**2
   step = _turn(m / (jnp.sqrt(v) + 1e-8), bases, False)
-  scale = jnp.sqrt(1 - b2**t) / (1 - b1**t)
-  p = jnp.where(count == 0, p, p - rate * scale * step)
+  scale = jnp.sqrt(1 - BETA**t) / (1 - BETA**t)
+  p = jnp.where(count == 0, p, p - RATE * scale * step)
   m, v = (jnp.where(count == 0, 0, x) for x in (m, v))
   gram = [
-    old if old is None else b2 * old + (1 - b2) * (g @ g.T, g.T @ g)[axis]
+    old if old is None else BETA * old + (1 - BETA) * (g @ g.T, g.T @ g)[axis]
     for axis, old in enumerate(s["gram"])
   ]
   momentum = _turn(m, bases, False)
