@@ -143,9 +143,8 @@ def digest(folder: pathlib.Path) -> str:
   from lm.step import build, state
 
   parts = build.build(workdir.read_config(folder), jax.devices()[:1])
-  whole = checkpoint.abstract(parts.abstract_state, parts.shardings)
-  with checkpoint.Checkpointer(folder, log=lambda _: None) as saved:
-    return state.digest(saved.restore(saved.steps()[-1], whole))
+  last = checkpoint.list_steps(folder)[-1]
+  return state.digest(checkpoint.restore(folder, last, parts))
 
 
 def metrics(folder: pathlib.Path, steps: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import dataclasses
 import typing
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +233,14 @@ def count_params(cfg: ModelConfig) -> Counts:
   ):
     active -= cfg.N * (all_of_layer - met)
   return Counts(body, embedding, head, total, active)
+
+
+def by_path(tree: Tree) -> dict[str, Any]:
+  """{path: leaf}, e.g. "blocks/0/mlp/in", of parameters or of a state."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def abstract(specs: Tree) -> Tree:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
+from ..model.params import by_path
 from ..step.update import Context, Metrics
 
 
@@ -29,11 +29,8 @@ def leaves(**trees: Any) -> Metrics:
   """
   found = {}
   for name, tree in trees.items():
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-      key = (
-        f"leaf/{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
-      )
-      leaf = leaf.astype(jnp.float32)
+    for path, leaf in by_path(tree).items():
+      key, leaf = f"leaf/{name}/{path}", leaf.astype(jnp.float32)
       mean, square = jnp.mean(leaf), jnp.mean(jnp.square(leaf))
       found[f"{key}/rms"] = jnp.sqrt(square)
       found[f"{key}/mean"] = mean

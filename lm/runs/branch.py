@@ -20,7 +20,6 @@ from ..config import load
 from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..processes import distributed
-from ..step import methods
 from ..step.parts import Parts
 from ..step.state import TrainState
 from . import checkpoint, length, resume, workdir
@@ -102,9 +101,7 @@ def start(
   run, step = _place(config.train.branch_from)[0], config.train.branch_step
   saved = checkpoint.read_clock(run, checkpoint.pick(run, step))
   _check(saved, config, fingerprint)
-  updates = step // methods.of(config).updates_per_step(config)
-  whole = checkpoint.abstract(parts.abstract_state, parts.shardings)
-  state = checkpoint.restore(run, step, whole, updates)
+  state = checkpoint.restore(run, step, parts)
   if jax.process_index() == 0:
     jump = length.rates(load.from_dict(saved["config"]), config, step)
     print(f"Branched from step {step} of {run}: {jump}", flush=True)

@@ -20,6 +20,10 @@ import orbax.checkpoint as ocp
 
 from ..config import translations
 from ..config.errors import ConfigError
+from ..model.params import by_path
+from ..step import methods
+from ..step.parts import Parts
+from ..step.state import TrainState
 
 _FOLDER = "checkpoints"
 
@@ -28,12 +32,12 @@ class CheckpointError(OSError):
   """A checkpoint could not be written or read; the message says what to do."""
 
 
-def abstract(tree: Any, shardings: Any) -> Any:
-  """Shapes and dtypes of `tree` with the given shardings, to restore into."""
+def abstract(parts: Parts) -> TrainState:
+  """Shapes, dtypes and shardings of the state of a run, to restore into."""
   return jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-    tree,
-    shardings,
+    parts.abstract_state,
+    parts.shardings,
   )
 
 
@@ -153,11 +157,9 @@ class Checkpointer:
         self.set_aside(steps[-1], error)
     return None
 
-  def restore(
-    self, step: int, abstract_state: Any, updates: int | None = None
-  ) -> Any:
+  def restore(self, step: int, parts: Parts) -> Any:
     """The function `restore`, of this run."""
-    return restore(self._folder.parent, step, abstract_state, updates)
+    return restore(self._folder.parent, step, parts)
 
   def set_aside(self, step: int, error: Exception) -> None:
     """Moves a damaged checkpoint out of the way, with a message.
@@ -241,13 +243,8 @@ def read_clock(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
     return reader.restore(folder / "clock")
 
 
-def restore(
-  workdir: str | os.PathLike,
-  step: int,
-  abstract_state: Any,
-  updates: int | None = None,
-) -> Any:
-  """State of a checkpoint, laid out as `abstract_state` says.
+def restore(workdir: str | os.PathLike, step: int, parts: Parts) -> Any:
+  """State of a checkpoint, laid out for `parts`.
 
   Stacks of matrices are padded to a multiple of the devices (`optim`). On
   another mesh missing padding is filled with zeros, and surplus padding is left
@@ -256,28 +253,22 @@ def restore(
   Args:
     workdir: Of the run.
     step: Which one.
-    abstract_state: `jax.ShapeDtypeStruct`s with shardings, on any mesh.
-    updates: As in `read_leaves`.
+    parts: Of the run, on any mesh.
 
   Raises:
     CheckpointError: If it cannot be read.
     ValueError: If it holds another state.
   """
-  leaves = read_leaves(workdir, step, by_path(abstract_state), updates)
-  treedef = jax.tree.structure(abstract_state)
-  return jax.tree.unflatten(treedef, list(leaves.values()))
-
-
-def by_path(tree: Any) -> dict[str, Any]:
-  """{path: leaf}, whether fields are attributes, indices or keys."""
-  return {_path(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+  whole = abstract(parts)
+  leaves = read_leaves(workdir, step, by_path(whole), parts)
+  return jax.tree.unflatten(jax.tree.structure(whole), list(leaves.values()))
 
 
 def read_leaves(
   workdir: str | os.PathLike,
   step: int,
   wanted: dict[str, jax.ShapeDtypeStruct],
-  updates: int | None = None,
+  parts: Parts,
 ) -> dict[str, jax.Array]:
   """Some leaves of a checkpoint; nothing else is read.
 
@@ -286,8 +277,7 @@ def read_leaves(
     step: Which checkpoint.
     wanted: Shapes with shardings by path in a `TrainState`. Stacks of matrices
       may have another length than the saved ones: see `restore`.
-    updates: Of the method, up to `step`, for checkpoints of older code
-      (`translations.leaf`); None: one a step.
+    parts: Of the run.
 
   Returns:
     Arrays by the paths of `wanted`, in its order.
@@ -303,13 +293,13 @@ def read_leaves(
     saved = metadata.item_metadata.tree
   where: dict[str, Any] = {name: name for name in wanted}
   if "ema" in saved:
-    updates = step if updates is None else updates
+    updates = step // methods.of(parts.config).updates_per_step(parts.config)
     where = {name: translations.leaf(name, updates) for name in wanted}
-  _check_shapes(folder, wanted, where, by_path(saved))
+  stored = by_path(saved)
+  _check_shapes(folder, wanted, where, stored)
   asked = {where[k]: leaf for k, leaf in wanted.items()}
-  item = jax.tree_util.tree_map_with_path(
-    lambda path, _: asked.get(_path(path), ocp.PLACEHOLDER), saved
-  )
+  leaves = [asked.get(path, ocp.PLACEHOLDER) for path in stored]
+  item = jax.tree.unflatten(jax.tree.structure(saved), leaves)
   args = ocp.args.PyTreeRestore(item, jax.tree.map(_restore_args, item))
   with _reading(folder):
     found = by_path(reader.restore(folder / "state", args=args))
@@ -354,10 +344,6 @@ def _full(value: float, like: jax.ShapeDtypeStruct) -> jax.Array:
   return jax.make_array_from_callback(
     like.shape, like.sharding, lambda index: full[index]
   )
-
-
-def _path(path: Any) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ import numpy as np
 
 import optim
 
+from ..model.params import by_path
+
 _FOUR_BITS = ("int4", "float4_e2m1fn")
 
 
@@ -24,8 +26,7 @@ def pack(params: Any, quantizers: Any) -> dict[str, np.ndarray]:
     quantizers: Tree like params of `Quantizer | None`; None rounds nothing.
   """
   flat = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+  for name, leaf in by_path(params).items():
     quantizer = _find(quantizers, name)
     if quantizer is None:
       flat[name] = np.asarray(leaf)

@@ -9,12 +9,12 @@ import jax
 from ..config import load, ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
-from ..step import build, methods
+from ..step import build
 from ..step.parts import Parts
 from ..step.state import TrainState
 from ..weights import table as weights_table
 from . import length, weights
-from .checkpoint import Checkpointer, CheckpointError, abstract
+from .checkpoint import Checkpointer, CheckpointError
 
 # Keys that may differ between a checkpoint and the command that resumes from
 # it. They change neither the numbers nor their meaning.
@@ -227,13 +227,11 @@ def newest(
   Raises:
     ConfigError: If the checkpoint belongs to another run.
   """
-  abstract_state = abstract(parts.abstract_state, parts.shardings)
   while (found := checkpointer.newest()) is not None:
     step, saved = found
     clock = check(saved, parts.config, fingerprint)
     try:
-      updates = step // methods.of(parts.config).updates_per_step(parts.config)
-      return checkpointer.restore(step, abstract_state, updates), clock
+      return checkpointer.restore(step, parts), clock
     except CheckpointError as error:
       checkpointer.set_aside(step, error)
   return None

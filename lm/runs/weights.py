@@ -17,12 +17,13 @@ from ..config.errors import ConfigError
 from ..config.load import from_dict, to_dict
 from ..config.schema import Config, MeshConfig
 from ..model import params as param_table
-from ..step import build, methods, points, seen
+from ..model.params import by_path
+from ..step import build, points, seen
 from ..step.parts import Parts
 from ..step.state import TrainState
 from ..weights import rounded
 from . import npz, workdir
-from .checkpoint import abstract, by_path, pick, read_leaves
+from .checkpoint import abstract, pick, read_leaves
 
 _CONFIG = "config"
 
@@ -58,15 +59,14 @@ def restore(
       f"{', '.join(known) or 'none at all'} (config.optim.averages)."
     )
   point = points.find(parts, average)
-  whole = abstract(parts.abstract_state, parts.shardings)
+  whole = abstract(parts)
   none = TrainState(None, None, None, None)
   state = by_path(none._replace(opt_state=whole.opt_state))
   needed = zip(state.items(), point.reads, strict=True)
   state = {path: leaf for (path, leaf), read in needed if read}
   params = by_path(none._replace(params=whole.params))
   rest = by_path(none._replace(step=whole.step, frozen=whole.frozen))
-  updates = step // methods.of(parts.config).updates_per_step(parts.config)
-  leaves = read_leaves(folder, step, rest | params | state, updates)
+  leaves = read_leaves(folder, step, rest | params | state, parts)
   found = list(leaves.values())
   count, *frozen = found[: len(rest)]
   found = found[len(rest) :]

@@ -71,10 +71,7 @@ def quantizers(config: Config, specs: Any, param_specs: Any = None) -> Any:
     quantizer, specs, param_table.matrix_layouts(specs)
   )
   if not jax.tree.leaves(found):
-    paths = [
-      jax.tree_util.keystr(path, simple=True, separator="/")
-      for path, _ in jax.tree_util.tree_leaves_with_path(specs)
-    ]
+    paths = param_table.by_path(specs)
     raise ConfigError(
       f"config.quant.paths={q.paths!r} matches no matrix; the paths are "
       f"{', '.join(paths)}."

@@ -66,9 +66,7 @@ def _parts(tiny, **changes):
 
 def _state(tiny, folder):
   parts = _parts(tiny, **_CHANGES)
-  whole = checkpoint.abstract(parts.abstract_state, parts.shardings)
-  with checkpoint.Checkpointer(folder) as saved:
-    return parts, saved.restore(6, whole)
+  return parts, checkpoint.restore(folder, 6, parts)
 
 
 def test_the_models_own_leaves_stay_and_the_others_learn(tiny, run):

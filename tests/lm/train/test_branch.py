@@ -44,9 +44,8 @@ def _train(tiny, folder, **changes):
 def _digest(folder):
   """Of the whole state at the end."""
   parts = build.build(workdir.read_config(folder))
-  whole = checkpoint.abstract(parts.abstract_state, parts.shardings)
   last = checkpoint.list_steps(folder)[-1]
-  return state.digest(checkpoint.restore(folder, last, whole))
+  return state.digest(checkpoint.restore(folder, last, parts))
 
 
 def _losses(folder, after):

@@ -70,9 +70,8 @@ def test_a_toy_method_trains_averages_resumes_and_is_evaluated(
   parts = build.build(workdir.read_config(tmp_path))
   begin = build.init_state(parts).params
   own = weights.restore(parts, tmp_path)
-  whole = checkpoint.abstract(parts.abstract_state, parts.shardings)
-  with checkpoint.Checkpointer(tmp_path) as saved:
-    walked = [saved.restore(step, whole).params for step in (2, 4, 6)]
+  restored = [checkpoint.restore(tmp_path, i, parts) for i in (2, 4, 6)]
+  walked = [state.params for state in restored]
   average = weights.restore(parts, tmp_path, average="tail:1")
   for x, a, w, *steps in zip(
     *map(jax.tree.leaves, (begin, own, average, *walked)), strict=True

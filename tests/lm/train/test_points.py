@@ -63,9 +63,7 @@ def _leaves(tree):
 
 def _state(folder, step=STEPS):
   parts = _parts(folder)
-  whole = checkpoint.abstract(parts.abstract_state, parts.shardings)
-  with checkpoint.Checkpointer(folder) as saved:
-    return saved.restore(step, whole)
+  return checkpoint.restore(folder, step, parts)
 
 
 def test_averages_are_those_of_the_saved_weights(averaged):

@@ -22,9 +22,8 @@ from lm.step import build, state
 def _state(tiny, folder, step=None, devices=1):
   """The state of a run's checkpoint, restored onto a few devices."""
   parts = build.build(workdir.read_config(folder), jax.devices()[:devices])
-  whole = checkpoint.abstract(parts.abstract_state, parts.shardings)
-  with checkpoint.Checkpointer(folder, log=lambda _: None) as saved:
-    return saved.restore(step or saved.steps()[-1], whole)
+  step = step or checkpoint.list_steps(folder)[-1]
+  return checkpoint.restore(folder, step, parts)
 
 
 def _losses(folder):
