@@ -20,9 +20,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from ..config.errors import InputError
 from ..config.names import CORPORA
 from . import corpora, layout
-from .errors import DataError
 
 SPLITS = ("train", "validation")
 _BLOCK = 256  # Documents read at a time; one by one costs seven times more.
@@ -124,7 +124,7 @@ def open_documents(
     root: `config.data.root`.
 
   Raises:
-    DataError: If the documents are not those that the hash was taken of, a
+    InputError: If the documents are not those that the hash was taken of, a
       split is empty, or a prepared directory cannot be read.
   """
   if corpus.directory is not None:
@@ -144,7 +144,7 @@ def open_documents(
   found = (builder.info.metadata or {}).get("content_hash")
   if found != content_hash:
     shutil.rmtree(folder)
-    raise DataError(
+    raise InputError(
       f"Corpus {corpus.spec}: its documents have the content hash {found}, "
       f"expected {content_hash}. If its files changed just now, run this again."
     )
@@ -157,9 +157,9 @@ def _builder(corpus: corpora.Corpus, root: pathlib.Path) -> Text:
   return Text(corpus=corpus, data_dir=root, file_format="array_record")
 
 
-def empty_split(name: str, split: str) -> DataError:
+def empty_split(name: str, split: str) -> InputError:
   """The error for a corpus without documents in one of its splits."""
-  return DataError(
+  return InputError(
     f"Corpus {name} has no document in its {split} split (one in 20 is held "
     "out, by a hash of its id). Give it more documents: split long files, or "
     "write one a line in a .jsonl file."
@@ -169,12 +169,12 @@ def empty_split(name: str, split: str) -> DataError:
 def _open_directory(name: str, directory: pathlib.Path) -> Documents:
   builder = tfds.builder_from_directory(directory)
   if "text" not in (builder.info.features or {}):
-    raise DataError(
+    raise InputError(
       f"Corpus {name}: {directory} has no feature `text`, only "
       f"{sorted(builder.info.features or {})}."
     )
   if not builder.info.splits.get("train"):
-    raise DataError(f"Corpus {name}: {directory} has no split `train`.")
+    raise InputError(f"Corpus {name}: {directory} has no split `train`.")
   try:
     train = builder.as_data_source(split="train")
     if "validation" not in builder.info.splits:
@@ -182,7 +182,7 @@ def _open_directory(name: str, directory: pathlib.Path) -> Documents:
       return Documents(directory, sources, hashed=True)
     validation = builder.as_data_source(split="validation")
   except NotImplementedError as error:
-    raise DataError(
+    raise InputError(
       f"Corpus {name}: {directory} cannot be read at random ({error}). "
       "Prepare it with file_format=array_record, or convert it with "
       "tfds convert_format --out_file_format=array_record."

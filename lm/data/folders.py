@@ -13,7 +13,7 @@ import pathlib
 from collections import Counter
 from collections.abc import Iterator
 
-from .errors import DataError
+from ..config.errors import InputError
 
 ENDINGS = (".txt", ".md", ".jsonl")
 _COMPRESSED = (
@@ -61,7 +61,7 @@ class Folder:
     """`(id, text)` of each document, sorted by path.
 
     Raises:
-      DataError: If a file cannot be read, or there is nothing to read.
+      InputError: If a file cannot be read, or there is nothing to read.
     """
     self._left, self._counts = {}, Counter()
     some = False
@@ -78,7 +78,7 @@ class Folder:
           self._leave(_BLANK, id_)
     if not some:
       what = self.left_out() or "The folder is empty."
-      raise DataError(f"There is no text to read below {self._path}. {what}")
+      raise InputError(f"There is no text to read below {self._path}. {what}")
 
   def left_out(self) -> str:
     """What the last pass over the documents did not read; "" if nothing."""
@@ -146,7 +146,7 @@ def _read(path: pathlib.Path, key: str) -> Iterator[tuple[str, str]]:
     else:
       yield key, ""
   except MemoryError:
-    raise DataError(
+    raise InputError(
       f"{path} does not fit into memory: split it, or write one document a "
       "line in .jsonl files."
     ) from None
@@ -166,22 +166,22 @@ def _json_lines(path: pathlib.Path, key: str) -> Iterator[tuple[str, str]]:
       try:
         record = json.loads(text)
       except (RecursionError, MemoryError):
-        raise DataError(
+        raise InputError(
           f"{where}: JSON nested too deeply, or too large for the memory."
         ) from None
       except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error}).") from None
+        raise InputError(f"{where}: not JSON ({error}).") from None
       except ValueError:  # Python refuses to make integers of many digits.
-        raise DataError(
+        raise InputError(
           f"{where}: a number of too many digits; write it as a string."
         ) from None
       if not isinstance(record, dict) or not isinstance(
         record.get("text"), str
       ):
-        raise DataError(f'{where}: expected an object with a string "text".')
+        raise InputError(f'{where}: expected an object with a string "text".')
       id_ = record.get("id")
       if not isinstance(id_, str | int | float | None):
-        raise DataError(f'{where}: "id" must be a string or a number.')
+        raise InputError(f'{where}: "id" must be a string or a number.')
       yield f"{key}:{number}" if id_ is None else str(id_), record["text"]
 
 
@@ -190,9 +190,9 @@ def _decode(data: bytes, path: pathlib.Path, offset: int) -> str:
   if not offset:
     for mark, encoding in _MARKS.items():
       if data.startswith(mark):
-        raise DataError(f"{path} is {encoding}. {_convert(encoding)}")
+        raise InputError(f"{path} is {encoding}. {_convert(encoding)}")
     if data.startswith(_ARCHIVES):
-      raise DataError(f"{path} is compressed, whatever its name. Unpack it.")
+      raise InputError(f"{path} is compressed, whatever its name. Unpack it.")
     if data.startswith(_UTF8_MARK):
       data, offset = data[len(_UTF8_MARK) :], len(_UTF8_MARK)
   zero = data.find(0)
@@ -200,15 +200,15 @@ def _decode(data: bytes, path: pathlib.Path, offset: int) -> str:
     head = data[:4000]
     zeros = tuple(2 * head[i::4].count(0) > len(head[i::4]) for i in range(4))
     if encoding := _ZEROS.get(zeros):
-      raise DataError(f"{path} looks like {encoding}. {_convert(encoding)}")
-    raise DataError(
+      raise InputError(f"{path} looks like {encoding}. {_convert(encoding)}")
+    raise InputError(
       f"{path} is not text: byte {offset + zero} is 0. Remove the file or the "
       "zeros."
     )
   try:
     return data.decode()
   except UnicodeDecodeError as error:
-    raise DataError(
+    raise InputError(
       f"{path} is not UTF-8: byte {offset + error.start} is "
       f"0x{data[error.start]:02x}. {_convert('ISO-8859-1')}"
     ) from None
@@ -218,8 +218,8 @@ def _convert(encoding: str) -> str:
   return f"Convert it, e.g. iconv -f {encoding} -t UTF-8 FILE > NEW."
 
 
-def _unreadable(path: str | pathlib.Path, error: OSError) -> DataError:
-  return DataError(
+def _unreadable(path: str | pathlib.Path, error: OSError) -> InputError:
+  return InputError(
     f"{path} cannot be read ({error.strerror}). Make it readable, or move it "
     "elsewhere."
   )

@@ -26,8 +26,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from ..config.errors import InputError
 from . import corpora
-from .errors import DataError
 
 _TEMPORARY = ".tmp-"
 META = "meta.json"
@@ -107,7 +107,7 @@ def tokenizer_name(data_cfg) -> str:
     data = read_model(data_cfg.tokenizer)
     digest = hashlib.sha256(data).hexdigest()[:8]
     return f"sp-{pathlib.PurePath(path).stem}-{digest}"
-  raise DataError(
+  raise InputError(
     f"config.data.tokenizer={data_cfg.tokenizer!r} is none of: bpe (trained "
     "here), bytes, sp:FILE (a sentencepiece model)."
   )
@@ -117,7 +117,7 @@ def read_model(tokenizer: str) -> bytes:
   """Bytes of the model that `sp:FILE` names."""
   path = pathlib.Path(tokenizer.partition(":")[2]).expanduser()
   if not path.is_file():
-    raise DataError(
+    raise InputError(
       f"config.data.tokenizer={tokenizer!r}: there is no file {path}."
     )
   return path.read_bytes()
@@ -142,7 +142,7 @@ def find(data_cfg, spec: str) -> Prepared:
     spec: A corpus of the mixture or of `config.eval.sets`.
 
   Raises:
-    DataError: If it is not prepared; the message says how to prepare it.
+    InputError: If it is not prepared; the message says how to prepare it.
   """
   path = corpus_dir(data_cfg, spec)
   if not (path / META).is_file():
@@ -151,7 +151,7 @@ def find(data_cfg, spec: str) -> Prepared:
       for p in path.parent.glob(f"{corpora.slug(spec)}-L*")
     )
     lengths = f" (lengths prepared: {', '.join(others)})" if others else ""
-    raise DataError(
+    raise InputError(
       f"Corpus {spec} is not prepared for the tokenizer "
       f"{path.parent.name} at seq_length {data_cfg.seq_length}: there is no "
       f"{path}{lengths}. {how_to_prepare(data_cfg, spec)}"
@@ -177,7 +177,7 @@ def how_to_prepare(data_cfg, spec: str) -> str:
 
 
 def check_files(prepared: Prepared, split: str) -> None:
-  """Raises DataError unless the split's files have their sizes."""
+  """Raises InputError unless the split's files have their sizes."""
   for name, size, _ in prepared.meta.splits[split].files:
     path = prepared.path / name
     if not path.is_file():
@@ -201,9 +201,9 @@ def read_meta(path: pathlib.Path) -> Meta:
     raise damaged(path, f"its {META} cannot be read ({error})") from None
 
 
-def damaged(path: pathlib.Path, reason: str) -> DataError:
+def damaged(path: pathlib.Path, reason: str) -> InputError:
   """The error for prepared data that is not what was written."""
-  return DataError(
+  return InputError(
     f"{path} is damaged: {reason}. Delete the folder and prepare it again."
   )
 

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from ..cli import flags, program
 from ..cli.text import format_table
 from ..config import load
+from ..config.errors import InputError
 from . import builders, corpora, layout, ngram, packing
 from . import tokenizer as tokenizers
-from .errors import DataError
 
 Log = Callable[[str], None]
 
@@ -50,7 +50,7 @@ def prepare(
     log: Called with lines for the person waiting.
 
   Raises:
-    DataError: On bad input; nothing is left half-written.
+    InputError: On bad input; nothing is left half-written.
   """
   root = pathlib.Path(data_cfg.root)
   mixture = [spec for spec, _ in data_cfg.mixture]
@@ -84,7 +84,7 @@ def _locked(root: pathlib.Path) -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
     file = (root / ".lock").open("w")
   except OSError as error:
-    raise DataError(
+    raise InputError(
       f"config.data.root={root} cannot be written ({error.strerror}). Choose "
       "another folder: --config.data.root=FOLDER."
     ) from None
@@ -138,7 +138,7 @@ def _check_unchanged(
   spec: str, stored: str | None, found: str, folder: pathlib.Path
 ) -> None:
   if stored != found:
-    raise DataError(
+    raise InputError(
       f"Corpus {spec} changed since {folder} was prepared: its content hash "
       f"was {stored} and is {found}. Delete that folder to prepare it again, "
       "or keep it and choose another --config.data.root."
@@ -197,7 +197,7 @@ def _prepare_corpus(
 
 
 def verify(prepared: layout.Prepared) -> None:
-  """Raises DataError unless every file is the one that was written."""
+  """Raises InputError unless every file is the one that was written."""
   for split, counts in prepared.meta.splits.items():
     layout.check_files(prepared, split)
     for name, _, digest in counts.files:

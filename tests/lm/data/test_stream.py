@@ -13,8 +13,8 @@ import pytest
 import waiting
 from hypothesis import strategies as st
 
+from lm.config.errors import InputError
 from lm.data import layout, packing, prepare, rows, stream
-from lm.data.errors import DataError
 
 _L = 4
 _ONE, _OTHER = 997, 401  # Rows; grain's shuffle is slow for very few.
@@ -131,7 +131,7 @@ def test_shares_are_the_nearest_integers(weights):
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), 1e-5])
 def test_shares_refuse_nothing(weight):
-  with pytest.raises(DataError, match="mixture"):
+  with pytest.raises(InputError, match="mixture"):
     stream.shares({"a": 1.0, "b": weight})
 
 

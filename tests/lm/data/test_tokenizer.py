@@ -9,8 +9,8 @@ import pytest
 import sentencepiece
 from hypothesis import strategies as st
 
+from lm.config.errors import InputError
 from lm.data import layout, tokenizer
-from lm.data.errors import DataError
 
 _TEXTS = [
   " ".join(
@@ -128,7 +128,7 @@ def test_lone_surrogate_is_refused(bpe):
 
 
 def test_vocabulary_too_large_for_the_text_names_the_limit():
-  with pytest.raises(DataError, match="vocab_size=4096.*<= 2"):
+  with pytest.raises(InputError, match="vocab_size=4096.*<= 2"):
     tokenizer.train(["too little text"], 4096)
 
 
@@ -139,13 +139,13 @@ def test_load_by_file_and_by_mixture(tmp_path, make_section, bpe):
   by_file = make_section(tmp_path, "sotu", tokenizer=f"sp:{file}")
   assert tokenizer.load(by_file).hash == bpe.hash
   by_mixture = make_section(tmp_path, "sotu", tokenizer="bpe")
-  with pytest.raises(DataError, match=r"not trained.*lm\.data\.prepare"):
+  with pytest.raises(InputError, match=r"not trained.*lm\.data\.prepare"):
     tokenizer.load(by_mixture)
   folder = layout.tokenizer_dir(by_mixture)
   tokenizer.write(folder, model, {"sotu": "0123"})
   assert tokenizer.load(by_mixture).hash == bpe.hash
   (folder / tokenizer.MODEL).write_bytes(tokenizer.train(_TEXTS, 291))
-  with pytest.raises(DataError, match="changed since it was trained"):
+  with pytest.raises(InputError, match="changed since it was trained"):
     tokenizer.load(by_mixture)
 
 
@@ -154,7 +154,7 @@ def test_missing_or_wrong_file(tmp_path, make_section, content):
   file = tmp_path / "my.model"
   if content is not None:
     file.write_bytes(content)
-  with pytest.raises(DataError, match="no file|not a sentencepiece model"):
+  with pytest.raises(InputError, match="no file|not a sentencepiece model"):
     tokenizer.load(make_section(tmp_path, "sotu", tokenizer=f"sp:{file}"))
 
 
@@ -168,5 +168,5 @@ def test_names_of_tokenizers(tmp_path, make_section):
   mixed = name(tokenizer="bpe", mixture=both)
   assert mixed == name(tokenizer="bpe", mixture=both[::-1])
   assert mixed != name(tokenizer="bpe", mixture=(("sotu", 1.0), ("c4", 1.0)))
-  with pytest.raises(DataError, match="sp:FILE"):
+  with pytest.raises(InputError, match="sp:FILE"):
     name(tokenizer="wordpiece")
