@@ -47,3 +47,13 @@ def clock_text(seconds: float) -> str:
   if hours:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
   return f"{minutes}:{seconds:02d}"
+
+
+def duration(seconds: float) -> str:
+  """Seconds in their two largest units: 45 s, 3 min 10 s, 2 h 5 min."""
+  left, found = round(max(seconds, 0)), []
+  for size, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+    count, left = divmod(left, size)
+    if count or found or unit == "s":
+      found.append(f"{count} {unit}")
+  return " ".join(found[:2])

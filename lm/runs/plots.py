@@ -169,7 +169,8 @@ def _columns(runs: Sequence[Run]) -> int:
 
 def _time_unit(runs: Sequence[Run]) -> tuple[float, str]:
   """Seconds in the unit of the time axis, and its name."""
-  longest = max(run.columns["seconds"].values[-1] for run in runs)
+  timed = [run.columns["seconds"] for run in runs if "seconds" in run.columns]
+  longest = max((seconds.values[-1] for seconds in timed), default=0.0)
   for scale, name in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
     if longest >= 3 * scale:
       return scale, name

@@ -23,9 +23,15 @@ class Run(NamedTuple):
   info: dict[str, Any]  # run.json; empty if the run has not written it.
 
   def clock(self, unit: str, steps: np.ndarray) -> np.ndarray:
-    """Converts steps to "steps", "tokens" or "seconds"."""
+    """Converts steps to "steps", "tokens" or "seconds".
+
+    Seconds are NaN if the run does not state them, as runs that are stored for
+    comparison do not: they took theirs on another machine.
+    """
     if unit == "steps":
       return steps.astype(np.float64)
+    if unit not in self.columns:
+      return np.full(len(steps), np.nan)
     column = self.columns[unit]
     return np.interp(steps, column.steps, column.values)
 
@@ -103,7 +109,7 @@ def load_run(folder: str | pathlib.Path, name: str | None = None) -> Run:
       "lm.main."
     )
   columns = _todays(metrics.read(path), folder / "config.json")
-  if "tokens" not in columns or "seconds" not in columns:
+  if "tokens" not in columns:
     raise ValueError(
       f"{path} has no lines yet. Wait for the first one (config.log.every "
       "steps), or see why the run stopped."

@@ -1,5 +1,6 @@
 """Tables of runs, for people: where each stands, and what it needed."""
 
+import math
 from collections.abc import Sequence
 
 from ..cli import text
@@ -12,7 +13,8 @@ def runs_table(runs: Sequence[Run]) -> str:
   rows = []
   for run in runs:
     params = run.info.get("parameters", {}).get("total")
-    tokens, seconds = run.columns["tokens"], run.columns["seconds"]
+    tokens = run.columns["tokens"]
+    seconds = run.clock("seconds", tokens.steps[-1:])[0]
     rows.append(
       [
         run.name,
@@ -20,12 +22,16 @@ def runs_table(runs: Sequence[Run]) -> str:
         "?" if params is None else text.human(params),
         str(tokens.steps[-1]),
         text.human(tokens.values[-1]),
-        text.clock_text(seconds.values[-1]),
+        _time(seconds),
         f"{read.final_train_loss(run):.4f}",
       ]
     )
   header = "run status params steps tokens time train_loss".split()
   return text.format_table([h.replace("_", " ") for h in header], rows)
+
+
+def _time(seconds: float) -> str:
+  return "-" if math.isnan(seconds) else text.clock_text(seconds)
 
 
 def eval_table(runs: Sequence[Run]) -> str:
@@ -72,7 +78,7 @@ def reach_table(
       cells = [
         f"{reached.steps:.0f}",
         text.human(reached.tokens),
-        text.clock_text(reached.seconds),
+        _time(reached.seconds),
       ]
     rows.append([run.name, *cells])
   return text.format_table(["run", "steps", "tokens", "time"], rows)

@@ -4,11 +4,14 @@ tqdm keeps the time. It decides when to draw, and derives speed and time left
 from the tokens that are done.
 """
 
+import datetime
 import sys
 from typing import TextIO
 
 import jax
 import tqdm
+
+from ..cli import text
 
 _LINE = "{desc}{rate_fmt}, ETA {remaining}"
 
@@ -56,6 +59,7 @@ class Progress:
     """
     stream = sys.stderr if stream is None else stream
     self._stream, self._num_steps = stream, num_steps
+    self._num_tokens = num_tokens
     self._loss: float | None = None
     self._begun = False
     self._silent = kind == "none" or jax.process_index() != 0
@@ -94,6 +98,25 @@ class Progress:
     self._bar.n = self._bar.initial = self._bar.last_print_n = tokens
     self._bar.unpause()
     self._bar.refresh()
+
+  def foresee(self, done: int, tokens: int, seconds: float) -> None:
+    """Says how long the rest takes at the speed so far, and when it ends.
+
+    Args:
+      done: Tokens of the whole run that are done.
+      tokens: Tokens that the speed was measured over.
+      seconds: What they took.
+    """
+    left = seconds / tokens * (self._num_tokens - done)
+    if left <= 0:
+      return
+    now = datetime.datetime.now()
+    end = now + datetime.timedelta(seconds=left)
+    when = f"{end:%H:%M}" if end.date() == now.date() else f"{end:%F %H:%M}"
+    self.log(
+      f"About {text.duration(left)} of training to go, until {when}; "
+      "evaluations come on top."
+    )
 
   def log(self, message: str) -> None:
     """Prints a line without tearing a bar."""

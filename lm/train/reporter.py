@@ -13,6 +13,8 @@ from ..step import flops
 from ..step.parts import Parts
 from .progress import Progress
 
+_FORESEEN = 20  # Updates, after which the time of the rest is told.
+
 
 class Reporter:
   """Turns the metrics of due steps into lines, and times the steps."""
@@ -31,6 +33,7 @@ class Reporter:
     self._progress = progress
     self._stopwatch = stopwatch
     self._pending: tuple[Clock, dict[str, Any]] | None = None
+    self._begun, self._foreseen = clock, False
     self._timed = clock
     self._since = time.monotonic()
     self._waited = self._waited_before = 0.0
@@ -73,11 +76,23 @@ class Reporter:
       return
     self.last = values | self._performance(clock)
     self.write(clock, self.last)
+    self._foresee(clock)
 
   def write(self, clock: Clock, values: dict[str, float]) -> None:
     """Writes values of any kind with the clock beside them."""
     where = {"tokens": clock.tokens, "seconds": self._stopwatch.seconds()}
     self._writer.write(clock.step, where | values)
+
+  def _foresee(self, clock: Clock) -> None:
+    """Tells the time left, once: `clock` is done on the devices, and now."""
+    if self._foreseen or clock.step - self._begun.step < _FORESEEN:
+      return
+    self._foreseen = True
+    self._progress.foresee(
+      clock.tokens,
+      clock.tokens - self._begun.tokens,
+      self._stopwatch.seconds() - self._begun.seconds,
+    )
 
   def sync(self) -> None:
     """Has everything written so far on the disk."""

@@ -179,6 +179,36 @@ def test_the_loss_figure_holds_curves_evaluations_and_labelled_floors(tmp_path):
   np.testing.assert_allclose(markers.get_xdata(), minutes)
 
 
+def test_a_run_without_seconds_is_drawn_against_steps_and_tokens(
+  tmp_path, capsys
+):
+  mine, stored = _make_run(tmp_path / "mine"), _make_run(tmp_path / "stored")
+  path = stored / "metrics.jsonl"
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  for line in lines:
+    del line["seconds"]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  out = f"--out={tmp_path}"
+  assert report.main([str(mine), str(stored), out]) == 0
+  rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert [row[:1] + row[5:6] for row in rows[2:4]] == [
+    ["mine", "3:20"], ["stored", "-"],
+  ]  # fmt: skip
+  assert report.main([str(stored), "--to=6.1"]) == 0
+  row = capsys.readouterr().out.splitlines()[-1].split()
+  assert row == ["stored", "60", "60.0k", "-"]
+  figure = plots.loss_figure(read.load_runs([mine, stored]))
+  drawn = [
+    sum(np.isfinite(line.get_xdata()).any() for line in axes.lines)
+    - len(axes.texts)
+    for axes in figure.axes
+  ]
+  # Light, smooth and marked curves of both, of one; two floors in each panel.
+  assert drawn == [6 + 2, 6 + 2, 3 + 2 - 2]
+  assert figure.axes[2].get_xlabel() == "time (minutes)"
+  assert report.main([str(stored), out]) == 0
+
+
 def test_figures_survive_a_diverged_run(tmp_path):
   writer = metrics.JsonlWriter(tmp_path / "metrics.jsonl")
   line = {"tokens": 1, "seconds": 1.0, "train/loss": math.nan}

@@ -26,6 +26,16 @@ def test_clock_text(seconds, expected):
   assert text.clock_text(seconds) == expected
 
 
+@pytest.mark.parametrize(
+  ("seconds", "expected"),
+  [(-3, "0 s"), (0.4, "0 s"), (45, "45 s"), (59.6, "1 min 0 s"),
+   (190, "3 min 10 s"), (7_530, "2 h 5 min"), (86_399, "23 h 59 min"),
+   (3 * 86_400 + 14_500, "3 d 4 h")],
+)  # fmt: skip
+def test_duration(seconds, expected):
+  assert text.duration(seconds) == expected
+
+
 def test_a_table_aligns_its_first_column_left_and_the_others_right():
   table = text.format_table(["run", "loss"], [["a", "10.5"], ["long", "9"]])
   assert table.splitlines() == [

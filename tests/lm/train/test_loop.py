@@ -47,6 +47,15 @@ def test_a_finished_run_has_nothing_left_to_do(tiny, tmp_path, capfd):
   assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
+def test_the_time_left_is_told_early_and_once(tiny, tmp_path, capfd):
+  changes = {"train__num_steps": 30, "log__progress": "plain"}
+  assert _train(tiny, tmp_path, **changes) == 0
+  lines = capfd.readouterr().err.splitlines()
+  told = [i for i, line in enumerate(lines) if "of training to go" in line]
+  assert len(told) == 1
+  assert told[0] < next(i for i, x in enumerate(lines) if "step 30/30" in x)
+
+
 def test_details_appear_at_their_steps(tiny, tmp_path):
   assert _train(tiny, tmp_path, log__details_every=3) == 0
   columns = metrics.read(tmp_path)

@@ -1,11 +1,16 @@
 """The display says the right numbers at the right times."""
 
+import datetime
 import io
+import types
 
+import numpy as np
 import pytest
 import tqdm
 
-from lm.train import progress
+from lm.runs import resume
+from lm.step import build
+from lm.train import progress, reporter
 
 
 class Clock:
@@ -146,3 +151,63 @@ def test_the_bar_resumes_where_the_run_does_and_shows_the_loss():
   bar.close()
   assert "\na message\n" in stream.getvalue().replace("\r", "\n")
   assert "step 5/10 (50%), loss 2.2500" in stream.getvalue()
+
+
+def _at(monkeypatch, *now):
+  """Makes the time of the day that of the arguments."""
+
+  class Fixed(datetime.datetime):
+    @classmethod
+    def now(cls):
+      return datetime.datetime(*now)
+
+  fixed = types.SimpleNamespace(datetime=Fixed, timedelta=datetime.timedelta)
+  monkeypatch.setattr(progress, "datetime", fixed)
+
+
+@pytest.mark.parametrize(
+  ("hour", "until"), [(21, "21:13"), (23, "2026-03-01 00:00")]
+)
+@pytest.mark.parametrize("kind", ["plain", "bar"])
+def test_the_time_left_is_told(monkeypatch, kind, hour, until):
+  _at(monkeypatch, 2026, 2, 28, hour, 10 if hour == 21 else 57, 0)
+  stream = io.StringIO()
+  shown = progress.Progress(kind, 100, 50_000, stream=stream)
+  shown.update(40, 20_000)
+  shown.foresee(20_000, 5_000, 31.5)  # 30,000 more, at 158.7 a second.
+  shown.foresee(50_000, 5_000, 31.5)  # Nothing is left to tell.
+  assert stream.getvalue().count("to go") == 1
+  told = f"About 3 min 9 s of training to go, until {until}; evaluations"
+  assert told in stream.getvalue()
+
+
+def test_the_time_left_is_told_once_and_leaves_out_pauses(
+  tiny, monkeypatch, clock
+):
+  config = tiny.config(log__every=7, mesh__data=8)
+  parts = build.build(build.resolve(config, build.find_data(config)))
+  told = []
+  shown = types.SimpleNamespace(
+    update=lambda *_: None, foresee=lambda *a: told.append(a)
+  )
+  for module in (reporter, resume):
+    time = types.SimpleNamespace(monotonic=clock)
+    monkeypatch.setattr(module, "time", time)
+  began = now = resume.Clock(100, 1000, 32_000, 50.0)  # Resumed there.
+  writer = types.SimpleNamespace(write=lambda *_: None)
+  said = reporter.Reporter(
+    parts, writer, shown, resume.Stopwatch(began.seconds), began
+  )
+  clock.now += 1000.0  # Compilation.
+  said.start(began)
+  halted = {"halted": np.array(False), "step": np.array(0)}
+  for _ in range(60):  # A step of 320 tokens takes 2 seconds.
+    clock.now += 2.0
+    now = now.advance(10, 32)
+    said.push(now, halted, 0.0)
+    if now.step == 110:
+      with said.paused(now):
+        clock.now += 500.0  # An evaluation.
+  # Step 126 is the first 20 later that is logged; it is known to be done when
+  # step 127 has been handed over.
+  assert told == [(32_000 + 26 * 320, 26 * 320, 54.0)]
