@@ -14,7 +14,6 @@ import jax
 import pytest
 
 from lm.cli import flags
-from lm.cli import program as cli_program
 from lm.config import load
 from lm.data import rows
 from lm.probes import table as probes
@@ -123,19 +122,29 @@ def _examples():
   yield from map(_words, re.findall(r"`(--config\.[^`]*)`", text))
 
 
+class _Stop(BaseException):
+  """Ends a program where its flags are parsed, or were refused."""
+
+
 def _parsed(program, words, monkeypatch):
   """What the program would be given; a wrong flag raises."""
-  module = importlib.import_module(program)
-  given = []
+  module, parse = importlib.import_module(program), flags.parse
 
-  def run(body, argv, doc, declared, **options):
-    del body
-    given.append(flags.parse(argv, doc, declared, **options))
+  def parsed(*args, **options):
+    try:
+      raise _Stop(parse(*args, **options))
+    except ValueError as error:
+      raise _Stop(error) from error
 
+  given = [word for word in words if not word.startswith("$")]
   with monkeypatch.context() as patch:
-    patch.setattr(cli_program, "run", run)
-    module.main([word for word in words if not word.startswith("$")])
-  return given[0]
+    patch.setattr(flags, "parse", parsed)
+    with pytest.raises(_Stop) as stop:
+      module.main(given)
+  (given,) = stop.value.args
+  if isinstance(given, ValueError):
+    raise given
+  return given
 
 
 def _checked(config):
