@@ -84,12 +84,6 @@ class Bucket:
 Place = Callable[[Bucket, Piece, jax.Array], jax.Array]
 
 
-def _stay(bucket: Bucket, piece: Piece, x: jax.Array) -> jax.Array:
-  """A `Place` that moves nothing."""
-  del bucket, piece
-  return x
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """Where every leaf of a tree goes; static, since made from shapes alone."""
@@ -103,7 +97,9 @@ class Plan:
     """Whether the tree has no leaf at all."""
     return not self.paths
 
-  def split(self, tree: Any, place: Place = _stay) -> Split:
+  def split(
+    self, tree: Any, place: Place = lambda bucket, piece, x: x
+  ) -> Split:
     """Stacks the matrices of a tree, in the type of the bucket's arithmetic.
 
     Args:
@@ -129,7 +125,9 @@ class Plan:
         leaves[piece.index] = optax.MaskedNode()
     return Split(Stacks(stacks), jax.tree.unflatten(self.treedef, leaves))
 
-  def merge(self, split: Split, like: Any, place: Place = _stay) -> Any:
+  def merge(
+    self, split: Split, like: Any, place: Place = lambda bucket, piece, x: x
+  ) -> Any:
     """Undoes `split`.
 
     Args:
@@ -291,13 +289,9 @@ def treatment_table(
     shape = str(tuple(leaf.shape))
     last = found.get(index, ("-", "element-wise", "-"))
     rows.append((plan.paths[index], shape, *last))
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  return "\n".join(
-    "  ".join(
-      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-    ).rstrip()
-    for row in rows
-  )
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
+  return "\n".join(line.rstrip() for line in lines)
 
 
 def _lengths(shape, dims: DimensionNumbers) -> tuple[int, ...]:
@@ -318,8 +312,7 @@ def _treatment(lengths, dims, max_precond_dim, one_sided, block_size):
       want and side in dims.precondition for side, want in enumerate(wanted)
     ]
   elif one_sided:
-    shortest = min(n for n in lengths)
-    chosen = max(i for i, n in enumerate(lengths) if n == shortest)
+    chosen = max(i for i, n in enumerate(lengths) if n == min(lengths))
     wanted = [want and i == chosen for i, want in enumerate(wanted)]
   blocks = tuple(
     -(-n // block_size) if want and block_size is not None else 1
@@ -341,17 +334,10 @@ def _to_stack(piece: Piece, bucket: Bucket, leaf: jax.Array) -> jax.Array:
   x = x.reshape(-1, *piece.lengths)
   if math.prod(piece.blocks) == 1:
     return x
-  padding = [
-    (0, b * n - length)
-    for b, n, length in zip(
-      piece.blocks, bucket.shape, piece.lengths, strict=True
-    )
-  ]
-  x = jnp.pad(x, [(0, 0), *padding])
-  cut = [
-    n for pair in zip(piece.blocks, bucket.shape, strict=True) for n in pair
-  ]
-  x = x.reshape(x.shape[0], *cut)
+  cut = list(zip(piece.blocks, bucket.shape, strict=True))
+  sides = zip(cut, piece.lengths, strict=True)
+  x = jnp.pad(x, [(0, 0), *((0, b * n - length) for (b, n), length in sides)])
+  x = x.reshape(x.shape[0], *(n for pair in cut for n in pair))
   k = len(bucket.shape)
   x = x.transpose(0, *range(1, 2 * k, 2), *range(2, 2 * k + 1, 2))
   return x.reshape(-1, *bucket.shape)

@@ -76,9 +76,7 @@ def neighbours(
   Returns:
     Two arrays like x, float32.
   """
-  x = as_floats(x)
-  blocks = to_blocks(x, quantizer)
-  codes = to_codes(blocks, quantizer.grid)
+  x, blocks, codes = _in_codes(x, quantizer)
   lower, upper = grids.bracket(codes, quantizer.grid)
 
   def put_back(codes):
@@ -97,9 +95,8 @@ def round_nearest(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   Returns:
     Like x, float32.
   """
-  x = as_floats(x)
-  blocks = to_blocks(jax.lax.stop_gradient(x), quantizer)
-  codes = grids.nearest(to_codes(blocks, quantizer.grid), quantizer.grid)
+  x, blocks, codes = _in_codes(jax.lax.stop_gradient(x), quantizer)
+  codes = grids.nearest(codes, quantizer.grid)
   return uncut(from_codes(codes, blocks.scale), x, quantizer)
 
 
@@ -120,9 +117,7 @@ def round_random(
   Returns:
     Like x, float32; without a gradient.
   """
-  x = as_floats(x)
-  blocks = to_blocks(jax.lax.stop_gradient(x), quantizer)
-  codes = to_codes(blocks, quantizer.grid)
+  x, blocks, codes = _in_codes(jax.lax.stop_gradient(x), quantizer)
   k, spacing = grids.locate(codes, quantizer.grid)
   lower = jnp.floor(k)
   bits = jax.random.bits(key, x.shape, jnp.uint16)
@@ -146,9 +141,7 @@ def rounding_variance(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   Returns:
     Like x, float32.
   """
-  x = as_floats(x)
-  blocks = to_blocks(x, quantizer)
-  codes = to_codes(blocks, quantizer.grid)
+  x, blocks, codes = _in_codes(x, quantizer)
   lower, upper = grids.bracket(codes, quantizer.grid)
   # In units of s, where neither difference can round below zero.
   variance = (upper - codes) * (codes - lower)
@@ -197,10 +190,8 @@ def quantize(x: jax.Array, quantizer: Quantizer) -> tuple[jax.Array, Any]:
     "absmax", float8_e8m0fnu for powers of two, and for "nvfp4" float8_e4m3fn
     together with a float32 for the array.
   """
-  x = as_floats(x)
-  blocks = to_blocks(x, quantizer)
-  codes = grids.nearest(to_codes(blocks, quantizer.grid), quantizer.grid)
-  codes = uncut(codes, x, quantizer)
+  x, blocks, codes = _in_codes(x, quantizer)
+  codes = uncut(grids.nearest(codes, quantizer.grid), x, quantizer)
   return grids.encode(codes, quantizer.grid), store(blocks, quantizer)
 
 
@@ -248,13 +239,18 @@ def unique_codes(x: jax.Array, quantizer: Quantizer) -> jax.Array:
   Returns:
     int32 [].
   """
-  x = as_floats(x)
-  blocks = to_blocks(x, quantizer)
-  codes = grids.nearest(to_codes(blocks, quantizer.grid), quantizer.grid)
-  codes = uncut(codes, x, quantizer)
+  x, _, codes = _in_codes(x, quantizer)
+  codes = uncut(grids.nearest(codes, quantizer.grid), x, quantizer)
   table = jnp.asarray(quantizer.grid.codes(), codes.dtype)
   used = jnp.zeros(table.shape, bool)
   return jnp.sum(used.at[jnp.searchsorted(table, codes)].set(True))
+
+
+def _in_codes(x, quantizer):
+  """(x as floats, its blocks, x / s limited to the range of the grid)."""
+  x = as_floats(x)
+  blocks = to_blocks(x, quantizer)
+  return x, blocks, to_codes(blocks, quantizer.grid)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
