@@ -5,8 +5,10 @@ PYTHON ?= python3
 VENV ?= .venv$(addprefix -,$(filter-out python3,$(notdir $(PYTHON))))
 # Files or folders for `make test`; all tests if empty.
 TESTS ?=
-CONFIG ?= ml_collections_configs/tiny.py
-RUN ?= runs/tiny
+CONFIG ?= ml_collections_configs/demo.py
+RUN ?= runs/demo
+# What the demo is drawn beside: its model by AdamW, stored with the code.
+BESIDE ?= $(if $(filter %/demo.py,$(CONFIG)),docs/runs/stored_adamw)
 BIN := $(VENV)/bin
 
 .PHONY: help demo test newest check lint architecture slow bench notebooks \
@@ -22,7 +24,7 @@ help: ## List the targets and the variables.
 demo: $(VENV)/.lm ## Install, prepare the corpus, train, evaluate, sample, draw.
 	$(BIN)/python -m lm.data.prepare --config=$(CONFIG)
 	$(BIN)/python -m lm.main --config=$(CONFIG) --workdir=$(RUN)
-	$(BIN)/python -m lm.report $(RUN)
+	$(BIN)/python -m lm.report $(RUN) $(BESIDE) --out=$(RUN)
 
 test: $(VENV)/.dev ## Install and run the default tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)

@@ -1,4 +1,4 @@
-r"""The demo with LOTION: weights that survive rounding to FP4.
+r"""tiny.py with LOTION: weights that survive rounding to FP4.
 
     python -m lm.data.prepare --config=ml_collections_configs/lotion_fp4.py
     python -m lm.main --config=ml_collections_configs/lotion_fp4.py \

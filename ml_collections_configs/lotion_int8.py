@@ -1,4 +1,4 @@
-r"""The demo with LOTION: weights that survive rounding to INT8.
+r"""tiny.py with LOTION: weights that survive rounding to INT8.
 
     python -m lm.data.prepare --config=ml_collections_configs/lotion_int8.py
     python -m lm.main --config=ml_collections_configs/lotion_int8.py \

@@ -1,4 +1,4 @@
-r"""The demo with Shampoo: exponent 1/2 a factor, grafted onto Adam.
+r"""tiny.py with Shampoo: exponent 1/2 a factor, grafted onto Adam.
 
     python -m lm.data.prepare --config=ml_collections_configs/shampoo.py
     python -m lm.main --config=ml_collections_configs/shampoo.py \

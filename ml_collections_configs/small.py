@@ -1,4 +1,4 @@
-r"""The demo's model for two passes over its corpus.
+r"""tiny.py for two passes over its corpus.
 
     python -m lm.data.prepare --config=ml_collections_configs/small.py
     python -m lm.main --config=ml_collections_configs/small.py \

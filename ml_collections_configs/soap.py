@@ -1,4 +1,4 @@
-r"""The demo with SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
+r"""tiny.py with SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
 
     python -m lm.data.prepare --config=ml_collections_configs/soap.py
     python -m lm.main --config=ml_collections_configs/soap.py \

@@ -68,7 +68,7 @@ def smoke() -> list[Run]:
 
 
 def tiny_learning_rate() -> list[Run]:
-  """The demo at five learning rates."""
+  """tiny.py at five learning rates."""
   rates = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
   return [_tiny(point) for point in product({"optim.learning_rate": rates})]
 
