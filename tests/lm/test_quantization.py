@@ -1,6 +1,7 @@
 """`config.quant`: which weights are rounded, what the loss sees, the scores."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -214,8 +215,15 @@ def test_no_biased_draws_are_scored(tiny):
   assert set(score.scalars()) == {"loss_nearest"}
 
 
-@pytest.mark.parametrize("block_size", [0, 16])
-@pytest.mark.parametrize("grid", rounded.GRIDS)
+def _grids():
+  """Every grid with both sizes of blocks; four of them by default."""
+  default = {("int4", 16), ("mxint8", 16), ("fp6_e2m3", 0), ("fp8_e5m2", 0)}
+  for case in itertools.product(rounded.GRIDS, (0, 16)):
+    marks = () if case in default else pytest.mark.slow
+    yield pytest.param(*case, marks=marks)
+
+
+@pytest.mark.parametrize(("grid", "block_size"), _grids())
 def test_packed_weights_come_back_on_their_grid(tiny, grid, block_size):
   parts = _parts(tiny, "ptq", quant__grid=grid, quant__block_size=block_size)
   params = jax.tree.map(np.asarray, build.init_state(parts).params)

@@ -142,7 +142,9 @@ def _assert_close(a, b, tolerance):
 RECOMPUTED = {"none": 0, "full": 7, "dots": 2, "names:q,k,v,mlp_in": 3}
 
 
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
+@pytest.mark.parametrize(
+  "layers", ["scan", pytest.param("unroll", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("policy", list(RECOMPUTED)[1:])
 def test_remat_changes_memory_and_nothing_else(
   make_config, make_params, rows, policy, layers
@@ -231,8 +233,18 @@ def test_rows_of_different_lengths_decode_together(make_config, make_params):
     np.testing.assert_allclose(logits[i, 0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_forward_mode_and_curvature(cfg, make_params, rows):
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(
+      name, marks=() if name in ("olmo", "after") else pytest.mark.slow
+    )
+    for name in OPTIONS
+  ],
+)
+def test_forward_mode_and_curvature(make_config, make_params, rows, name):
   """jvp and Hessian-vector product against differences of the gradient."""
+  cfg = make_config(**OPTIONS[name])
   params, model = make_params(cfg), Transformer(cfg)
   keys = iter(jax.random.split(jax.random.key(5), 100))
   v = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), params)
