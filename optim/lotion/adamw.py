@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from ..common import checks
+from ..common.options import also_takes
 from ..common.tree import like, upcast
 from ..rounding.params import QuantizerTree
 from .transform import add_rounding_penalty
 
 
+@also_takes(add_rounding_penalty)
 def lotion_adamw(
   learning_rate: optax.ScalarOrSchedule,
   quantizer: QuantizerTree,
@@ -24,9 +26,8 @@ def lotion_adamw(
   weight_decay: optax.ScalarOrSchedule = 1e-4,
   mask: Any | None = None,
   mu_dtype: Any | None = None,
-  curvature_decay: float = 0.99,
   penalty_mask: Any | None = None,
-  scale_gradient: bool = True,
+  **penalty: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """AdamW on the loss plus the penalty: `add_rounding_penalty`, `optax.adamw`.
 
@@ -50,9 +51,8 @@ def lotion_adamw(
       tree: True decays the leaf. None: every leaf decays, biases and gains of
       norms as well.
     mu_dtype: Type of Adam's first moment; None is float32.
-    curvature_decay: As for `add_rounding_penalty`.
     penalty_mask: The `mask` of `add_rounding_penalty`.
-    scale_gradient: As for `add_rounding_penalty`.
+    **penalty: The other arguments of `add_rounding_penalty`.
 
   Returns:
     A transform whose `update` needs `params`, and takes `curvature` as
@@ -68,12 +68,8 @@ def lotion_adamw(
     checks.decay(name, value)
   for name, value in (("eps", eps), ("eps_root", eps_root)):
     checks.positive(name, value, zero_too=True)
-  penalty = add_rounding_penalty(
-    quantizer,
-    strength,
-    curvature_decay=curvature_decay,
-    mask=penalty_mask,
-    scale_gradient=scale_gradient,
+  first = add_rounding_penalty(
+    quantizer, strength, mask=penalty_mask, **penalty
   )
   adamw = optax.adamw(
     learning_rate,
@@ -85,7 +81,7 @@ def lotion_adamw(
     weight_decay=weight_decay,
     mask=mask,
   )
-  return optax.chain(penalty, _in_float32(adamw))
+  return optax.chain(first, _in_float32(adamw))
 
 
 def _in_float32(

@@ -22,6 +22,7 @@ Source: Kwun et al., "LOTION: Smoothing the Optimization Landscape for Quantized
 Training", 2025, https://arxiv.org/abs/2510.08757
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ import numpy as np
 import optax
 
 from ..common import checks
+from ..common.options import also_takes, takes
 from ..common.tree import is_masked, zeros
 from ..rounding.params import (
   Leaf,
@@ -67,13 +69,50 @@ class PenalizedState(NamedTuple):
   inner: Any
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PenaltyOptions:
+  """Options of `add_rounding_penalty`.
+
+  Attributes:
+    quantizer: A `Quantizer` for every leaf, or a tree or function of them; see
+      `optim.quantize_params`.
+    strength: lambda >= 0, or a schedule of the update count. Warm it up: early
+      averages are noisy. Where lambda is 0, the updates do not change.
+    curvature_decay: Decay of the average of g, in [0, 1).
+    mask: Tree of bools, or a function of params that makes such a tree: True
+      penalises the leaf. None: every leaf with a quantizer is penalised.
+    scale_gradient: Whether the scales move with the weights; see
+      `optim.rounding_penalty`.
+  """
+
+  quantizer: QuantizerTree
+  strength: optax.ScalarOrSchedule
+  _: dataclasses.KW_ONLY
+  curvature_decay: float = 0.99
+  mask: Any | None = None
+  scale_gradient: bool = True
+
+  def __post_init__(self):
+    """Raises for any argument out of range."""
+    check_quantizers(self.quantizer, self.mask)
+    x: Any = self.strength
+    if not callable(x) and not isinstance(x, jax.core.Tracer):
+      number = isinstance(x, (int, float, np.number, np.ndarray, jax.Array))
+      if not number or np.ndim(x) or not 0 <= x < np.inf:
+        raise ValueError(
+          f"strength={x!r} must be >= 0 and finite, e.g. 10.0, or a schedule, "
+          "e.g. optax.linear_schedule(0.0, 10.0, 1000)."
+        )
+    checks.decay("curvature_decay", self.curvature_decay)
+
+  def leaves(self, params: Any) -> list[Leaf]:
+    """The leaves of params, with their quantizers."""
+    return find_leaves(params, self.quantizer, self.mask, unbiased=True)
+
+
+@takes(PenaltyOptions)
 def add_rounding_penalty(
-  quantizer: QuantizerTree,
-  strength: optax.ScalarOrSchedule,
-  *,
-  curvature_decay: float = 0.99,
-  mask: Any | None = None,
-  scale_gradient: bool = True,
+  o: PenaltyOptions,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adds the gradient of lambda / 2 sum_i g_i sigma_i^2(w) to the updates.
 
@@ -89,17 +128,6 @@ def add_rounding_penalty(
   clipping, which would shrink gradient and penalty. Accumulate gradients
   outside, with `optax.MultiSteps` around the whole chain.
 
-  Args:
-    quantizer: A `Quantizer` for every leaf, or a tree or function of them; see
-      `optim.quantize_params`.
-    strength: lambda >= 0, or a schedule of the update count. Warm it up: early
-      averages are noisy. Where lambda is 0, the updates do not change.
-    curvature_decay: Decay of the average of g, in [0, 1).
-    mask: Tree of bools, or a function of params that makes such a tree: True
-      penalises the leaf. None: every leaf with a quantizer is penalised.
-    scale_gradient: Whether the scales move with the weights; see
-      `optim.rounding_penalty`.
-
   Returns:
     A transform whose `update` needs `params`. Its state has one float32 copy of
     the penalised leaves.
@@ -113,38 +141,29 @@ def add_rounding_penalty(
   References:
     Kwun et al., "LOTION", 2025, https://arxiv.org/abs/2510.08757
   """
-  _check(quantizer, strength, curvature_decay, mask)
 
   def init_fn(params):
-    return _init(params, quantizer, mask)
+    return _init(o, params)
 
   def update_fn(updates, state, params=None, *, curvature=None, **extra_args):
     del extra_args
     _check_params("add_rounding_penalty", params)
-    leaves = find_leaves(params, quantizer, mask, unbiased=True)
-    supplied = {}
+    leaves, supplied = o.leaves(params), {}
     if curvature is not None:
       supplied = match_curvature(curvature, params, leaves)
-    averages, state = _average(
-      leaves, updates, state, supplied, curvature_decay
-    )
-    updates = _penalize(
-      leaves, updates, averages, strength, state.count, scale_gradient
-    )
-    return updates, state
+    averages, state = _average(o, leaves, updates, state, supplied)
+    return _penalize(o, leaves, updates, averages, state.count), state
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+@also_takes(add_rounding_penalty)
 def with_rounding_penalty(
   tx: optax.GradientTransformation,
   quantizer: QuantizerTree,
   strength: optax.ScalarOrSchedule,
   curvature: Callable[[Any, Any], Any],
-  *,
-  curvature_decay: float = 0.99,
-  mask: Any | None = None,
-  scale_gradient: bool = True,
+  **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """`add_rounding_penalty`, with the curvature that the optimiser keeps.
 
@@ -161,9 +180,7 @@ def with_rounding_penalty(
     curvature: (state of tx, params) -> tree of g, with `optax.MaskedNode()` for
       leaves without a known curvature. E.g. `optim.factor_diagonal` with the
       options of the optimiser.
-    curvature_decay: Decay of the averages of the leaves left out, in [0, 1).
-    mask: As for `add_rounding_penalty`.
-    scale_gradient: As for `add_rounding_penalty`.
+    **options: The other arguments of `add_rounding_penalty`.
 
   Returns:
     A transform whose `update` needs `params`. Its state is a `PenalizedState`.
@@ -171,47 +188,28 @@ def with_rounding_penalty(
   Raises:
     ValueError: As for `add_rounding_penalty`.
   """
-  _check(quantizer, strength, curvature_decay, mask)
+  o = PenaltyOptions(quantizer, strength, **options)
   tx = optax.with_extra_args_support(tx)
 
   def find_known(inner, params):
-    leaves = find_leaves(params, quantizer, mask)
+    leaves = find_leaves(params, o.quantizer, o.mask)
     return match_curvature(curvature(inner, params), params, leaves)
 
   def init_fn(params):
     inner = tx.init(params)
     known = jax.eval_shape(find_known, inner, params)
-    return PenalizedState(_init(params, quantizer, mask, known), inner)
+    return PenalizedState(_init(o, params, known), inner)
 
   def update_fn(updates, state, params=None, **extra_args):
     _check_params("with_rounding_penalty", params)
-    leaves = find_leaves(params, quantizer, mask, unbiased=True)
-    known = find_known(state.inner, params)
-    averages, penalty = _average(
-      leaves, updates, state.penalty, known, curvature_decay
-    )
-    penalized = _penalize(
-      leaves, updates, averages, strength, penalty.count, scale_gradient
-    )
+    leaves, known = o.leaves(params), find_known(state.inner, params)
+    averages, penalty = _average(o, leaves, updates, state.penalty, known)
+    penalized = _penalize(o, leaves, updates, averages, penalty.count)
     extra_args = dict(extra_args, statistics=updates)
     updates, inner = tx.update(penalized, state.inner, params, **extra_args)
     return updates, PenalizedState(penalty, inner)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check(quantizer, strength, curvature_decay, mask) -> None:
-  check_quantizers(quantizer, mask)
-  if not callable(strength) and not isinstance(strength, jax.core.Tracer):
-    number = isinstance(
-      strength, (int, float, np.number, np.ndarray, jax.Array)
-    )
-    if not number or np.ndim(strength) or not 0 <= strength < np.inf:
-      raise ValueError(
-        f"strength={strength!r} must be >= 0 and finite, e.g. 10.0, or a "
-        "schedule, e.g. optax.linear_schedule(0.0, 10.0, 1000)."
-      )
-  checks.decay("curvature_decay", curvature_decay)
 
 
 def _check_params(name: str, params) -> None:
@@ -222,29 +220,29 @@ def _check_params(name: str, params) -> None:
     )
 
 
-def _init(params, quantizer, mask, known=()) -> RoundingPenaltyState:
+def _init(o: PenaltyOptions, params, known=()) -> RoundingPenaltyState:
   """Zero averages for the penalised leaves without a known curvature."""
   averages = [
     optax.MaskedNode()
     if leaf.quantizer is None or leaf.path in known
     else zeros(leaf.value)
-    for leaf in find_leaves(params, quantizer, mask, unbiased=True)
+    for leaf in o.leaves(params)
   ]
   tree = jax.tree.unflatten(jax.tree.structure(params), averages)
   return RoundingPenaltyState(jnp.zeros((), jnp.int32), tree)
 
 
 def _average(
+  o: PenaltyOptions,
   leaves: list[Leaf],
   updates: Any,
   state: RoundingPenaltyState,
   supplied: dict[str, jax.Array],
-  decay: float,
 ) -> tuple[list, RoundingPenaltyState]:
   """g of every leaf (None if not penalised), and the new averages."""
   count: Any = optax.safe_increment(state.count)
   # The average of t samples with weights decay^(t - i), without the bias.
-  share = (1 - decay) / (1 - decay**count)
+  share = (1 - o.curvature_decay) / (1 - o.curvature_decay**count)
   treedef = jax.tree.structure(updates)
   grads = treedef.flatten_up_to(updates)
   kept = treedef.flatten_up_to(state.curvature)
@@ -266,8 +264,9 @@ def _average(
   return used, RoundingPenaltyState(count, tree)
 
 
-def _penalize(leaves, updates, curvature, strength, count, scale_gradient):
+def _penalize(o: PenaltyOptions, leaves, updates, curvature, count):
   """updates + lambda dR/dw; `count` includes this update."""
+  strength = o.strength
   if callable(strength):
     strength = strength(count - 1)
   elif not isinstance(strength, jax.Array) and strength == 0:
@@ -276,7 +275,7 @@ def _penalize(leaves, updates, curvature, strength, count, scale_gradient):
   def add(leaf: Leaf, u, g):
     if g is None or leaf.quantizer is None:
       return u
-    force = penalty_force(leaf.value, g, leaf.quantizer, scale_gradient)
+    force = penalty_force(leaf.value, g, leaf.quantizer, o.scale_gradient)
     penalized = (u.astype(force.dtype) + strength * force).astype(u.dtype)
     # A force that is not finite times 0 is not 0.
     return jnp.where(jnp.equal(strength, 0), u, penalized)
