@@ -36,6 +36,8 @@ _TOKENIZER_TEXT = 100_000_000
 _FLOOR_TOKENS = 20_000_000
 _REPORT_SECONDS = 5.0
 
+_FLAGS = (flags.CONFIG,)
+
 
 def prepare(
   data_cfg, eval_sets: Sequence[str], *, log: Log = print
@@ -246,7 +248,7 @@ def table(prepared: dict[str, layout.Prepared]) -> str:
   return format_table(header, lines)
 
 
-@program.takes(__doc__, (flags.CONFIG,))
+@program.takes(__doc__, _FLAGS)
 def main(args: types.SimpleNamespace) -> None:
   """Prepares the data and prints the table."""
   started = time.monotonic()
