@@ -1,4 +1,4 @@
-r"""The demo: 1.6M parameters on presidential addresses, minutes on two cores.
+r"""The demo: 1.4M parameters on presidential addresses, minutes on two cores.
 
     make demo
 
@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
   """See the module docstring."""
   c = tiny.get_config()
   # In a given time, more tokens teach more than more layers of more channels.
-  c.model.D, c.model.F, c.model.N = 128, 512, 3
+  c.model.D, c.model.F, c.model.N = 128, 512, 2
   c.model.H = c.model.G = 2
   c.data.batch_size = 8
   c.optim.name = "muon"

@@ -91,7 +91,8 @@ def test_several_processes_are_one(group, tmp_path, method, shape):
 
   lines = (several / "metrics.jsonl").read_text().splitlines()
   steps = [json.loads(line)["step"] for line in lines]
-  assert sorted(steps) == [1, 2, 3, 3, 4, 5, 6, 6]  # Two of them are scores.
+  # Scores at 3 and 6, and those of the end.
+  assert sorted(steps) == [1, 2, 3, 3, 4, 5, 6, 6, 6]
 
   assert checkpoint.list_steps(several) == [3, 6]
   shutil.rmtree(several / "checkpoints" / "6")
