@@ -150,7 +150,7 @@ def digest(folder: pathlib.Path) -> str:
 def metrics(folder: pathlib.Path, steps: int) -> dict[str, Any]:
   """Numbers of a run by key and step, without times.
 
-  The score at the last step is left out: only a run that ends there has one.
+  The scores at the last step are left out: only a run that ends there has them.
   """
   from lm.runs import metrics
 
@@ -160,7 +160,7 @@ def metrics(folder: pathlib.Path, steps: int) -> dict[str, Any]:
       rows = zip(column.steps.tolist(), column.values.tolist(), strict=True)
       last = steps - key.startswith("eval/")
       found[key] = [row for row in rows if row[0] <= last]
-  return found
+  return {key: rows for key, rows in found.items() if rows}
 
 
 def describe(result: Soak) -> str:
