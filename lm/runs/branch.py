@@ -53,7 +53,8 @@ def resolve(config: Config, folder: str | os.PathLike | None = None) -> Config:
   if not t.branch_from:
     return config
   run, step = _place(t.branch_from)
-  if folder is not None and pathlib.Path(folder).resolve() == run.resolve():
+  own = None if folder is None else pathlib.Path(folder).expanduser()
+  if own is not None and own.resolve() == run.resolve():
     raise ConfigError(
       f"config.train.branch_from={t.branch_from} is the run in --workdir="
       f"{folder} itself; give the branch another --workdir."
