@@ -28,10 +28,13 @@ def test_a_run_learns_and_is_scored_and_sampled(tiny, tmp_path):
   assert len(losses) == 30
   # A guess that knows nothing costs log V; text of ASCII soon costs less.
   assert losses[0] == pytest.approx(math.log(_VOCABULARY), abs=0.5)
-  assert losses[-1] < math.log(_VOCABULARY) - 0.5
+  # Batches of 8 x 32 bytes differ by 0.25 nats, and which they are depends on
+  # the folder's name: the mean of ten is compared, not the last.
+  last = float(losses[-10:].mean())
+  assert last < math.log(_VOCABULARY) - 0.5
   row = _run("lm.evaluate", f"--workdir={tmp_path}").splitlines()[-1]
   assert row.startswith(tiny.corpus)
   score = float(row.removeprefix(tiny.corpus).split()[0])
-  assert score == pytest.approx(losses[-1], abs=0.5)
+  assert score == pytest.approx(last, abs=0.5)
   flags = [f"--workdir={tmp_path}", "--prompt=The ", "--num_tokens=8"]
   assert _run("lm.generate", *flags).startswith("The ")
