@@ -1,0 +1,4 @@
+"""Our transforms for the authors' settings; see `authors.py`."""
+
+METHODS = {}
+LAYOUTS = {}
