@@ -42,7 +42,12 @@ def _same(a, b, atol=2e-4):
     np.testing.assert_allclose(x, y, atol=atol, rtol=1e-3)
 
 
-@pytest.fixture(scope="module", params=sorted(TRANSFORMS))
+def _marked(name):
+  marks = pytest.mark.slow if TRANSFORMS[name].repeats else ()
+  return pytest.param(name, marks=marks)
+
+
+@pytest.fixture(scope="module", params=map(_marked, sorted(TRANSFORMS)))
 def row(request):
   return TRANSFORMS[request.param]
 
@@ -66,15 +71,33 @@ def test_every_exported_factory_has_a_row():
   assert exported == set(TRANSFORMS)
 
 
-def test_aliases_repeat_the_defaults_of_their_directions():
-  for alias, direction in (
-    (optim.soap, optim.scale_by_soap),
-    (optim.shampoo, optim.scale_by_shampoo),
-    (optim.muon, optim.scale_by_muon),
-  ):
-    have = inspect.signature(alias).parameters
-    for name, parameter in inspect.signature(direction).parameters.items():
-      assert have[name].default == parameter.default, (alias, name)
+_ALIASES = {
+  name: row.repeats for name, row in TRANSFORMS.items() if row.repeats
+} | {name: f"scale_by_{name}" for name in ("soap", "shampoo", "muon")}
+
+
+@pytest.mark.parametrize("name", sorted(_ALIASES))
+def test_aliases_repeat_the_defaults_of_their_directions(name):
+  have = inspect.signature(getattr(optim, name)).parameters
+  direction = inspect.signature(TRANSFORMS[_ALIASES[name]].make).parameters
+  for argument, parameter in direction.items():
+    assert have[argument].default == parameter.default, argument
+
+
+@pytest.mark.parametrize(
+  "name", [name for name, row in TRANSFORMS.items() if row.repeats]
+)
+def test_an_alias_is_its_direction_with_decay_and_a_rate(name):
+  row, shared = TRANSFORMS[name], TRANSFORMS[TRANSFORMS[name].repeats]
+  options = {k: v for k, v in row.options.items() if k not in row.rates}
+  direction = optax.with_extra_args_support(shared.make(**options))
+  rates = dict.fromkeys(row.rates, 0.1)
+  params = make_params()
+  by_hand = _trace(direction, shared, steps=2)
+  whole = _trace(row.build(**rates, weight_decay=0.2), row, steps=2)
+  for (wanted, _), (updates, _) in zip(by_hand, whole, strict=True):
+    stepped = jax.tree.map(lambda u, w: -0.1 * (u + 0.2 * w), wanted, params)
+    _same(updates, stepped)
 
 
 def test_types_are_stable(row, trace):

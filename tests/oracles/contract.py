@@ -46,6 +46,9 @@ class Row:
     descends: Whether its updates are steps downhill (else a direction uphill).
     rates: Names of its learning rates.
     extra_args: Made from (params), passed to each update.
+    repeats: The row whose transform this one only chains with decay and a
+      rate. By default an alias is compared with a composition by hand; what
+      else a row promises is tested by `make slow`.
   """
 
   make: Callable[..., optax.GradientTransformation]
@@ -54,6 +57,7 @@ class Row:
   descends: bool = False
   rates: tuple[str, ...] = ("learning_rate",)
   extra_args: Callable[[Any], dict[str, Any]] = lambda params: {}
+  repeats: str = ""
 
   def build(self, **changes):
     options = self.options | changes
