@@ -108,7 +108,9 @@ def _data() -> ml_collections.ConfigDict:
 
 def _optim() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
-  c.name = "adamw"  # A factory of `optim`, `optax` or `optax.contrib`.
+  # A factory of `optim`, `optax` or `optax.contrib`, searched in this order;
+  # "optax.contrib.muon" is optax's where `optim` has one of the name as well.
+  c.name = "adamw"
   c.learning_rate = 1e-3  # Peak.
   # Passed to the factory unchanged, after its signature accepted the names.
   c.kwargs = ml_collections.ConfigDict(

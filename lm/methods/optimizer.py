@@ -19,6 +19,7 @@ from ..config.names import nearest
 from ..config.schema import Config
 from ..model import params as param_table
 
+_MODULES = (optim, optax, optax.contrib)
 # The names under which factories take what the parameter table knows: which
 # leaves decay, and which axes of a leaf are stacked, inputs and outputs.
 _MASKS = ("mask", "weight_decay_mask")
@@ -194,6 +195,9 @@ def find(
 ) -> Callable[..., optax.GradientTransformation]:
   """The factory called `name` in `optim`, `optax` or `optax.contrib`.
 
+  The three modules are searched in this order. Where two have the name, the
+  module can stand before it: "optax.adafactor".
+
   Args:
     name: Of the factory.
     key: Of the configuration that gives the name, for messages.
@@ -201,11 +205,13 @@ def find(
   Raises:
     ValueError: If there is none, or it takes no learning rate.
   """
-  for module in (optim, optax, optax.contrib):
-    factory = getattr(module, name, None)
-    if callable(factory) and not name.startswith("_"):
-      if name in _ELSEWHERE:
-        raise ValueError(f"{key}={name!r}: {_ELSEWHERE[name]}")
+  where, _, last = name.rpartition(".")
+  modules = [m for m in _MODULES if where in ("", m.__name__)]
+  for module in modules:
+    factory = getattr(module, last, None)
+    if callable(factory) and not last.startswith("_"):
+      if module is optim and last in _ELSEWHERE:
+        raise ValueError(f"{key}={name!r}: {_ELSEWHERE[last]}")
       if "learning_rate" in inspect.signature(factory).parameters:
         return factory
       raise ValueError(
@@ -226,7 +232,7 @@ def takes(name: str, argument: str) -> bool:
 def names() -> list[str]:
   """Every optimiser that `find` accepts, sorted."""
   found = set()
-  for module in (optim, optax, optax.contrib):
+  for module in _MODULES:
     for name in dir(module):
       factory = getattr(module, name)
       hidden = name in _ELSEWHERE or name.startswith(("_", "scale_by_"))

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax.contrib
 import pytest
 
+import optim
 from lm.config import load
 from lm.methods import optimizer
 from lm.model import params as param_table
@@ -50,6 +52,14 @@ def test_every_optimiser_of_optax_and_optim_makes_an_update(name):
   loss = jnp.float32(1.0)
   updates, _ = tx.update(_PARAMS, tx.init(_PARAMS), _PARAMS, value=loss)
   assert jax.tree.structure(updates) == jax.tree.structure(_PARAMS)
+
+
+def test_a_module_before_the_name_tells_two_factories_apart():
+  assert optimizer.find("muon") is optim.muon
+  assert optimizer.find("optax.contrib.muon") is optax.contrib.muon
+  for name in ("numpy.muon", "optax.muon", "optax.lotion_adamw"):
+    with pytest.raises(ValueError, match="is not in optim, optax or"):
+      optimizer.find(name)
 
 
 @pytest.mark.parametrize("name", sorted(_NEED_MORE))
