@@ -1,4 +1,4 @@
-"""Eigenbases, orthogonalisation and roots of stacks of matrices.
+"""Eigenbases and roots of stacks of matrices.
 
 Each function takes [S, I, I] (or [S, I, O]) and treats the S matrices alike,
 without a loop over S. The stack axis may be sharded: no function communicates
@@ -9,7 +9,6 @@ Dimension key: see `plan.py`.
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -166,47 +165,6 @@ def inverse_root(
     vectors_SIJ * scale_SI[:, None], vectors_SIJ.mT, precision="highest"
   )
   return root_SII, finite(root_SII)
-
-
-def newton_schulz(
-  x_SIO: jax.Array,
-  coefficients: Sequence[float] = (3.4445, -4.7750, 2.0315),
-  *,
-  num_steps: int = 5,
-  dtype: jax.typing.DTypeLike = jnp.float32,
-) -> jax.Array:
-  """Replaces the singular values of each matrix by values near 1.
-
-  The iteration is X <- a X + (b A + c A^2) X with A = X X^T, from X / ||X||_F.
-  With the standard coefficients the singular values end between about 0.7 and
-  1.2, and not at 1.
-
-  Args:
-    x_SIO: Any matrices. A is the Gram matrix of the shorter side.
-    coefficients: a, b, c.
-    num_steps: Iterations.
-    dtype: Type of the products.
-
-  Returns:
-    Like `x_SIO`, of the type of `x_SIO`.
-
-  References:
-    Jordan et al., "Muon", 2024, https://kellerjordan.github.io/posts/muon/
-  """
-  a, b, c = coefficients
-  # A power of two, which costs no digits: squares shall not overflow.
-  largest_S11 = jnp.max(jnp.abs(x_SIO), axis=(-2, -1), keepdims=True)
-  scaled_SIO = x_SIO * jnp.where(largest_S11 > 2.0**40, 2.0**-80, 1.0)
-  x = (scaled_SIO / (norm(scaled_SIO) + 1e-7)).astype(dtype)
-  tall = x.shape[-2] > x.shape[-1]
-
-  def step(_, x):
-    # Of a tall matrix X^T X is the smaller product; it stands on the right.
-    gram = x.mT @ x if tall else x @ x.mT
-    polynomial = b * gram + c * (gram @ gram)
-    return a * x + (x @ polynomial if tall else polynomial @ x)
-
-  return jax.lax.fori_loop(0, num_steps, step, x).astype(x_SIO.dtype)
 
 
 def norm(x: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from ..common.options import also_takes, takes
 from ..matrices import elementwise, factors, linalg
 from ..matrices.any_mesh import on_any_mesh
 from ..matrices.layout import DimensionTree
+from ..matrices.newton_schulz import newton_schulz
 from ..matrices.options import check_placement
 from ..matrices.placement import Placement, from_stacks, to_stacks
 from ..matrices.plan import Plan, check_two_sides, make_plan
@@ -151,7 +152,7 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
       m = o.beta * old.astype(g.dtype) + (1 - o.beta) * g
       momentum[name] = m.astype(old.dtype)
       ahead = o.beta * m + (1 - o.beta) * g if o.nesterov else m
-      orthogonal = linalg.newton_schulz(
+      orthogonal = newton_schulz(
         ahead, o.ns_coeffs, num_steps=o.ns_steps, dtype=g.dtype
       )
       directions[name] = orthogonal * o.scale(g.shape)
