@@ -13,6 +13,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from . import roots
+
 # A basis is accepted if no entry of Q^T Q - 1 is larger.
 ORTHOGONALITY_TOLERANCE = 1e-4
 
@@ -141,25 +143,47 @@ def cholesky_or_householder(
 
 
 def inverse_root(
-  factor_SII: jax.Array, exponent: jax.Array | float, epsilon: float
+  factor_SII: jax.Array,
+  exponent: jax.Array | float,
+  epsilon: jax.Array | float,
+  *,
+  method: str = "eigh",
+  relative: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
   """(P + epsilon)^(-exponent) of symmetric positive semi-definite matrices.
 
-  Eigenvalues below I * (machine epsilon) * (the largest eigenvalue) are
+  "eigh": eigenvalues below I * (machine epsilon) * (the largest eigenvalue) are
   round-off. They are raised to this floor, so that the null space of a
-  rank-deficient P gets one large factor, and not arbitrary ones.
+  rank-deficient P gets one large factor, and not arbitrary ones. "products":
+  see `roots.inverse_square_root`, which has a floor by itself.
 
   Args:
     factor_SII: P.
-    exponent: For instance 1/2 or 1/4.
+    exponent: For instance 1/2 or 1/4; "products" knows these two only.
     epsilon: Added to the eigenvalues, in units of the eigenvalues.
+    method: "eigh" (eigenvectors) or "products" (matrix products alone).
+    relative: True: epsilon is in units of the largest eigenvalue of each P, or,
+      with "products", of a bound: the largest absolute row sum of P, which is
+      at most the root of I times as large. In units of 1 where P = 0.
 
   Returns:
     root_SII, and ok_S: False where the root is not finite.
+
+  Raises:
+    ValueError: For an exponent that "products" does not know.
   """
+  if method == "products":
+    if relative:
+      epsilon = epsilon * _one_for_zero(roots.row_sum(factor_SII))
+    eye = jnp.eye(factor_SII.shape[-1], dtype=factor_SII.dtype)
+    shifted_SII = factor_SII + (epsilon * eye).astype(factor_SII.dtype)
+    root_SII = roots.inverse_root_by_products(shifted_SII, exponent)
+    return root_SII, finite(root_SII)
   eigenvalues_SI, vectors_SIJ = jnp.linalg.eigh(factor_SII)
   noise = factor_SII.shape[-1] * jnp.finfo(factor_SII.dtype).eps
   floor_S1 = noise * jnp.maximum(eigenvalues_SI[:, -1:], 0)
+  if relative:
+    epsilon = epsilon * _one_for_zero(jnp.maximum(eigenvalues_SI[:, -1:], 0))
   scale_SI = (jnp.maximum(eigenvalues_SI, floor_S1) + epsilon) ** -exponent
   root_SII = jnp.matmul(
     vectors_SIJ * scale_SI[:, None], vectors_SIJ.mT, precision="highest"
@@ -184,6 +208,10 @@ def _take_columns(x_SIJ, order_SJ):
   return jnp.take_along_axis(
     x_SIJ, order_SJ[:, None], axis=-1, mode="promise_in_bounds"
   )
+
+
+def _one_for_zero(x):
+  return jnp.where(x > 0, x, 1)
 
 
 def _repair(x_SIJ, q_SIJ, ok_S):

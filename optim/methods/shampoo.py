@@ -16,7 +16,7 @@ import optax
 
 from ..common import checks
 from ..common.options import also_takes, takes
-from ..matrices import elementwise, factors, linalg
+from ..matrices import elementwise, factors, linalg, roots
 from ..matrices.any_mesh import on_any_mesh
 from ..matrices.options import MatrixOptions
 from ..matrices.placement import from_stacks
@@ -39,7 +39,13 @@ class ShampooOptions(MatrixOptions):
 
   Attributes:
     exponent: The exponent of each factor: 1/2, or 1/4 for the original Shampoo.
-    matrix_eps: Added to the eigenvalues of L and R, in units of gradient^2.
+    matrix_eps: Added to the eigenvalues of L and R, in units of gradient^2, or
+      as `relative_eps` says.
+    relative_eps: True: `matrix_eps` is in units of the largest eigenvalue of
+      each factor (with `root="products"`, of a bound: its largest absolute row
+      sum). What L and R do then does not depend on the scale of the gradients.
+    root: "eigh" makes roots from eigenvectors. "products" makes them by matrix
+      products alone, for exponents 1/2 and 1/4; see `docs/shampoo.md`.
     grafting: "adam" gives P the length of Adam's direction; "none" does not.
     start_preconditioning_step: s, counted from 1. None is
       `precondition_frequency`: by then each root has been computed.
@@ -49,6 +55,8 @@ class ShampooOptions(MatrixOptions):
   _: dataclasses.KW_ONLY
   exponent: float = 0.5
   matrix_eps: float = 1e-12
+  relative_eps: bool = False
+  root: Literal["eigh", "products"] = "eigh"
   grafting: Literal["adam", "none"] = "adam"
   start_preconditioning_step: int | None = None
 
@@ -62,6 +70,9 @@ class ShampooOptions(MatrixOptions):
         "start_preconditioning_step", self.start_preconditioning_step
       )
     checks.choice("grafting", self.grafting, ("adam", "none"))
+    checks.choice("root", self.root, ("eigh", "products"))
+    if self.root == "products":
+      roots.check_exponent(self.exponent)
 
 
 @takes(ShampooOptions)
@@ -127,7 +138,13 @@ def scale_by_shampoo(
     def root(factor, old):
       del old
       corrected = factor / (1 - o.beta**count)
-      return linalg.inverse_root(corrected, o.exponent, o.matrix_eps)
+      return linalg.inverse_root(
+        corrected,
+        o.exponent,
+        o.matrix_eps,
+        method=o.root,
+        relative=o.relative_eps,
+      )
 
     for (name, side), turn in make_schedule(plan, o).items():
       kept[name], _ = refresh_side(turn, count, True, root, kept[name], side)
