@@ -55,6 +55,14 @@ from .matrices.options import Precision, Storage
 from .matrices.placement import Placement, state_specs
 from .matrices.plan import make_plan, treatment_table
 from .matrices.stacks import Momentum, Squares, Stacks
+from .methods.accelerated_sgd import (
+  Acceleration,
+  acc_sgd_parameters,
+  accelerated_sgd,
+  scale_by_accelerated_sgd,
+)
+from .methods.adafactor import adafactor, scale_by_adafactor
+from .methods.dampened_sgd import dampened_sgd, scale_by_dampened_momentum
 from .methods.muon import muon, scale_by_muon
 from .methods.shampoo import scale_by_shampoo, shampoo
 from .methods.soap import scale_by_soap, soap
@@ -102,6 +110,7 @@ from .rounding.round import (
 from .rounding.scales import Quantizer
 
 __all__ = [
+  "Acceleration",
   "AverageState",
   "CG",
   "CONV",
@@ -134,11 +143,15 @@ __all__ = [
   "Squares",
   "Stacks",
   "Storage",
+  "acc_sgd_parameters",
+  "accelerated_sgd",
+  "adafactor",
   "add_rounding_penalty",
   "average_weights",
   "averaged_params",
   "by_rank",
   "chunked_lm_head",
+  "dampened_sgd",
   "dequantize",
   "eval_names",
   "eval_params",
@@ -180,6 +193,9 @@ __all__ = [
   "rounding_variance",
   "sampled_fisher_diagonal",
   "saturated_share",
+  "scale_by_accelerated_sgd",
+  "scale_by_adafactor",
+  "scale_by_dampened_momentum",
   "scale_by_diagonal_preconditioner",
   "scale_by_muon",
   "scale_by_shampoo",

@@ -83,6 +83,23 @@ _COMMON = dict(dimension_numbers=DIMENSIONS)
 _REFRESHED = _COMMON | dict(precondition_frequency=2)
 _PENALTY = dict(quantizer=optim.Quantizer(optim.INT4), strength=0.1)
 TRANSFORMS = {
+  "scale_by_dampened_momentum": Row(optim.scale_by_dampened_momentum, {}, ()),
+  "dampened_sgd": Row(
+    optim.dampened_sgd, {}, (), descends=True,
+    repeats="scale_by_dampened_momentum",
+  ),
+  "scale_by_accelerated_sgd": Row(
+    optim.scale_by_accelerated_sgd,
+    dict(a=0.9, c=1.0, precondition="before"), (),
+  ),
+  "accelerated_sgd": Row(
+    optim.accelerated_sgd, dict(a=0.9, c=1.0, precondition="before"), (),
+    descends=True, repeats="scale_by_accelerated_sgd",
+  ),
+  "scale_by_adafactor": Row(optim.scale_by_adafactor, _COMMON, ()),
+  "adafactor": Row(
+    optim.adafactor, _COMMON, (), descends=True, repeats="scale_by_adafactor",
+  ),
   "average_weights": Row(
     optim.average_weights,
     dict(inner=optim.scale_by_muon(**_COMMON), decay=0.9),
