@@ -4,6 +4,8 @@ Importing needs jax, optax and numpy only.
 """
 
 from .averages.ema import AverageState, average_weights, averaged_params
+from .averages.primal import PrimalAveragingState, primal_averaging
+from .averages.schedule_free import schedule_free_adamw, schedule_free_sgd
 from .common.evaluation import eval_names, eval_params
 from .common.labels import path_groups
 from .curvature.diagonals import (
@@ -137,6 +139,7 @@ __all__ = [
   "PenalizedState",
   "Placement",
   "Precision",
+  "PrimalAveragingState",
   "QuadraticLineSearch",
   "Quantizer",
   "RoundingPenaltyState",
@@ -184,6 +187,7 @@ __all__ = [
   "on_grid_share",
   "operator_cosine",
   "path_groups",
+  "primal_averaging",
   "quantize",
   "quantize_params",
   "refresh_counts",
@@ -200,6 +204,8 @@ __all__ = [
   "scale_by_muon",
   "scale_by_shampoo",
   "scale_by_soap",
+  "schedule_free_adamw",
+  "schedule_free_sgd",
   "shampoo",
   "smoothed_loss",
   "soap",

@@ -208,7 +208,7 @@ def test_injected_is_plain_and_learning_rates_do_not_recompile(row, trace):
     rate = state.hyperparams["learning_rate"]
     state.hyperparams["learning_rate"] = jnp.zeros_like(rate)
     updates, _ = update(params, state, params, **row.extra_args(params))
-    assert not np.any(updates["stacked"])
+    assert row.coasts or not np.any(updates["stacked"])
   assert update._cache_size() == 1
 
 

@@ -46,6 +46,7 @@ class Row:
     descends: Whether its updates are steps downhill (else a direction uphill).
     rates: Names of its learning rates.
     extra_args: Made from (params), passed to each update.
+    coasts: Whether its updates go on for a while at a learning rate of 0.
     repeats: The row whose transform this one only chains with decay and a
       rate. By default an alias is compared with a composition by hand; what
       else a row promises is tested by `make slow`.
@@ -57,6 +58,7 @@ class Row:
   descends: bool = False
   rates: tuple[str, ...] = ("learning_rate",)
   extra_args: Callable[[Any], dict[str, Any]] = lambda params: {}
+  coasts: bool = False
   repeats: str = ""
 
   def build(self, **changes):
@@ -143,6 +145,24 @@ TRANSFORMS = {
     optim.scale_by_diagonal_preconditioner,
     _COMMON | dict(basis="kronecker", basis_update_period=2),
     ("basis_update_period", "max_precond_dim"),
+  ),
+  "primal_averaging": Row(
+    optim.primal_averaging,
+    dict(
+      base=optim.scale_by_muon(**_COMMON, beta=0.0),
+      eval_interp=0.9,
+      warmup_steps=2,
+      weight_decay=0.01,
+    ),
+    (), descends=True, coasts=True,
+  ),
+  "schedule_free_adamw": Row(
+    optim.schedule_free_adamw, dict(warmup_steps=2), (),
+    descends=True, coasts=True,
+  ),
+  "schedule_free_sgd": Row(
+    optim.schedule_free_sgd, dict(warmup_steps=2), (),
+    descends=True, coasts=True,
   ),
   "soap": Row(optim.soap, _REFRESHED, INTEGERS, descends=True),
   "scale_by_soap": Row(
