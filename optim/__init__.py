@@ -65,9 +65,11 @@ from .methods.accelerated_sgd import (
 )
 from .methods.adafactor import adafactor, scale_by_adafactor
 from .methods.dampened_sgd import dampened_sgd, scale_by_dampened_momentum
+from .methods.moso import moso, scale_by_moso
 from .methods.muon import muon, scale_by_muon
 from .methods.shampoo import scale_by_shampoo, shampoo
 from .methods.soap import scale_by_soap, soap
+from .methods.soap_muon import scale_by_soap_muon, soap_muon
 from .newton.cg import CG
 from .newton.damping import LevenbergMarquardt
 from .newton.line_search import (
@@ -181,6 +183,7 @@ __all__ = [
   "make_plan",
   "mean_loss",
   "mean_step_size",
+  "moso",
   "muon",
   "needs_line_search",
   "neighbours",
@@ -201,14 +204,17 @@ __all__ = [
   "scale_by_adafactor",
   "scale_by_dampened_momentum",
   "scale_by_diagonal_preconditioner",
+  "scale_by_moso",
   "scale_by_muon",
   "scale_by_shampoo",
   "scale_by_soap",
+  "scale_by_soap_muon",
   "schedule_free_adamw",
   "schedule_free_sgd",
   "shampoo",
   "smoothed_loss",
   "soap",
+  "soap_muon",
   "softmax_cross_entropy",
   "squared_error",
   "state_specs",

@@ -5,6 +5,7 @@ storage types. The second moment of stacked matrices may be kept as row and
 column sums.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import optax
 
 from ..common.tree import work_dtype, zeros
 from .options import Storage
+from .plan import Plan
 from .stacks import Momentum, Squares, Stacks, marked
 
 
@@ -159,6 +161,34 @@ def scale_by_split_adam(
     return updates, AdamState(count, marked(mu, Momentum), marked(nu, Squares))
 
   return optax.GradientTransformation(init_fn, update_fn)
+
+
+def two_rates(
+  learning_rate: optax.ScalarOrSchedule,
+  rest_rate: optax.ScalarOrSchedule,
+  plan: Callable[[Any], Plan],
+) -> optax.GradientTransformation:
+  """Multiplies stacked leaves and all others by -(a learning rate) of each.
+
+  Args:
+    learning_rate: Of the leaves that the plan stacks.
+    rest_rate: Of all other leaves.
+    plan: Parameters -> the plan.
+  """
+
+  def labels(params):
+    p = plan(params)
+    stacked = {piece.index for bucket in p.buckets for piece in bucket.pieces}
+    names = ["matrix" if i in stacked else "rest" for i in range(len(p.paths))]
+    return jax.tree.unflatten(p.treedef, names)
+
+  return optax.partition(
+    {
+      "matrix": optax.scale_by_learning_rate(learning_rate),
+      "rest": optax.scale_by_learning_rate(rest_rate),
+    },
+    labels,
+  )
 
 
 def dense(v: Any) -> jax.Array:

@@ -351,6 +351,8 @@ def test_state_sizes_are_the_documented_ones():
     (optim.scale_by_soap(one_sided=True, factorized=True), 2),
     (optim.scale_by_shampoo(), 9),
     (optim.scale_by_muon(), 1),
+    (optim.scale_by_soap_muon(), 9),
+    (optim.scale_by_moso(), 3),
   ):
     leaves = jax.tree.leaves(jax.eval_shape(tx.init, params))
     words = sum(x.size for x in leaves if x.dtype == jnp.float32)

@@ -83,6 +83,8 @@ def _distance(params, batch):
 
 _COMMON = dict(dimension_numbers=DIMENSIONS)
 _REFRESHED = _COMMON | dict(precondition_frequency=2)
+# With one side a matrix, who comes when depends on what other leaves there are.
+_AT_ONCE = _REFRESHED | dict(stagger=False)
 _PENALTY = dict(quantizer=optim.Quantizer(optim.INT4), strength=0.1)
 TRANSFORMS = {
   "scale_by_dampened_momentum": Row(optim.scale_by_dampened_momentum, {}, ()),
@@ -170,6 +172,19 @@ TRANSFORMS = {
   ),
   "shampoo": Row(optim.shampoo, _REFRESHED, INTEGERS, descends=True),
   "scale_by_shampoo": Row(optim.scale_by_shampoo, _REFRESHED, INTEGERS),
+  "soap_muon": Row(
+    optim.soap_muon, _REFRESHED | dict(adam_learning_rate=1e-3),
+    (*INTEGERS, "ns_steps"), descends=True,
+    rates=("learning_rate", "adam_learning_rate"),
+    repeats="scale_by_soap_muon",
+  ),
+  "scale_by_soap_muon": Row(
+    optim.scale_by_soap_muon, _REFRESHED, (*INTEGERS, "ns_steps")
+  ),
+  "moso": Row(
+    optim.moso, _AT_ONCE, INTEGERS, descends=True, repeats="scale_by_moso"
+  ),
+  "scale_by_moso": Row(optim.scale_by_moso, _AT_ONCE, INTEGERS),
   "muon": Row(
     optim.muon, _COMMON | dict(adam_learning_rate=1e-3),
     ("ns_steps",), descends=True,
