@@ -64,10 +64,15 @@ from .methods.accelerated_sgd import (
   scale_by_accelerated_sgd,
 )
 from .methods.adafactor import adafactor, scale_by_adafactor
+from .methods.ademamix import ademamix, scale_by_ademamix
 from .methods.dampened_sgd import dampened_sgd, scale_by_dampened_momentum
 from .methods.moso import moso, scale_by_moso
 from .methods.muon import muon, scale_by_muon
 from .methods.shampoo import scale_by_shampoo, shampoo
+from .methods.simplified_ademamix import (
+  scale_by_simplified_ademamix,
+  simplified_ademamix,
+)
 from .methods.soap import scale_by_soap, soap
 from .methods.soap_muon import scale_by_soap_muon, soap_muon
 from .newton.cg import CG
@@ -152,6 +157,7 @@ __all__ = [
   "accelerated_sgd",
   "adafactor",
   "add_rounding_penalty",
+  "ademamix",
   "average_weights",
   "averaged_params",
   "by_rank",
@@ -202,16 +208,19 @@ __all__ = [
   "saturated_share",
   "scale_by_accelerated_sgd",
   "scale_by_adafactor",
+  "scale_by_ademamix",
   "scale_by_dampened_momentum",
   "scale_by_diagonal_preconditioner",
   "scale_by_moso",
   "scale_by_muon",
   "scale_by_shampoo",
+  "scale_by_simplified_ademamix",
   "scale_by_soap",
   "scale_by_soap_muon",
   "schedule_free_adamw",
   "schedule_free_sgd",
   "shampoo",
+  "simplified_ademamix",
   "smoothed_loss",
   "soap",
   "soap_muon",

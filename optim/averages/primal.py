@@ -17,6 +17,7 @@ import optax
 from ..common import checks, evaluation
 from ..common.options import takes
 from ..common.tree import like, upcast, zeros
+from ..common.warmups import at
 from ..common.wide import scalar_dtype
 from ..methods.decay import decay_weights
 
@@ -100,16 +101,16 @@ class PrimalAveragingOptions:
 
   def rate(self, count: jax.Array, dtype: Any) -> jax.Array:
     """gamma_k, warm-up included."""
-    rate = jnp.asarray(_at(self.learning_rate, count), dtype)
+    rate = jnp.asarray(at(self.learning_rate, count), dtype)
     begun = (count + 1).astype(dtype) / jnp.maximum(self.warmup_steps, 1)
     return rate * jnp.minimum(1, begun)
 
   def interpolation(self, count: jax.Array, dtype: Any) -> jax.Array:
     """b of y = z + b m; negative if y looks ahead."""
     if self.lookahead is None:
-      return jnp.asarray(_at(self.train_interp, count), dtype)
-    kept = jnp.asarray(_at(self.eval_interp, count), dtype)
-    return -_at(self.lookahead, count) * (1 - kept) / kept
+      return jnp.asarray(at(self.train_interp, count), dtype)
+    kept = jnp.asarray(at(self.eval_interp, count), dtype)
+    return -at(self.lookahead, count) * (1 - kept) / kept
 
   def other(self, number: jax.Array) -> jax.Array:
     """b of y = z + b m -> `shift` of the point to evaluate, and back."""
@@ -120,7 +121,7 @@ class PrimalAveragingOptions:
   ) -> tuple[jax.Array, jax.Array]:
     """c, the share of the new z in x, and the new sum of weights."""
     if self.eval_interp is not None:
-      return 1 - _at(self.eval_interp, state.count), state.weight_sum
+      return 1 - at(self.eval_interp, state.count), state.weight_sum
     step = (state.count + 1).astype(max_rate.dtype)
     weight = step**self.r * max_rate**self.weight_lr_power
     total = state.weight_sum + weight
@@ -239,10 +240,6 @@ def _decay(o: PrimalAveragingOptions) -> optax.GradientTransformation:
     o.learning_rate, o.weight_decay, order="optax", skip_first=False
   )
   return decay if o.mask is None else optax.masked(decay, o.mask)
-
-
-def _at(value: Any, count: jax.Array) -> Any:
-  return value(count) if callable(value) else value
 
 
 def _check_share(value: Any) -> None:

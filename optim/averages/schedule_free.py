@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ..common import checks
+from ..common.warmups import at
 from .primal import DecayAt, primal_averaging
 
 Variant = Literal["1.3", "paper"]
@@ -67,9 +68,7 @@ def schedule_free_adamw(
   paper = variant == "paper"
 
   def paper_rate(count):
-    rate = learning_rate
-    rate = rate(count) if callable(rate) else rate
-    return rate * jnp.sqrt(1 - b2 ** (count + 1))
+    return at(learning_rate, count) * jnp.sqrt(1 - b2 ** (count + 1))
 
   return primal_averaging(
     optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=not paper),

@@ -57,6 +57,18 @@ def scalar_or_schedule(name: str, value: Any) -> None:
     positive(name, value, zero_too=True)
 
 
+def warmup(name: str, value: Any, num_steps: Any) -> None:
+  """Raises unless `name_warmup` is None, or > 0 steps towards a number."""
+  if num_steps is None:
+    return
+  if callable(value):
+    raise ValueError(
+      f"{name}_warmup={num_steps} warms a number up, but {name} is a schedule; "
+      f"leave {name}_warmup out."
+    )
+  positive(f"{name}_warmup", num_steps)
+
+
 def instance(name: str, value: Any, kind: type) -> None:
   """Raises unless value is an instance of a class of this package."""
   if not isinstance(value, kind):

@@ -148,6 +148,25 @@ TRANSFORMS = {
     _COMMON | dict(basis="kronecker", basis_update_period=2),
     ("basis_update_period", "max_precond_dim"),
   ),
+  "ademamix": Row(
+    optim.ademamix, dict(b3_warmup=3), (), descends=True,
+    repeats="scale_by_ademamix",
+  ),
+  "scale_by_ademamix": Row(
+    optim.scale_by_ademamix, dict(alpha_warmup=3, b3_warmup=3, b3=0.99), ()
+  ),
+  "simplified_ademamix": Row(
+    optim.simplified_ademamix,
+    dict(b1=0.9, bias_correction1=True),
+    ("bias_correction1", "bias_correction2"),
+    descends=True,
+    repeats="scale_by_simplified_ademamix",
+  ),
+  "scale_by_simplified_ademamix": Row(
+    optim.scale_by_simplified_ademamix,
+    dict(b1=0.95, alpha=2.0, b1_warmup=3, bias_correction1=True),
+    ("bias_correction1", "bias_correction2"),
+  ),
   "primal_averaging": Row(
     optim.primal_averaging,
     dict(
