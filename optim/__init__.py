@@ -46,6 +46,7 @@ from .lotion.transform import (
   with_rounding_penalty,
 )
 from .matrices.factors import refresh_counts
+from .matrices.kl_factors import Eigenvalues
 from .matrices.layout import (
   CONV,
   OUT_IN,
@@ -66,6 +67,7 @@ from .methods.accelerated_sgd import (
 from .methods.adafactor import adafactor, scale_by_adafactor
 from .methods.ademamix import ademamix, scale_by_ademamix
 from .methods.dampened_sgd import dampened_sgd, scale_by_dampened_momentum
+from .methods.kl_shampoo import kl_shampoo, scale_by_kl_shampoo
 from .methods.moso import moso, scale_by_moso
 from .methods.muon import muon, scale_by_muon
 from .methods.shampoo import scale_by_shampoo, shampoo
@@ -73,7 +75,7 @@ from .methods.simplified_ademamix import (
   scale_by_simplified_ademamix,
   simplified_ademamix,
 )
-from .methods.soap import scale_by_soap, soap
+from .methods.soap import kl_soap, scale_by_soap, soap
 from .methods.soap_muon import scale_by_soap_muon, soap_muon
 from .newton.cg import CG
 from .newton.damping import LevenbergMarquardt
@@ -129,6 +131,7 @@ __all__ = [
   "E3M2",
   "E4M3",
   "E5M2",
+  "Eigenvalues",
   "GNInfo",
   "GNState",
   "GaussNewton",
@@ -179,6 +182,8 @@ __all__ = [
   "hvp",
   "inner_schedule",
   "interpolate_bases",
+  "kl_shampoo",
+  "kl_soap",
   "kronecker_cosine",
   "kronecker_factors",
   "kronecker_report",
@@ -211,6 +216,7 @@ __all__ = [
   "scale_by_ademamix",
   "scale_by_dampened_momentum",
   "scale_by_diagonal_preconditioner",
+  "scale_by_kl_shampoo",
   "scale_by_moso",
   "scale_by_muon",
   "scale_by_shampoo",

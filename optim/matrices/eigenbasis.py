@@ -9,11 +9,13 @@ import jax.numpy as jnp
 
 from ..common.tree import work_dtype
 from . import factors as kronecker
-from . import linalg
+from . import kl_factors, linalg
+from .basis_options import BasisOptions
 from .elementwise import Sums, dense
 from .options import Precision
-from .refresh import Refresh, refresh_side
-from .round_off import coarsest, without_round_off
+from .plan import Plan
+from .refresh import Refresh, make_schedule, refresh_side
+from .round_off import coarsest, silence, without_round_off
 from .stacks import Momentum, Split, Squares, Stacks
 
 
@@ -50,14 +52,23 @@ def rotate(
   return split.map(lambda name, x: turned(x, factors[name].derived))
 
 
+def into(
+  split: Split, factors: Stacks, precision: Precision, grain: dict[str, float]
+) -> Split:
+  """The stacks in their bases, without what is only round-off."""
+  rotated = rotate(split, factors, precision, transpose=True)
+  return silence(rotated, factors, precision, grain)
+
+
 def make_basis(
   method: str,
   first_step: str,
   count: jax.Array,
   precision: Precision,
   frequency: int,
+  steps: int = 1,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """The (factor, old basis) -> (basis, ok) of a refresh."""
+  """The (factor, old basis) -> (basis, ok) of a refresh, of `steps` steps."""
 
   def anew(factor, old):
     del old
@@ -65,9 +76,14 @@ def make_basis(
     return basis, linalg.finite(basis)
 
   def step(factor, old):
-    return linalg.power_step(
-      factor, old, method=method, precision=precision.refresh
+    power_step = functools.partial(
+      linalg.power_step, factor, method=method, precision=precision.refresh
     )
+    basis, ok_S = power_step(old)
+    for _ in range(steps - 1):
+      basis, finer_S = power_step(basis)
+      ok_S &= finer_S
+    return basis, ok_S
 
   if method == "eigh":
     return anew
@@ -75,8 +91,61 @@ def make_basis(
     return step
   # A power iteration from the identity would need many steps.
   return lambda factor, old: jax.lax.cond(
-    count <= frequency, anew, step, factor, old
+    makes_anew(method, first_step, count, frequency), anew, step, factor, old
   )
+
+
+def makes_anew(
+  method: str, first_step: str, count: jax.Array, frequency: int
+) -> jax.Array | bool:
+  """Whether `make_basis` computes eigenvectors, without regard to the old."""
+  if method == "eigh":
+    return True
+  return count <= frequency if first_step == "identity" else False
+
+
+def refresh_due(
+  plan: Plan,
+  o: BasisOptions,
+  count: jax.Array,
+  grain: dict[str, float],
+  inner_state: Any,
+  factors: Stacks,
+  *,
+  first_step: str,
+  squares: bool,
+) -> tuple[Any, Stacks]:
+  """`refresh` of the bases whose turn it is, by the options of a method.
+
+  Args:
+    plan: Of the gradients.
+    o: The options.
+    count: Calls so far, int32 [].
+    grain: By bucket, of the numbers that were rotated; see `round_off.py`.
+    inner_state: What lives in the bases.
+    factors: A `Kronecker` for each bucket.
+    first_step: As for `make_basis`.
+    squares: As for `turner`.
+
+  Returns:
+    The new inner state and the new factors.
+  """
+  precision, f = o.precision, o.precondition_frequency
+  make = make_basis(
+    o.refresh, first_step, count, precision, f, o.refresh_steps or 1
+  )
+  turn = turner(precision, grain, squares=squares)
+  anew = makes_anew(o.refresh, first_step, count, f)
+  schedule = make_schedule(plan, o)
+  inner_state, factors = refresh(
+    schedule, count, inner_state, factors, make, turn, anew=anew,
+    precision=precision.refresh,
+  )  # fmt: skip
+  if any(kept.scales is not None for kept in factors.values()):
+    factors = kl_factors.quotients(
+      factors, 1 - o.beta ** (count + 1), o.eigenvalues, precision.refresh
+    )
+  return inner_state, factors
 
 
 def refresh(
@@ -86,6 +155,9 @@ def refresh(
   factors: Stacks,
   make: Callable[..., tuple[jax.Array, jax.Array]],
   turn: Callable[..., list],
+  *,
+  anew: jax.Array | bool = False,
+  precision: str = "highest",
 ) -> tuple[Any, Stacks]:
   """Refreshes the sides whose turn it is; what lives in their bases turns too.
 
@@ -98,6 +170,8 @@ def refresh(
     make: (factor, old basis) -> (basis, ok), of `make_basis`.
     turn: (name of the bucket, its sides with a factor, side that turns, kinds
       of the nodes, their stacks, old, new) -> stacks, of `turner`.
+    anew: Of `makes_anew`, for the eigenvalues of KL factors.
+    precision: Of the products for these.
 
   Returns:
     The new inner state and the new factors.
@@ -110,17 +184,26 @@ def refresh(
   kinds = [type(node) for node in moments]
   for (name, side), slots in schedule.items():
     sides = [s for n, s in schedule if n == name]
-    carry = functools.partial(turn, name, sides, side, kinds)
-    factors[name], moved = refresh_side(
+    scales = factors[name].scales
+
+    def carry(parts, old, new, name=name, sides=sides, side=side):
+      parts, l = parts
+      moved = turn(name, sides, side, kinds, parts, old, new)
+      return moved, kl_factors.carry(l, old, new, anew, precision)
+
+    factors[name], (moved, l) = refresh_side(
       slots,
       count,
       count > 0,
       make,
       factors[name],
       side,
-      [moment[name] for moment in moments],
+      ([moment[name] for moment in moments], scales and scales[side]),
       carry,
     )
+    if scales is not None:
+      scales = (*scales[:side], l, *scales[side + 1 :])
+      factors[name] = factors[name]._replace(scales=scales)
     for moment, x in zip(moments, moved, strict=True):
       moment[name] = x
   return jax.tree.unflatten(treedef, nodes), factors

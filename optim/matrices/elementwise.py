@@ -88,6 +88,7 @@ def scale_by_split_adam(
   eps_root: float = 0.0,
   *,
   bias_correction: bool = True,
+  nesterov: bool = False,
   factorized: bool = False,
   storage: Storage = Storage(),  # noqa: B008
 ) -> optax.GradientTransformation:
@@ -103,6 +104,8 @@ def scale_by_split_adam(
     eps_root: Added within the square root. Set it > 0 if the update itself is
       differentiated: the root of 0 has no derivative.
     bias_correction: False leaves both corrections out.
+    nesterov: True: b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t) in the place
+      of m / (1 - b1^t), as `optax.nadam` has.
     factorized: True keeps v of the stacks as `Sums`.
     storage: Types of m and v.
 
@@ -150,6 +153,10 @@ def scale_by_split_adam(
     def direction(g, m, v):
       v = dense(v)
       m, v = m.astype(work_dtype(g)), v.astype(work_dtype(g))
+      if nesterov:
+        ahead = (1 - b1**count) / (1 - b1 ** (count + 1))
+        m = b1 * m * (ahead if bias_correction else 1.0)
+        m = m + (1 - b1) * g.astype(m.dtype)
       root = (jnp.sqrt(v + within) if rooted else jnp.sqrt(v)) + small
       # No gradient so far, and eps 0: no step, not 0 / 0.
       step = scale * m / jnp.where(root > 0, root, 1)

@@ -7,6 +7,7 @@ derived matrix is made anew.
 """
 
 import string
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from ..common.tree import find, work_dtype
 from .options import MatrixOptions, Storage
 from .placement import constrain, to_stacks
-from .plan import Plan
+from .plan import Bucket, Plan
 from .stacks import Split, Stacks
 
 
@@ -26,6 +27,13 @@ class Kronecker(NamedTuple):
   derived: tuple[jax.Array | None, ...]  # Shaped alike: made from P.
   failures: jax.Array  # [S] int32: failed refreshes; the old matrix stayed.
   rejections: jax.Array  # [S] int32: non-finite gradients, zeros used instead.
+  # [S, I], [S, O]: eigenvalues l of KL factors; None for Gram factors.
+  scales: tuple[jax.Array | None, ...] | None = None
+
+
+# (bucket, its factors, [S, I, O]) -> for each side with a factor, the matrices
+# whose Gram matrices are averaged.
+Whiten = Callable[[Bucket, Kronecker, jax.Array], list[Any]]
 
 
 class RefreshCounts(NamedTuple):
@@ -50,8 +58,10 @@ def init(plan: Plan, storage: Storage = Storage()) -> Any:  # noqa: B008
       eye = jnp.eye(n, dtype=storage.basis or bucket.dtype)
       derived.append(jnp.broadcast_to(eye, shape) if has else None)
     # Two arrays: a buffer that stands twice in a state cannot be donated.
-    counts = (jnp.zeros(bucket.size, jnp.int32) for _ in range(2))
-    state[bucket.name] = Kronecker(tuple(factors), tuple(derived), *counts)
+    failures, rejections = (jnp.zeros(bucket.size, jnp.int32) for _ in range(2))
+    state[bucket.name] = Kronecker(
+      tuple(factors), tuple(derived), failures, rejections
+    )
   return state
 
 
@@ -129,13 +139,21 @@ def gram(x: jax.Array, side: int, precision: str) -> jax.Array:
 
 
 def average_grams(
-  state: Kronecker, x: jax.Array, decay: jax.Array | float, precision: str
+  state: Kronecker,
+  x: jax.Array,
+  decay: jax.Array | float,
+  precision: str,
+  whitened: list[Any] | None = None,
 ) -> Kronecker:
-  """P <- decay P + (1 - decay) Gram(x) for each factored side."""
+  """P <- decay P + (1 - decay) Gram(x) for each factored side.
+
+  With `whitened`, an array for each side, each side averages its own array's.
+  """
   factors = []
   for side, factor in enumerate(state.factors):
     if factor is not None:
-      new = gram(x, side, precision)
+      seen = x if whitened is None else whitened[side]
+      new = gram(seen, side, precision)
       average = decay * factor.astype(x.dtype) + (1 - decay) * new
       factor = average.astype(factor.dtype)
     factors.append(factor)
@@ -173,6 +191,7 @@ def observe(
   decay: jax.Array | float,
   o: MatrixOptions,
   statistics: Any | None = None,
+  whiten: Whiten | None = None,
 ) -> tuple[Split, Stacks]:
   """Stacks and screens the gradients, and averages their Gram matrices.
 
@@ -184,6 +203,8 @@ def observe(
     o: Options of the method.
     statistics: A tree like the gradients, whose Gram matrices are averaged in
       place of the gradients'. None: the gradients' own.
+    whiten: Makes what each side averages, of `kl_factors.whitener`. None: every
+      side averages the gradient's Gram matrix.
 
   Returns:
     The gradients as a `Split`, and the new factors.
@@ -195,11 +216,12 @@ def observe(
     x, ok_S = finite_or_zero(split.stacks[name])
     stacks[name] = x
     kept = kept._replace(rejections=kept.rejections + ~ok_S)
-    kept = average_grams(kept, x, decay, o.precision.statistics)
+    whitened = None if whiten is None else whiten(bucket, kept, x)
+    kept = average_grams(kept, x, decay, o.precision.statistics, whitened)
     axis = 0 if bucket.shard_axis == 0 else None
     factors[name] = jax.tree.map(
       lambda x, axis=axis: constrain(x, axis, o.placement.stack_axes), kept
     )
   if statistics is not None:
-    _, factors = observe(plan, statistics, state, decay, o)
+    _, factors = observe(plan, statistics, state, decay, o, whiten=whiten)
   return Split(stacks, jax.tree.map(screen_leaf, split.rest)), factors

@@ -16,6 +16,8 @@ _ROUND_OFF = 16
 # Of inputs rounded to a coarser type; independent errors have 0.3 (3 sigma
 # of four roundings: 1.2).
 _COARSE = 2
+# Share of the largest entry below which a first step is damped.
+_FIRST_FLOOR = 1e-6
 
 
 def grains(plan: Plan, tree: Any) -> dict[str, float]:
@@ -42,6 +44,28 @@ def silence(
     return without_round_off(x, matrices, grain=grain[name], precision=p)
 
   return split.map(clean)
+
+
+def damp_noise(directions: Split, rotated: Split, first: jax.Array) -> Split:
+  """A first step in the bases of its own gradient, its small entries damped.
+
+  The gradient is diagonal in these bases, and its other entries are round-off.
+  A direction g' / |g'| becomes g' / max(|g'|, 1e-6 max|G'|).
+
+  Args:
+    directions: In the bases, of the element-wise rule.
+    rotated: G', of which they were made.
+    first: Whether this is the first call; later ones are left alone.
+  """
+
+  def damp(name, u):
+    size = jnp.abs(rotated.stacks[name])
+    sides = tuple(range(1, u.ndim))
+    floor = _FIRST_FLOOR * jnp.max(size, axis=sides, keepdims=True)
+    small = first & (size < floor)
+    return jnp.where(small, u * (size / jnp.where(small, floor, 1)), u)
+
+  return directions.map(damp)
 
 
 def without_round_off(

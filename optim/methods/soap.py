@@ -21,17 +21,18 @@ import optax
 
 from ..common import checks
 from ..common.options import also_takes, takes
-from ..matrices import eigenbasis, elementwise, factors
+from ..matrices import eigenbasis, elementwise, factors, kl_factors
 from ..matrices.any_mesh import on_any_mesh
-from ..matrices.options import MatrixOptions
+from ..matrices.basis_options import BasisOptions
 from ..matrices.placement import from_stacks
-from ..matrices.plan import check_two_sides
-from ..matrices.refresh import make_schedule
-from ..matrices.round_off import grains, silence
-from ..matrices.stacks import Stacks
+from ..matrices.plan import Plan, check_two_sides
+from ..matrices.round_off import damp_noise, grains
+from ..matrices.stacks import Split, Stacks
+from ..matrices.update_size import sized, unit
 from .decay import descend
 
-RefreshMethod = Literal["qr", "cholesky", "eigh"]
+RefreshOrder = Literal["after", "before"]
+FactorKind = Literal["gram", "kl"]
 FirstStep = Literal["skip", "identity", "use_current"]
 
 
@@ -44,7 +45,7 @@ class SoapState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SoapOptions(MatrixOptions):
+class SoapOptions(BasisOptions):
   """Options of `scale_by_soap`.
 
   Attributes:
@@ -64,15 +65,22 @@ class SoapOptions(MatrixOptions):
       refresh leaves the length of the update as it is, and so does Adam's V'.
       () leaves V' behind, as the authors' code does: after one gradient that is
       much too large, M' then meets a V' that is not its own.
-    refresh: "qr" (one power iteration, orthonormalised by Householder),
-      "cholesky" (the same by matrix products), or "eigh" (eigenvectors anew).
+    refresh_order: "after" refreshes when the step is made, as the authors' code
+      does. "before" refreshes between the averages and the step: a matrix whose
+      turn it is rotates its gradient into bases that know this gradient.
+    factors: "gram" averages G G^T and G^T G. "kl" averages Gram matrices of the
+      gradient whitened by the other sides; see `matrices/kl_factors.py`.
+    nesterov: True steps along b1 M' / (1 - b1^(t+1)) + (1 - b1) G' / (1 - b1^t)
+      in place of M' / (1 - b1^t).
     first_step: "identity" makes Adam's steps until each matrix's first
       refresh, which computes eigenvectors. "skip" only takes the bases from the
       first gradient, as the authors' code does, and "use_current" makes the
       step as well. A gradient is diagonal in its own bases, and float32 knows
       these bases to its epsilon times the squared condition number only: a
       second gradient that equals the first (full batches) leaves numbers beside
-      the diagonal that become full steps.
+      the diagonal that become full steps. In the first step itself, entries of
+      G' below 1e-6 of the largest are damped: they step as if they were divided
+      by 1e-6 max|G'|.
   """
 
   _: dataclasses.KW_ONLY
@@ -82,14 +90,27 @@ class SoapOptions(MatrixOptions):
   inner: optax.GradientTransformation | None = None
   momentum_fields: tuple[str, ...] = ("mu", "trace", "m1", "m2", "m")
   square_fields: tuple[str, ...] = ("nu", "nu_max")
-  refresh: RefreshMethod = "qr"
+  refresh_order: RefreshOrder = "after"
+  factors: FactorKind = "gram"
+  nesterov: bool = False
   first_step: FirstStep = "identity"
 
   def __post_init__(self):
     """Raises for any argument out of range."""
     super().__post_init__()
-    checks.choice("refresh", self.refresh, get_args(RefreshMethod))
     checks.choice("first_step", self.first_step, get_args(FirstStep))
+    checks.choice("refresh_order", self.refresh_order, get_args(RefreshOrder))
+    checks.choice("factors", self.factors, get_args(FactorKind))
+    if self.normalize and self.update_rms is not None:
+      raise ValueError(
+        f"normalize=True and update_rms={self.update_rms} both set the size of "
+        "an update; take one of the two."
+      )
+    if self.inner is not None and self.nesterov:
+      raise ValueError(
+        "nesterov=True is Adam's, but inner replaces Adam; give inner its own "
+        "Nesterov momentum, e.g. optax.scale_by_adam(nesterov=True)."
+      )
 
 
 @takes(SoapOptions)
@@ -142,6 +163,8 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
     if o.factorized:
       check_two_sides(plan, "factorized=True")
     kept = factors.init(plan, o.storage)
+    if o.factors == "kl":
+      kept = kl_factors.with_eigenvalues(plan, kept)
     return SoapState(
       jnp.zeros((), jnp.int32), rule.init(plan.split(params)), kept
     )
@@ -151,35 +174,27 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
     plan, first = o.plan(updates), state.count == 0
     if plan.empty:
       return updates, state
-    grads, kept = factors.observe(
-      plan, updates, state.kronecker, o.beta, o, statistics
-    )
+    inner, grain = state.inner, grains(plan, updates)
+    grads, kept = _observe(o, plan, updates, state.kronecker, statistics)
     if o.first_step != "identity":
       kept = eigenbasis.first_bases(kept, first)
-    rotated = eigenbasis.rotate(grads, kept, o.precision, transpose=True)
-    grain = grains(plan, updates)
-    rotated = silence(rotated, kept, o.precision, grain)
-    stepped: Any = rule.update(rotated, state.inner, None, **extra_args)
-    directions, inner = stepped
-    directions = eigenbasis.rotate(
-      directions, kept, o.precision, transpose=False
-    )
-    if o.normalize:
-      directions = _normalize(directions, _bias_scale(o, inner))
+    if o.refresh_order == "before":
+      inner, kept = _refresh(o, plan, state.count, grain, inner, kept)
+    rotated = eigenbasis.into(grads, kept, o.precision, grain)
+    if o.factors == "kl":
+      kept = _average(o, plan, rotated, kept, grain, statistics)
+    stepped: Any = rule.update(rotated, inner, None, **extra_args)
+    directions, stepped_inner = stepped
+    if o.first_step == "use_current":
+      directions = damp_noise(directions, rotated, first)
+    directions = _turned_back(o, plan, directions, kept, stepped_inner)
     if o.first_step == "skip":
       nothing = jax.tree.map(jnp.zeros_like, directions)
       directions = _choose(first, nothing, directions)
-      inner = _choose(first, state.inner, inner)
-    make = eigenbasis.make_basis(
-      o.refresh, o.first_step, state.count, o.precision,
-      o.precondition_frequency,
-    )  # fmt: skip
-    squares = bool(o.square_fields)
-    turn = eigenbasis.turner(o.precision, grain, squares=squares)
-    schedule = make_schedule(plan, o)
-    inner, kept = eigenbasis.refresh(
-      schedule, state.count, inner, kept, make, turn
-    )
+      stepped_inner = _choose(first, inner, stepped_inner)
+    inner = stepped_inner
+    if o.refresh_order == "after":
+      inner, kept = _refresh(o, plan, state.count, grain, inner, kept)
     updates = from_stacks(directions, plan, updates, o.placement)
     count: Any = optax.safe_increment(state.count)
     return updates, SoapState(count, inner, kept)
@@ -229,6 +244,29 @@ def soap(
   )
 
 
+@also_takes(soap)
+def kl_soap(
+  learning_rate: optax.ScalarOrSchedule,
+  *,
+  factors: FactorKind = "kl",
+  **others: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """SOAP whose sides whiten each other: `soap` with `factors="kl"`.
+
+  Args:
+    learning_rate: As for `soap`.
+    factors: As for `scale_by_soap`, with this default.
+    **others: The other arguments of `soap`.
+
+  Returns:
+    A transform; its `update` needs `params` unless `weight_decay` is 0.
+
+  Raises:
+    ValueError: As for `soap`.
+  """
+  return soap(learning_rate, factors=factors, **others)
+
+
 def _rule(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
   """The element-wise rule, whose state says what is momentum."""
   if o.inner is not None:
@@ -239,10 +277,47 @@ def _rule(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
     o.eps,
     o.eps_root,
     bias_correction=o.bias_correction,
+    nesterov=o.nesterov,
     factorized=o.factorized,
     storage=o.storage,
   )
   return optax.with_extra_args_support(adam)
+
+
+def _observe(o, plan: Plan, updates, kept: Stacks, statistics):
+  """`factors.observe` of Gram or of KL factors."""
+  whiten = None
+  if o.factors == "kl":
+    whiten = kl_factors.whitener(o.eigenvalues, o.precision.statistics)
+  return factors.observe(plan, updates, kept, o.beta, o, statistics, whiten)
+
+
+def _average(o, plan: Plan, rotated: Split, kept: Stacks, grain, statistics):
+  """Eigenvalues of KL factors, of the same gradients as the factors."""
+  if statistics is not None:
+    seen, _ = _observe(o, plan, statistics, kept, None)
+    rotated = eigenbasis.into(seen, kept, o.precision, grain)
+  return kl_factors.average_eigenvalues(
+    plan, rotated, kept, o.beta, o.eigenvalues
+  )
+
+
+def _turned_back(
+  o, plan: Plan, directions: Split, kept: Stacks, inner
+) -> Split:
+  """Directions out of their bases, with the size that the options say."""
+  split = eigenbasis.rotate(directions, kept, o.precision, transpose=False)
+  if o.normalize:
+    split = unit(split, _bias_scale(o, inner))
+  return sized(split, plan, o.update_rms, o.max_update_rms)
+
+
+def _refresh(o, plan: Plan, count, grain, inner, kept: Stacks):
+  """Refreshes the bases whose turn it is, and what lives in them."""
+  return eigenbasis.refresh_due(
+    plan, o, count, grain, inner, kept,
+    first_step=o.first_step, squares=bool(o.square_fields),
+  )  # fmt: skip
 
 
 def _bias_scale(o: SoapOptions, inner: Any) -> jax.Array | float:
@@ -254,16 +329,3 @@ def _bias_scale(o: SoapOptions, inner: Any) -> jax.Array | float:
 
 def _choose(condition, a, b):
   return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
-
-
-def _normalize(split, scale):
-  """Root mean square `scale` for each matrix, and for each other leaf."""
-
-  def unit(x, axes):
-    mean = jnp.mean(jnp.square(x), axis=axes, keepdims=True)
-    some = mean > 0  # The root of 0 has no derivative.
-    rms = jnp.where(some, jnp.sqrt(jnp.where(some, mean, 1)), 0)
-    return scale * x / (1e-30 + rms)
-
-  split = split.map(lambda name, x: unit(x, tuple(range(1, x.ndim))))
-  return split._replace(rest=jax.tree.map(lambda x: unit(x, None), split.rest))

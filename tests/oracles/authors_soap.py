@@ -1,4 +1,236 @@
-"""Our transforms for the authors' settings; see `authors.py`."""
+"""SOAP with Gram and KL factors for the authors' settings; see `authors.py`.
 
-METHODS = {}
-LAYOUTS = {}
+What their programs have and our defaults have not:
+
+- NVIDIA's bases know the gradient that is rotated into them; its KL factors
+  start with a division by eps, and its eigenvalues are quotients.
+- KL-Methods starts eigenvalues at 0.1 and caps their inverse roots.
+- Track 3's KL-SOAP-H begins with the whole first Gram matrix, not with the
+  share 1 - beta of it.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from oracles.authors_built import Built, Setup
+
+import optim
+from optim.matrices import eigenbasis
+
+# Their bases keep V' when they turn, and all are refreshed at once.
+_OFFICIAL = dict(stagger=False, square_fields=())
+
+
+def _nvidia(setup: Setup) -> Built:
+  s = dict(factors="kl", refresh="eigh") | setup.settings
+  rate, lam = setup.learning_rate, s["weight_decay"]
+  kind = (
+    "quotients" if s.get("factor_bias_correction", True) else "raw_quotients"
+  )
+  direction = optim.scale_by_soap(
+    s["b1"],
+    s["b2"],
+    s["shampoo_beta"],
+    s["eps"],
+    precondition_frequency=s.get("frequency", 1),
+    refresh=s["refresh"],
+    refresh_steps=s.get("power_steps", 1) if s["refresh"] == "qr" else None,
+    refresh_order="before",
+    first_step="use_current",
+    factors=s["factors"],
+    eigenvalues=optim.Eigenvalues(
+      first_gram=s["eps"], largest_inverse_root=s["eps"] ** -0.5, kind=kind
+    ),
+    nesterov=s.get("nesterov", False),
+    bias_correction=s.get("bias_correction", True),
+    max_update_rms=s.get("max_update_rms") or None,
+    **_options(setup),
+    **_OFFICIAL,
+  )
+
+  def eta(count):
+    return rate(count) if callable(rate) else rate
+
+  mode = s["decay_mode"]
+  decays = dict(
+    decoupled=lam,
+    independent=lambda count: lam / eta(count),
+    palm=lambda count: lam * eta(count),
+    l2=0.0,
+  )
+  parts = [direction, _decay(decays[mode]), optax.scale_by_learning_rate(rate)]
+  if mode == "l2":
+    parts.insert(0, optax.add_decayed_weights(lam))
+  tx = optax.chain(*parts)
+  at = 1 if mode == "l2" else 0
+
+  def init(params):
+    state = list(tx.init(params))
+    # Their factors are corrected, ours are when they are used.
+    share = 1 - s["shampoo_beta"] if kind == "quotients" else 1.0
+    soap = _warm(setup, state[at], params, factor_scale=share)
+    # As if one call had been made.
+    one = jnp.ones((), jnp.int32)
+    inner = soap.inner._replace(count=one)
+    state[at] = soap._replace(count=one, inner=inner)
+    return tuple(state)
+
+  return Built(tx, init if setup.warm else None)
+
+
+def _kl_methods(setup: Setup) -> Built:
+  s = setup.settings
+  largest = s["largest_inverse_root"]
+  cap = None
+  if largest is not None:
+    cap = lambda n: max(10, min(n, largest))  # noqa: E731
+  eigenvalues = optim.Eigenvalues(
+    start=s["initial_eigenvalue"],
+    first_gram=1.0,
+    largest_inverse_root=cap,
+    damping=s["eps"] if s["damped_factors"] else 0.0,
+  )
+  beta = s["b2"] if s["shampoo_beta"] < 0 else s["shampoo_beta"]
+  common = dict(
+    b1=s["b1"],
+    b2=s["b2"],
+    shampoo_beta=beta,
+    eps=s["eps"],
+    weight_decay=s["weight_decay"],
+    decay_order="official",
+    precondition_frequency=s["frequency"],
+    eigenvalues=eigenvalues,
+    update_rms=1.0 if s["normalize"] else None,
+    **_options(setup),
+  )
+  if s["second_moment"]:
+    tx = optim.kl_soap(
+      setup.learning_rate,
+      first_step="skip",
+      bias_correction=False,
+      **common,
+      **_OFFICIAL,
+    )
+  else:
+    tx = optim.kl_shampoo(
+      setup.learning_rate, relative_eps=False, stagger=False, **common
+    )
+    if setup.warm:
+      tx = _with_momentum_outside(setup, tx)
+
+  def init(params):
+    state = list(tx.init(params))
+    state[0] = _warm(setup, state[0], params)
+    # After the call that is skipped.
+    state = [_counted(part) for part in state]
+    return tuple(state)
+
+  return Built(tx, init if setup.warm else None)
+
+
+def _with_momentum_outside(setup: Setup, tx):
+  """Keeps M in no basis, and gives the state its turned M' at each call.
+
+  The bases of a warm start are orthonormal to float32 only. The authors turn M
+  at each call, we turn M' from basis to basis: where the first basis is not
+  orthonormal, the two differ by 2e-9.
+  """
+  b1 = setup.settings["b1"]
+
+  def update(updates, state, params):
+    *state, average = state
+    plan = _plan(setup, updates)
+    grads = plan.split(updates)
+    average = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, average, grads)
+    updates, state = tx.update(updates, tuple(state), params)
+    soap = state[0]
+    turned = eigenbasis.rotate(
+      average, soap.kronecker, optim.Precision(), transpose=True
+    )
+    momentum = type(soap.momentum)(turned.stacks)
+    soap = soap._replace(momentum=momentum)
+    return updates, (soap, *state[1:], average)
+
+  def init(params):
+    zeros = jax.tree.map(jnp.zeros_like, _plan(setup, params).split(params))
+    return (*tx.init(params), zeros)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _plan(setup: Setup, tree):
+  options = {k: v for k, v in _options(setup).items() if v is not None}
+  return optim.make_plan(tree, **options)
+
+
+def _counted(state):
+  fields = getattr(state, "_fields", ())
+  one = jnp.ones((), jnp.int32)
+  return state._replace(count=one) if "count" in fields else state
+
+
+def _options(setup: Setup) -> dict:
+  return dict(dimension_numbers=setup.dims, block_size=setup.block_size)
+
+
+def _decay(weight_decay):
+  if not callable(weight_decay):
+    return optax.add_decayed_weights(weight_decay)
+  return optax.inject_hyperparams(optax.add_decayed_weights)(weight_decay)
+
+
+def _warm(setup: Setup, state, params, factor_scale=1.0):
+  """The state with the factors, bases and eigenvalues of a case.
+
+  All matrices of a leaf get the same: the layouts repeat the case's own.
+  """
+  plan = _plan(setup, params)
+  kept = type(state.kronecker)(state.kronecker)
+  for bucket in plan.buckets:
+    old = kept[bucket.name]
+    factors, bases, scales = [], [], []
+    for side, name in enumerate(("inputs", "outputs")):
+      if old.factors[side] is None:
+        for part in (factors, bases, scales):
+          part.append(None)
+        continue
+
+      def load(what, like, side=name, bucket=bucket):
+        rows = [
+          jnp.asarray(setup.warm[_leaf(piece)][side][what], like.dtype)
+          for piece in bucket.pieces
+          for _ in range(piece.count)
+        ]
+        rows += [jnp.zeros_like(rows[0])] * (bucket.size - len(rows))
+        return jnp.stack(rows)
+
+      factors.append(load("factor", old.factors[side]) * factor_scale)
+      bases.append(load("basis", old.derived[side]))
+      if old.scales is not None:
+        scales.append(load("eigenvalues", old.scales[side]))
+    kept[bucket.name] = old._replace(
+      factors=tuple(factors),
+      derived=tuple(bases),
+      scales=tuple(scales) if old.scales is not None else None,
+    )
+  return state._replace(kronecker=kept)
+
+
+def _leaf(piece) -> str:
+  """The name of a leaf from its path, "['wide']"."""
+  return piece.path[2:-2]
+
+
+METHODS = {
+  "nvidia_soap": _nvidia,
+  "rekls": _nvidia,
+  "kl": _kl_methods,
+}
+# Of the trees of these cases, only "square" can be cut into blocks.
+LAYOUTS = {
+  "nv_soap_nesterov": ("blocks",),
+  "nv_kl_soap_warm": ("kernels",),
+  "kl_shampoo_f3": ("kernels", "blocks"),
+  "kl_shampoo_warm": ("stacked",),
+  "kl_soap_f3": ("stacked",),
+}

@@ -189,6 +189,11 @@ TRANSFORMS = {
   "scale_by_soap": Row(
     optim.scale_by_soap, _REFRESHED | dict(first_step="identity"), INTEGERS
   ),
+  "kl_soap": Row(optim.kl_soap, _REFRESHED, INTEGERS, descends=True),
+  "kl_shampoo": Row(optim.kl_shampoo, _REFRESHED, INTEGERS, descends=True),
+  "scale_by_kl_shampoo": Row(
+    optim.scale_by_kl_shampoo, _REFRESHED, INTEGERS
+  ),
   "shampoo": Row(optim.shampoo, _REFRESHED, INTEGERS, descends=True),
   "scale_by_shampoo": Row(optim.scale_by_shampoo, _REFRESHED, INTEGERS),
   "soap_muon": Row(

@@ -1,0 +1,279 @@
+r"""KL factors: each side's statistic is the gradient whitened by the others.
+
+The L and R that minimise KL(N(0, E[vec(G) vec(G)^T]) || N(0, L x R)) satisfy
+
+    L = E[G R^-1 G^T] / O,    R = E[G^T L^-1 G] / I
+
+R^-1 is Q_R diag(1 / l_R) Q_R^T with the basis Q_R at hand and eigenvalues l_R,
+which are averages of their own: of the squares of the rotated gradient, each
+column divided by the other side's eigenvalue. So the eigenvalues are never
+older than a call, however seldom a basis is refreshed.
+
+A side without a factor whitens by nothing. With more than two sides, the mean
+is over all other axes, and the gradient is whitened by all other sides. Only
+the product of all sides is defined: a factor that one side gains may be lost by
+another.
+
+Lin et al., "Understanding and improving Shampoo and SOAP via Kullback-Leibler
+minimization", 2025, https://arxiv.org/abs/2509.03378.
+
+Dimension key: see `plan.py`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..common import checks
+from . import factors
+from .factors import Kronecker
+from .padding import entries, others
+from .plan import Bucket, Plan
+from .stacks import Split, Stacks
+
+
+class Eigenvalues(NamedTuple):
+  """How KL factors start and keep the eigenvalues l of their sides.
+
+  The defaults do not depend on the scale of the gradients. All other values are
+  for comparisons with the authors' programs; `docs/soap.md` lists them.
+
+  Attributes:
+    start: l of every side before it is averaged, > 0. None: the root mean
+      square of the first gradient of a matrix that is not zero (its 2/k-th
+      power with k factored sides, so that the product of all l is the mean
+      square). The published KL-Shampoo has 0.1, and needs tens of calls to
+      leave it if gradients are small.
+    first_gram: Number by which the first Gram matrices are divided; None is the
+      l of the start.
+    largest_inverse_root: c, or a function from the length of a side to c: l is
+      raised to c^-2 after each average. None: no cap. A cap is not free of
+      scale.
+    damping: d, in units of the product of all l, i.e. of gradient^2: l is
+      averaged as if each gradient had independent noise of this variance.
+    kind: "average", or, as Emerging-Optimizers has, "quotients": l is
+      diag(Q^T P Q) after each refresh, divided by the bias correction of P.
+      "raw_quotients" are not divided. If matrices are refreshed seldom, P is
+      whitened by an l that is far off.
+  """
+
+  start: float | None = None
+  first_gram: float | None = None
+  largest_inverse_root: float | Callable[[int], float] | None = None
+  damping: float = 0.0
+  kind: Literal["average", "quotients", "raw_quotients"] = "average"
+
+  def check(self) -> None:
+    """Raises for a number out of range."""
+    for name in ("start", "first_gram"):
+      if getattr(self, name) is not None:
+        checks.positive(f"eigenvalues.{name}", getattr(self, name))
+    checks.positive("eigenvalues.damping", self.damping, zero_too=True)
+    kinds = ("average", "quotients", "raw_quotients")
+    checks.choice("eigenvalues.kind", self.kind, kinds)
+    cap = self.largest_inverse_root
+    if cap is not None and not callable(cap):
+      checks.positive("eigenvalues.largest_inverse_root", cap)
+
+
+def with_eigenvalues(plan: Plan, state: Any) -> Any:
+  """A new state of `factors.init`, with l = 0: not started."""
+  if plan.empty:
+    return state
+  result = Stacks()
+  for bucket in plan.buckets:
+    sides = zip(bucket.shape, bucket.factored, strict=True)
+    scales = tuple(
+      jnp.zeros((bucket.size, n), bucket.dtype) if has else None
+      for n, has in sides
+    )
+    result[bucket.name] = state[bucket.name]._replace(scales=scales)
+  return result
+
+
+def whitener(e: Eigenvalues, precision: str) -> factors.Whiten:
+  """What `factors.observe` takes as `whiten`; two products a matrix more."""
+
+  def whiten(bucket: Bucket, kept: Kronecker, x: jax.Array) -> list[Any]:
+    roots = inverse_roots(started(bucket, kept, x, e))
+    if e.first_gram is not None:
+      whitening = max(1, sum(bucket.factored) - 1)
+      first = e.first_gram ** (-0.5 / whitening)
+      fresh_S1 = is_fresh(kept)[:, None]
+      roots = [
+        None if root is None else jnp.where(fresh_S1, first, root)
+        for root in roots
+      ]
+    result: list[Any] = []
+    for side, has in enumerate(bucket.factored):
+      if not has:
+        result.append(None)
+        continue
+      bases = _without(kept.derived, side)
+      y = factors.rotate(x, bases, transpose=True, precision=precision)
+      y = scale_sides(y, _without(roots, side))
+      count = others(bucket, side, x.dtype)
+      result.append(y / np.sqrt(count).reshape(-1, *[1] * (x.ndim - 1)))
+    return result
+
+  return whiten
+
+
+def started(
+  bucket: Bucket, kept: Kronecker, x: jax.Array, e: Eigenvalues
+) -> tuple[jax.Array | None, ...]:
+  """The eigenvalues, started by x where they have not been yet."""
+  if e.start is None:
+    size = entries(bucket, x.dtype)
+    mean = jnp.sum(jnp.square(x), axis=range(1, x.ndim)) / size
+    some = mean > 0  # The root of 0 has no derivative.
+    power = 1 / sum(bucket.factored)
+    first_S = jnp.where(some, jnp.where(some, mean, 1) ** power, 0)
+  else:
+    first_S = jnp.full(x.shape[0], e.start, x.dtype)
+  fresh_S = is_fresh(kept)
+  return tuple(
+    None if l is None else jnp.where(fresh_S[:, None], first_S[:, None], l)
+    for l in _scales(kept)
+  )
+
+
+def average_eigenvalues(
+  plan: Plan,
+  rotated: Split,
+  state: Stacks,
+  decay: jax.Array | float,
+  e: Eigenvalues,
+) -> Stacks:
+  """l_L <- decay l_L + (1 - decay) mean over columns of G'^2 / l_R; R alike.
+
+  Args:
+    plan: Of the gradients.
+    rotated: G', in the bases of `state`.
+    state: The factors.
+    decay: Share of the old eigenvalues that is kept.
+    e: Options. Where l starts with this gradient, the average begins with the
+      next one.
+
+  Returns:
+    The state with new eigenvalues.
+  """
+  result = Stacks(state)
+  if e.kind != "average":
+    return result
+  for bucket in plan.buckets:
+    kept, x = state[bucket.name], rotated.stacks[bucket.name]
+    old, fresh_S1 = started(bucket, kept, x, e), is_fresh(kept)[:, None]
+    roots = inverse_roots(old)
+    white = jnp.square(scale_sides(x, roots))
+    scales = []
+    for side, l in enumerate(old):
+      if l is not None:
+        axes = [s + 1 for s in range(x.ndim - 1) if s != side]
+        seen = _floored(l) * jnp.sum(white, axis=axes)
+        seen = seen / others(bucket, side, x.dtype)[:, None]
+        if e.damping > 0:
+          rest = [r for r in _without(roots, side) if r is not None]
+          inverse = [
+            jnp.mean(jnp.square(r), axis=1, keepdims=True) for r in rest
+          ]
+          seen = seen + e.damping * math.prod(inverse)
+        new = _capped(decay * l + (1 - decay) * seen, e)
+        l = jnp.where(fresh_S1, l, new)
+      scales.append(l)
+    result[bucket.name] = kept._replace(scales=tuple(scales))
+  return result
+
+
+def quotients(
+  state: Stacks, correction: jax.Array | float, e: Eigenvalues, precision: str
+) -> Stacks:
+  """l = diag(Q^T P Q) / correction, for the `kind` of this name."""
+  if e.kind == "average":
+    return state
+  if e.kind == "raw_quotients":
+    correction = 1.0
+  result = Stacks()
+  for name, kept in state.items():
+    scales = []
+    for p, q, l in zip(kept.factors, kept.derived, _scales(kept), strict=True):
+      if l is not None:
+        p, q = p.astype(l.dtype), q.astype(l.dtype)
+        image = jnp.matmul(p, q, precision=precision)
+        l = jnp.einsum("sij,sij->sj", q, image, precision=precision)
+        l = _capped(l / correction, e)
+      scales.append(l)
+    result[name] = kept._replace(scales=tuple(scales))
+  return result
+
+
+def carry(
+  l: jax.Array | None,
+  old: jax.Array,
+  new: jax.Array,
+  anew: jax.Array | bool,
+  precision: str,
+) -> jax.Array | None:
+  """What l is after a refresh: the same for each column.
+
+  New eigenvectors (`anew`) are not near the old columns, and may have another
+  order: l turns as a diagonal then, by the squares of the overlaps.
+  """
+  if l is None or anew is False:
+    return l
+  overlap = jnp.square(jnp.matmul(old.mT, new, precision=precision))
+  turned = jnp.einsum("sij,si->sj", overlap, l, precision=precision)
+  return jnp.where(anew, turned, l)
+
+
+def inverse_roots(scales: Any) -> list[jax.Array | None]:
+  """l^(-1/2) of each side, 0 for a matrix that has not started."""
+
+  def root(l):
+    l = _floored(l)
+    some = l > 0
+    return jnp.where(some, jnp.where(some, l, 1) ** -0.5, 0)
+
+  return [None if l is None else root(l) for l in scales]
+
+
+def is_fresh(kept: Kronecker) -> jax.Array:
+  """[S]: whose eigenvalues have not started, since no gradient was not 0."""
+  present = next(l for l in _scales(kept) if l is not None)
+  return jnp.all(present == 0, axis=1)
+
+
+def _floored(l):
+  """Raises l to its round-off, n e mean(l), as `linalg.inverse_root` does."""
+  share = l.shape[-1] * jnp.finfo(l.dtype).eps
+  return jnp.maximum(l, share * jnp.mean(l, axis=-1, keepdims=True))
+
+
+def _capped(l, e: Eigenvalues):
+  cap = e.largest_inverse_root
+  if cap is None:
+    return l
+  return jnp.maximum(l, (cap(l.shape[-1]) if callable(cap) else cap) ** -2)
+
+
+def _scales(kept: Kronecker):
+  assert kept.scales is not None, "The state is of factors='gram'."
+  return kept.scales
+
+
+def _without(parts, side):
+  """The parts of all sides, None for one of them."""
+  return [None if s == side else part for s, part in enumerate(parts)]
+
+
+def scale_sides(x: jax.Array, parts: Any) -> jax.Array:
+  """x with each side multiplied by its part [S, n]."""
+  for side, part in enumerate(parts):
+    if part is not None:
+      axes = [1 + s for s in range(x.ndim - 1) if s != side]
+      x = x * jnp.expand_dims(part, axes)
+  return x
