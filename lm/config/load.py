@@ -216,9 +216,11 @@ def _section(by_role: Any) -> dict[str, Any]:
 
 
 def _tuple(value: Any) -> Any:
-  """Lists (JSON's) as tuples, all the way down."""
+  """Lists (JSON's) as tuples and sections as dicts, all the way down."""
   if isinstance(value, list | tuple):
     return tuple(_tuple(v) for v in value)
+  if hasattr(value, "items"):
+    return {k: _tuple(v) for k, v in value.items()}
   return value
 
 

@@ -21,7 +21,7 @@ from ..model.transformer import Transformer
 from ..objectives import sums
 from ..objectives import table as objectives
 from ..weights import rounded
-from . import optimizer, plain
+from . import factories, optimizer, plain
 
 
 def problems(config: Config) -> list[str]:
@@ -37,7 +37,7 @@ def problems(config: Config) -> list[str]:
       "config.quant.curvature='factors' needs one optimiser for all matrices, "
       "not config.optim.by_role; take 'empirical' or 'sampled'."
     )
-  if not optimizer.takes(name, optimizer.FACTORS):
+  if not factories.takes(name, optimizer.FACTORS):
     found.append(
       "config.quant.curvature='factors' needs a method with Kronecker factors "
       f"(soap, shampoo), not {name}; take 'empirical' or 'sampled'."

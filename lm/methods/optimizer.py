@@ -1,12 +1,11 @@
-"""A factory of transforms by its name: the one place where `lm` meets `optim`.
+"""From the name of a factory to its transform: where `lm` meets `optim`.
 
-Any factory of `optim`, `optax` or `optax.contrib` that takes a `learning_rate`
-is an optimiser here. Keyword arguments go to the factory unchanged; only their
-names are checked, against its signature.
+Keyword arguments go to the factory unchanged; only their names are checked,
+against its signature (`factories.py`).
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,32 +14,11 @@ import optax.contrib
 
 import optim
 
-from ..config.names import nearest
 from ..config.schema import Config
 from ..model import params as param_table
+from . import factories
 
-_MODULES = (optim, optax, optax.contrib)
-# The names under which factories take what the parameter table knows: which
-# leaves decay, and which axes of a leaf are stacked, inputs and outputs.
-_MASKS = ("mask", "weight_decay_mask")
-_DIMENSIONS = ("dimension_numbers", "muon_weight_dimension_numbers")
 FACTORS = "max_precond_dim"  # An argument of methods with Kronecker factors.
-_PLACEMENT = "placement"
-_STORAGE = "storage"
-_OURS = ("learning_rate", *_MASKS, *_DIMENSIONS, _PLACEMENT)
-
-
-# Factories of `optim` that other keys ask for.
-_LOTION = (
-  "set config.quant.method='lotion', config.quant.strength and a plain "
-  "optimiser, config.optim.name='adamw' or 'soap'."
-)
-_ELSEWHERE = {
-  "lotion_adamw": _LOTION,
-  "gauss_newton": "it cannot be its own inner optimiser, nor that of a role.",
-  "gauss_newton_microsteps": "it cannot be an inner optimiser.",
-  "gauss_newton_solver": "take 'gauss_newton'.",
-}
 
 
 class Choice(NamedTuple):
@@ -67,41 +45,18 @@ def problems(config: Config, choice: Choice, *, tables: bool) -> list[str]:
     choice: The optimiser.
     tables: Whether the embedding or the head is among its parameters.
   """
-  name, kwargs = choice.name, dict(choice.kwargs)
   try:
-    factory = find(name, choice.named)
+    factory = factories.find(choice.name, choice.named)
   except ValueError as error:
     return [str(error)]
-  parameters, where = _parameters(factory), f"{choice.where}.kwargs"
-  found = [
-    f"{where}.{key} is set by the trainer; remove it."
-    for key in kwargs
-    if key in _OURS
-  ]
-  unknown = [k for k in kwargs if k not in parameters and k not in _OURS]
-  for key in unknown:
-    found.append(
-      f"{where}.{key} is not an argument of {name}."
-      f"{nearest(key, parameters)} It takes: {', '.join(_open(parameters))}. "
-      "Replace all of them at once with, e.g., "
-      f"--{where}='{{{_example(parameters)}}}'."
-    )
-  missing = [
-    key
-    for key, p in parameters.items()
-    if p.default is inspect.Parameter.empty
-    and key not in kwargs
-    and key not in _OURS
-  ]
-  found += [
-    f"{where}.{key} is missing: {name} has no default for it."
-    for key in missing
-  ]
+  found = factories.argument_problems(
+    choice.name, factory, dict(choice.kwargs), f"{choice.where}.kwargs"
+  )
   if tables and config.optim.embeddings == "one_sided":
-    if FACTORS not in parameters:
+    if not factories.takes(choice.name, FACTORS):
       found.append(
         f"config.optim.embeddings='one_sided' needs a method with Kronecker "
-        f"factors (soap, shampoo), not {name}; set 'elementwise'."
+        f"factors (soap, shampoo), not {choice.name}; set 'elementwise'."
       )
   return found
 
@@ -134,7 +89,7 @@ def make(
   Raises:
     ValueError: If the factory or the first update refuses a value.
   """
-  factory = find(choice.name, choice.named)
+  factory = factories.find(choice.name, choice.named)
   try:
     kwargs = arguments(config, choice, specs, placement)
     tx = factory(learning_rate=learning_rate, **kwargs)
@@ -152,21 +107,54 @@ def arguments(
   config: Config, choice: Choice, specs: Any, placement: optim.Placement
 ) -> dict[str, Any]:
   """Keyword arguments of a factory, with what the table and the mesh say."""
-  kwargs = dict(choice.kwargs)
-  parameters = inspect.signature(find(choice.name, choice.named)).parameters
+  factory = factories.find(choice.name, choice.named)
+  return _filled(config, factory, dict(choice.kwargs), specs, placement)
+
+
+def _filled(
+  config: Config,
+  factory: Callable[..., Any],
+  kwargs: dict[str, Any],
+  specs: Any,
+  placement: optim.Placement,
+) -> dict[str, Any]:
+  """The arguments of a factory; sections become what the factory wants."""
+  parameters = inspect.signature(factory).parameters
+  made = {
+    key: _value(config, parameters[key], value, specs, placement)
+    for key, value in kwargs.items()
+  }
   if config.optim.decay == "matrices":
     mask = param_table.decay_mask(specs)
-    kwargs |= {key: mask for key in _MASKS if key in parameters}
-  for key, make_numbers in zip(_DIMENSIONS, (_ours, _optax), strict=True):
+    made |= {key: mask for key in factories.MASKS if key in parameters}
+  makers = zip(factories.DIMENSIONS, (_ours, _optax), strict=True)
+  for key, make_numbers in makers:
     if key in parameters:
-      kwargs[key] = _dimension_numbers(
+      made[key] = _dimension_numbers(
         specs, make_numbers, config.optim.embeddings
       )
-  if _PLACEMENT in parameters:
-    kwargs[_PLACEMENT] = placement
-  if _STORAGE in kwargs:  # Configurations are data: {"mu": "bfloat16"}.
-    kwargs[_STORAGE] = optim.Storage(**kwargs[_STORAGE])
-  return kwargs
+  if factories.PLACEMENT in parameters:
+    made[factories.PLACEMENT] = placement
+  return made
+
+
+def _value(
+  config: Config,
+  parameter: inspect.Parameter,
+  value: Any,
+  specs: Any,
+  placement: optim.Placement,
+) -> Any:
+  """An argument; configurations are data, e.g. {"mu": "bfloat16"}."""
+  if not isinstance(value, Mapping):
+    return value
+  if parameter.name in factories.DIRECTIONS:
+    factory = factories.find_direction(value["name"], parameter.name)
+    kwargs = dict(value.get("kwargs", {}))
+    return factory(**_filled(config, factory, kwargs, specs, placement))
+  if hasattr(parameter.default, "_replace"):  # A NamedTuple such as `Storage`.
+    return type(parameter.default)(**value)
+  return value
 
 
 def _first_update(
@@ -188,59 +176,6 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     "optim/refresh_failures": counts.failures,
     "optim/rejected_gradients": counts.rejections,
   }
-
-
-def find(
-  name: str, key: str = "config.optim.name"
-) -> Callable[..., optax.GradientTransformation]:
-  """The factory called `name` in `optim`, `optax` or `optax.contrib`.
-
-  The three modules are searched in this order. Where two have the name, the
-  module can stand before it: "optax.adafactor".
-
-  Args:
-    name: Of the factory.
-    key: Of the configuration that gives the name, for messages.
-
-  Raises:
-    ValueError: If there is none, or it takes no learning rate.
-  """
-  where, _, last = name.rpartition(".")
-  modules = [m for m in _MODULES if where in ("", m.__name__)]
-  for module in modules:
-    factory = getattr(module, last, None)
-    if callable(factory) and not last.startswith("_"):
-      if module is optim and last in _ELSEWHERE:
-        raise ValueError(f"{key}={name!r}: {_ELSEWHERE[last]}")
-      if "learning_rate" in inspect.signature(factory).parameters:
-        return factory
-      raise ValueError(
-        f"{key}={name!r} is no optimiser: it takes no "
-        f"learning_rate.{nearest(name, names())}"
-      )
-  raise ValueError(
-    f"{key}={name!r} is not in optim, optax or optax.contrib."
-    f"{nearest(name, names())} Known: {', '.join(names())}."
-  )
-
-
-def takes(name: str, argument: str) -> bool:
-  """Whether a factory that `find` accepts has an argument."""
-  return argument in _parameters(find(name))
-
-
-def names() -> list[str]:
-  """Every optimiser that `find` accepts, sorted."""
-  found = set()
-  for module in _MODULES:
-    for name in dir(module):
-      factory = getattr(module, name)
-      hidden = name in _ELSEWHERE or name.startswith(("_", "scale_by_"))
-      if hidden or not inspect.isfunction(factory):
-        continue
-      if "learning_rate" in inspect.signature(factory).parameters:
-        found.add(name)
-  return sorted(found)
 
 
 def _dimension_numbers(
@@ -278,29 +213,3 @@ def _optax(
 ) -> Any:
   del factors
   return optax.contrib.MuonDimensionNumbers(layout.inputs, layout.outputs)
-
-
-def _parameters(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-  """Parameters that a configuration may set by name."""
-  variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-  parameters = inspect.signature(factory).parameters
-  return {
-    k: p
-    for k, p in parameters.items()
-    if p.kind not in variadic and k not in _OURS
-  }
-
-
-def _open(parameters: dict[str, inspect.Parameter]) -> list[str]:
-  return [
-    k if p.default is inspect.Parameter.empty else f"{k}={p.default!r}"
-    for k, p in parameters.items()
-  ]
-
-
-def _example(parameters: dict[str, inspect.Parameter]) -> str:
-  """One argument with its default, written as in a Python dictionary."""
-  for key, p in parameters.items():
-    if isinstance(p.default, int | float):
-      return f'"{key}": {p.default}'
-  return ""

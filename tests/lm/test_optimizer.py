@@ -8,7 +8,7 @@ import pytest
 
 import optim
 from lm.config import load
-from lm.methods import optimizer
+from lm.methods import factories, optimizer
 from lm.model import params as param_table
 from lm.step import build
 from ml_collections_configs import base
@@ -33,13 +33,13 @@ def _make(config):
 
 
 # Factories that need more than a learning rate, or refuse a schedule.
-_NEED_MORE = {"dpsgd", "schedule_free"}
+_NEED_MORE = {"dpsgd", "primal_averaging", "schedule_free"}
 _REFUSE = {"optimistic_adam", "rprop", "sm3"}
 
 
 @pytest.mark.filterwarnings("ignore:Specifying a key:UserWarning")
 @pytest.mark.parametrize(
-  "name", sorted(set(optimizer.names()) - _NEED_MORE - _REFUSE)
+  "name", sorted(set(factories.names()) - _NEED_MORE - _REFUSE)
 )
 def test_every_optimiser_of_optax_and_optim_makes_an_update(name):
   config = _config(name)
@@ -55,16 +55,54 @@ def test_every_optimiser_of_optax_and_optim_makes_an_update(name):
 
 
 def test_a_module_before_the_name_tells_two_factories_apart():
-  assert optimizer.find("muon") is optim.muon
-  assert optimizer.find("optax.contrib.muon") is optax.contrib.muon
+  assert factories.find("muon") is optim.muon
+  assert factories.find("optax.contrib.muon") is optax.contrib.muon
   for name in ("numpy.muon", "optax.muon", "optax.lotion_adamw"):
     with pytest.raises(ValueError, match="is not in optim, optax or"):
-      optimizer.find(name)
+      factories.find(name)
 
 
 @pytest.mark.parametrize("name", sorted(_NEED_MORE))
 def test_a_missing_argument_is_named(name):
   assert any("is missing" in p for p in build.problems(_config(name)))
+
+
+def test_a_direction_is_a_section_of_a_name_and_arguments():
+  base = {"name": "scale_by_muon", "kwargs": {"beta": 0.5, "ns_steps": 2}}
+  config = _config("primal_averaging", base=base, eval_interp=0.9)
+  assert build.problems(config) == []
+  tx = _make(config)
+  numbers = {"kernel": optim.DimensionNumbers(), "gain": None}
+  muon = optim.scale_by_muon(0.5, ns_steps=2, dimension_numbers=numbers)
+  same = optim.primal_averaging(
+    muon,
+    lambda count: 0.1,
+    eval_interp=0.9,
+    mask={"kernel": True, "gain": False},
+  )
+  kernel = {"kernel": jnp.tri(4), "gain": jnp.ones(4)}
+  updates = tx.update(kernel, tx.init(_PARAMS), _PARAMS)
+  wanted = same.update(kernel, same.init(_PARAMS), _PARAMS)
+  jax.tree.map(np.testing.assert_array_equal, updates, wanted)
+
+
+@pytest.mark.parametrize(
+  ("base", "message"),
+  [
+    ("scale_by_muon", "must be a section of a name and kwargs"),
+    ({"kwargs": {}}, "must be a section of a name and kwargs"),
+    ({"name": "muon"}, "kwargs.base.name='muon' is no direction"),
+    (
+      {"name": "scale_by_muon", "kwargs": {"bata": 0.5}},
+      "kwargs.base.kwargs.bata is not an argument of scale_by_muon. Did you "
+      "mean 'beta'?",
+    ),
+  ],
+)
+def test_what_is_wrong_with_a_direction_is_said(base, message):
+  problems = build.problems(_config("primal_averaging", base=base))
+  assert len(problems) == 1
+  assert message in problems[0]
 
 
 @pytest.mark.parametrize("name", sorted(_REFUSE))
