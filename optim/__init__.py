@@ -65,6 +65,7 @@ from .methods.accelerated_sgd import (
   scale_by_accelerated_sgd,
 )
 from .methods.adafactor import adafactor, scale_by_adafactor
+from .methods.adalayer import adalayer, scale_by_adalayer
 from .methods.ademamix import ademamix, scale_by_ademamix
 from .methods.dampened_sgd import dampened_sgd, scale_by_dampened_momentum
 from .methods.kl_shampoo import kl_shampoo, scale_by_kl_shampoo
@@ -77,6 +78,7 @@ from .methods.simplified_ademamix import (
 )
 from .methods.soap import kl_soap, scale_by_soap, soap
 from .methods.soap_muon import scale_by_soap_muon, soap_muon
+from .methods.sophia import scale_by_sophia_g, sophia_g
 from .newton.cg import CG
 from .newton.damping import LevenbergMarquardt
 from .newton.line_search import (
@@ -159,6 +161,7 @@ __all__ = [
   "acc_sgd_parameters",
   "accelerated_sgd",
   "adafactor",
+  "adalayer",
   "add_rounding_penalty",
   "ademamix",
   "average_weights",
@@ -213,6 +216,7 @@ __all__ = [
   "saturated_share",
   "scale_by_accelerated_sgd",
   "scale_by_adafactor",
+  "scale_by_adalayer",
   "scale_by_ademamix",
   "scale_by_dampened_momentum",
   "scale_by_diagonal_preconditioner",
@@ -223,6 +227,7 @@ __all__ = [
   "scale_by_simplified_ademamix",
   "scale_by_soap",
   "scale_by_soap_muon",
+  "scale_by_sophia_g",
   "schedule_free_adamw",
   "schedule_free_sgd",
   "shampoo",
@@ -231,6 +236,7 @@ __all__ = [
   "soap",
   "soap_muon",
   "softmax_cross_entropy",
+  "sophia_g",
   "squared_error",
   "state_specs",
   "step_size",

@@ -44,7 +44,7 @@ _REFUSE = {"optimistic_adam", "rprop", "sm3"}
 def test_every_optimiser_of_optax_and_optim_makes_an_update(name):
   config = _config(name)
   assert build.problems(config) == []
-  if name in ("lbfgs", "sophia"):  # They want the loss function itself.
+  if name in ("lbfgs", "sophia", "sophia_g"):  # They want the loss itself.
     with pytest.raises(ValueError, match=f"was refused by {name}"):
       _make(config)
     return

@@ -174,6 +174,83 @@ def _all_sides(setup: Setup, dims: Any) -> Any:
   return optim.DimensionNumbers((*dims.sides, *dims.stack_axes))
 
 
+def _sophia(setup: Setup) -> Built:
+  """The estimate after a step is ours at the start of the next call."""
+  s = setup.settings
+  tx = optim.sophia_g(
+    setup.learning_rate,
+    estimate_every=s["hessian_interval"],
+    **setup.pick("b1", "b2", "rho", "batch_tokens", "weight_decay"),
+  )
+
+  def init(params):
+    return tx.init(params), optax.tree.zeros_like(params)
+
+  def update(updates, state, params, *, sampled):
+    state, last = state
+    estimate = jax.tree.map(jnp.square, last)
+    updates, state = tx.update(updates, state, params, estimate=estimate)
+    return updates, (state, sampled)
+
+  return Built(
+    optax.GradientTransformationExtraArgs(init, update),
+    extra_args=lambda count, moment: dict(sampled=moment.hessian_grads),
+  )
+
+
+def _adalayer(setup: Setup) -> Built:
+  """The authors have no rate for the last leaves here."""
+  tx = optim.adalayer(
+    setup.learning_rate,
+    weight_decay=setup.settings["weight_decay"],
+    **_adalayer_options(setup),
+    **setup.pick("t_freeze", "update_last"),
+  )
+  return Built(tx)
+
+
+def _adalayer_last(setup: Setup) -> Built:
+  """A leaf may have the last rate and be the affair of SGD."""
+  s = setup.settings
+  options = _adalayer_options(setup) | dict(sgd_elsewhere=True)
+
+  def build(last):
+    direction = optim.scale_by_adalayer(**options)
+    decay = optax.add_decayed_weights(s["weight_decay"])
+    return optax.chain(direction, decay, _step(setup, last))
+
+  labels = {
+    name: "last" if "ff_out_last" in name or _norm(name) else "rest"
+    for name in setup.shapes
+  }
+  return Built(
+    optax.partition(dict(last=build(True), rest=build(False)), labels)
+  )
+
+
+def _adalayer_options(setup: Setup) -> dict[str, Any]:
+  """Labels by the authors' names of leaves; words are the rows in torch."""
+  s, dims, labels = setup.settings, dict(setup.dims), {}
+  for name, shape in setup.shapes.items():
+    labels[name] = "other"
+    rows = shape[dims[name].sides[1]] if dims[name] is not None else 0
+    if s["att_correction"] and "att_proj" in name:
+      labels[name] = "qkv"
+    elif s["lastlayer_correction"] and "ff_out" in name and rows > _WORDS:
+      labels[name] = "head"
+    elif _norm(name):
+      labels[name] = "norm"
+    elif s["firstlayer_correction"] and "wte" in name:
+      labels[name] = "embedding"
+      sides = dims[name].sides[::-1]  # From words.
+      dims[name] = optim.DimensionNumbers(sides, stack=dims[name].stack)
+  options = setup.pick("b1", "b2", "eps", "update_norm")
+  return dict(options, labels=labels, dimension_numbers=dims)
+
+
+# A head has more rows than this; 10000 in the authors' program.
+_WORDS = 7
+
 METHODS = {
   "torch_sgd": _sgd,
   "sgdw": _sgdw,
@@ -184,9 +261,14 @@ METHODS = {
   "laprop": _laprop,
   "adafactor": _adafactor,
   "adafactor_last": _adafactor_last,
+  "sophia_g": _sophia,
+  "adalayer": _adalayer,
+  "adalayer_last": _adalayer_last,
 }
 LAYOUTS = {
   "adafactor_decay": ("kernels",),
   "adafactor_neuron_only": ("kernels",),
   "adafactor_last": ("stacked",),
+  "adalayer_first_layer": ("kernels",),
+  "adalayer_frozen_update": ("stacked",),
 }

@@ -73,6 +73,11 @@ def _targets(count):
   return {k: jnp.stack([x] * count) for k, x in make_params(seed=9).items()}
 
 
+def _curvature():
+  """An estimate of a diagonal, of all leaves."""
+  return {k: 50 * jnp.square(x) for k, x in make_params(seed=8).items()}
+
+
 def _distance(params, batch):
   """Half the squared distance of what leaves there are to their targets."""
   present = {
@@ -85,8 +90,31 @@ _COMMON = dict(dimension_numbers=DIMENSIONS)
 _REFRESHED = _COMMON | dict(precondition_frequency=2)
 # With one side a matrix, who comes when depends on what other leaves there are.
 _AT_ONCE = _REFRESHED | dict(stagger=False)
+# Each label once; the three parts of `plain3d` are its outputs.
+_BLOCKS = dict(
+  labels=dict(
+    matrix="head", stacked="embedding", plain3d="qkv", vector="norm",
+    scalar="other", empty="other",
+  ),
+  dimension_numbers=DIMENSIONS
+  | dict(plain3d=optim.DimensionNumbers((2, 1), stack=0)),
+)  # fmt: skip
 _PENALTY = dict(quantizer=optim.Quantizer(optim.INT4), strength=0.1)
 TRANSFORMS = {
+  "scale_by_adalayer": Row(optim.scale_by_adalayer, _BLOCKS, ("t_freeze",)),
+  "adalayer": Row(
+    optim.adalayer, _BLOCKS, ("t_freeze",), descends=True,
+    repeats="scale_by_adalayer",
+  ),
+  "scale_by_sophia_g": Row(
+    optim.scale_by_sophia_g, dict(estimate_every=2), ("estimate_every",),
+    extra_args=lambda params: dict(estimate=_curvature()),
+  ),
+  "sophia_g": Row(
+    optim.sophia_g, dict(estimate_every=2), ("estimate_every",),
+    descends=True, repeats="scale_by_sophia_g",
+    extra_args=lambda params: dict(estimate=_curvature()),
+  ),
   "scale_by_dampened_momentum": Row(optim.scale_by_dampened_momentum, {}, ()),
   "dampened_sgd": Row(
     optim.dampened_sgd, {}, (), descends=True,
