@@ -54,6 +54,7 @@ from .matrices.layout import (
   by_rank,
   from_muon_dimension_numbers,
 )
+from .matrices.mars_correction import mars_correction
 from .matrices.options import Precision, Storage
 from .matrices.placement import Placement, state_specs
 from .matrices.plan import make_plan, treatment_table
@@ -69,6 +70,7 @@ from .methods.adalayer import adalayer, scale_by_adalayer
 from .methods.ademamix import ademamix, scale_by_ademamix
 from .methods.dampened_sgd import dampened_sgd, scale_by_dampened_momentum
 from .methods.kl_shampoo import kl_shampoo, scale_by_kl_shampoo
+from .methods.mars import mars, scale_by_mars
 from .methods.moso import moso, scale_by_moso
 from .methods.muon import muon, scale_by_muon
 from .methods.shampoo import scale_by_shampoo, shampoo
@@ -195,6 +197,8 @@ __all__ = [
   "local_value_and_grad",
   "lotion_adamw",
   "make_plan",
+  "mars",
+  "mars_correction",
   "mean_loss",
   "mean_step_size",
   "moso",
@@ -221,6 +225,7 @@ __all__ = [
   "scale_by_dampened_momentum",
   "scale_by_diagonal_preconditioner",
   "scale_by_kl_shampoo",
+  "scale_by_mars",
   "scale_by_moso",
   "scale_by_muon",
   "scale_by_shampoo",

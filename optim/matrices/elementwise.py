@@ -183,19 +183,20 @@ def two_rates(
     plan: Parameters -> the plan.
   """
 
-  def labels(params):
-    p = plan(params)
-    stacked = {piece.index for bucket in p.buckets for piece in bucket.pieces}
-    names = ["matrix" if i in stacked else "rest" for i in range(len(p.paths))]
-    return jax.tree.unflatten(p.treedef, names)
-
   return optax.partition(
     {
       "matrix": optax.scale_by_learning_rate(learning_rate),
       "rest": optax.scale_by_learning_rate(rest_rate),
     },
-    labels,
+    lambda params: labels(plan(params)),
   )
+
+
+def labels(plan: Plan) -> Any:
+  """A tree: "matrix" for leaves that the plan stacks, "rest" for others."""
+  stacked = {piece.index for bucket in plan.buckets for piece in bucket.pieces}
+  names = ["matrix" if i in stacked else "rest" for i in range(len(plan.paths))]
+  return jax.tree.unflatten(plan.treedef, names)
 
 
 def dense(v: Any) -> jax.Array:

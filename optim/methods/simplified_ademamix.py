@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..common import checks, warmups
+from ..common import checks, moments, warmups
 from ..common.options import also_takes, takes
-from ..common.tree import zeros
+from ..common.tree import like, zeros
 from ..common.wide import in_work_dtype, scalar_dtype
 from .decay import descend
 
@@ -104,29 +104,25 @@ def scale_by_simplified_ademamix(
     count: Any = optax.safe_increment(state.count)
     b1 = warmups.half_life(o.b1, o.min_b1, o.b1_warmup, count)
     alpha = warmups.at(o.alpha, count)
-    correction = jnp.sqrt(1 - o.b2**count)
-    scale, mass = (correction if o.bias_correction2 else 1.0), None
+    scale, mass = 1.0, None
+    if not o.bias_correction2:
+      scale = 1 / jnp.sqrt(1 - o.b2**count)
     if o.bias_correction1:
       mass = (b1 * state.mass + 1).astype(state.mass.dtype)
       scale = scale / mass
 
     def direction(g, m, v):
-      root = jnp.sqrt(v) + o.eps * correction
-      # No gradient so far, and eps 0: no step, not 0 / 0.
-      step = scale * (m + alpha * g) / jnp.where(root > 0, root, 1)
-      return jnp.where(root > 0, step, 0)
+      root = moments.root(v, o.eps, o.b2, count)
+      return scale * moments.divide(m + alpha * g, root)
 
-    def kept(new, old):
-      return new.astype(old.dtype)
-
-    mu = jax.tree.map(lambda g, m: kept(b1 * m + g, m), updates, state.mu)
+    mu = jax.tree.map(lambda m, g: b1 * m + g, state.mu, updates)
     nu = jax.tree.map(
-      lambda g, v: kept(o.b2 * v + (1 - o.b2) * jnp.square(g), v),
-      updates,
-      state.nu,
+      lambda v, g: moments.average(v, jnp.square(g), o.b2), state.nu, updates
     )
     directions = jax.tree.map(direction, updates, mu, nu)
-    return directions, SimplifiedAdemamixState(count, mass, mu, nu)
+    return directions, SimplifiedAdemamixState(
+      count, mass, like(mu, state.mu), like(nu, state.nu)
+    )
 
   return in_work_dtype(optax.GradientTransformation(init_fn, update_fn))
 

@@ -195,6 +195,14 @@ TRANSFORMS = {
     dict(b1=0.95, alpha=2.0, b1_warmup=3, bias_correction1=True),
     ("bias_correction1", "bias_correction2"),
   ),
+  "mars_correction": Row(optim.mars_correction, _COMMON, ()),
+  "scale_by_mars": Row(
+    optim.scale_by_mars, _COMMON | dict(variant="muon"), ("ns_steps",)
+  ),
+  "mars": Row(
+    optim.mars, _COMMON | dict(variant="muon"), ("ns_steps",),
+    descends=True, repeats="scale_by_mars",
+  ),
   "primal_averaging": Row(
     optim.primal_averaging,
     dict(
