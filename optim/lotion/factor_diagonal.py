@@ -61,6 +61,11 @@ def factor_diagonal(
   if plan.empty:
     return params
   state = _find(opt_state)
+  if any(kept.scales is not None for kept in state.kronecker.values()):
+    raise ValueError(
+      "opt_state has KL factors: their diagonals are not sums of E[G^2]. Give "
+      "the optimiser factors='gram'."
+    )
   known = {bucket.name for bucket in plan.buckets}
   if known != set(state.kronecker):
     raise ValueError(

@@ -27,13 +27,28 @@ class Kronecker(NamedTuple):
   derived: tuple[jax.Array | None, ...]  # Shaped alike: made from P.
   failures: jax.Array  # [S] int32: failed refreshes; the old matrix stayed.
   rejections: jax.Array  # [S] int32: non-finite gradients, zeros used instead.
-  # [S, I], [S, O]: eigenvalues l of KL factors; None for Gram factors.
-  scales: tuple[jax.Array | None, ...] | None = None
+
+  @property
+  def scales(self) -> None:
+    """Gram factors keep no eigenvalues."""
+
+
+class KLKronecker(NamedTuple):
+  """KL factors of one bucket: a `Kronecker` that keeps eigenvalues.
+
+  Two types, so that the states of Gram factors are those of earlier versions.
+  """
+
+  factors: tuple[jax.Array | None, ...]
+  derived: tuple[jax.Array | None, ...]
+  failures: jax.Array
+  rejections: jax.Array
+  scales: tuple[jax.Array | None, ...]  # [S, I], [S, O]: eigenvalues l.
 
 
 # (bucket, its factors, [S, I, O]) -> for each side with a factor, the matrices
 # whose Gram matrices are averaged.
-Whiten = Callable[[Bucket, Kronecker, jax.Array], list[Any]]
+Whiten = Callable[[Bucket, Any, jax.Array], list[Any]]
 
 
 class RefreshCounts(NamedTuple):
@@ -77,7 +92,7 @@ def refresh_counts(opt_state: Any) -> RefreshCounts | None:
     Sums over all matrices; both are 0 in a healthy run. None if the state has
     no Kronecker factors.
   """
-  found = find(opt_state, Kronecker)
+  found = find(opt_state, Kronecker, KLKronecker)
   if not found:
     return None
   return RefreshCounts(

@@ -30,7 +30,7 @@ import numpy as np
 
 from ..common import checks
 from . import factors
-from .factors import Kronecker
+from .factors import KLKronecker
 from .padding import entries, others
 from .plan import Bucket, Plan
 from .stacks import Split, Stacks
@@ -91,14 +91,16 @@ def with_eigenvalues(plan: Plan, state: Any) -> Any:
       jnp.zeros((bucket.size, n), bucket.dtype) if has else None
       for n, has in sides
     )
-    result[bucket.name] = state[bucket.name]._replace(scales=scales)
+    result[bucket.name] = KLKronecker(
+      **state[bucket.name]._asdict(), scales=scales
+    )
   return result
 
 
 def whitener(e: Eigenvalues, precision: str) -> factors.Whiten:
   """What `factors.observe` takes as `whiten`; two products a matrix more."""
 
-  def whiten(bucket: Bucket, kept: Kronecker, x: jax.Array) -> list[Any]:
+  def whiten(bucket: Bucket, kept: KLKronecker, x: jax.Array) -> list[Any]:
     roots = inverse_roots(started(bucket, kept, x, e))
     if e.first_gram is not None:
       whitening = max(1, sum(bucket.factored) - 1)
@@ -124,7 +126,7 @@ def whitener(e: Eigenvalues, precision: str) -> factors.Whiten:
 
 
 def started(
-  bucket: Bucket, kept: Kronecker, x: jax.Array, e: Eigenvalues
+  bucket: Bucket, kept: KLKronecker, x: jax.Array, e: Eigenvalues
 ) -> tuple[jax.Array | None, ...]:
   """The eigenvalues, started by x where they have not been yet."""
   if e.start is None:
@@ -138,7 +140,7 @@ def started(
   fresh_S = is_fresh(kept)
   return tuple(
     None if l is None else jnp.where(fresh_S[:, None], first_S[:, None], l)
-    for l in _scales(kept)
+    for l in kept.scales
   )
 
 
@@ -156,20 +158,24 @@ def average_eigenvalues(
     rotated: G', in the bases of `state`.
     state: The factors.
     decay: Share of the old eigenvalues that is kept.
-    e: Options. Where l starts with this gradient, the average begins with the
-      next one.
+    e: Options.
 
   Returns:
-    The state with new eigenvalues.
+    The state with new eigenvalues. Where l starts with this gradient, the
+    average begins with the next one.
   """
   result = Stacks(state)
   if e.kind != "average":
     return result
   for bucket in plan.buckets:
     kept, x = state[bucket.name], rotated.stacks[bucket.name]
-    old, fresh_S1 = started(bucket, kept, x, e), is_fresh(kept)[:, None]
+    old = started(bucket, kept, x, e)
     roots = inverse_roots(old)
     white = jnp.square(scale_sides(x, roots))
+    # A matrix without a gradient keeps its l: an l that had fallen for long
+    # would whiten the next gradient by far too much.
+    nothing_S = ~jnp.any(x != 0, axis=range(1, x.ndim))
+    as_before_S1 = (is_fresh(kept) | nothing_S)[:, None]
     scales = []
     for side, l in enumerate(old):
       if l is not None:
@@ -183,7 +189,7 @@ def average_eigenvalues(
           ]
           seen = seen + e.damping * math.prod(inverse)
         new = _capped(decay * l + (1 - decay) * seen, e)
-        l = jnp.where(fresh_S1, l, new)
+        l = jnp.where(as_before_S1, l, new)
       scales.append(l)
     result[bucket.name] = kept._replace(scales=tuple(scales))
   return result
@@ -200,7 +206,7 @@ def quotients(
   result = Stacks()
   for name, kept in state.items():
     scales = []
-    for p, q, l in zip(kept.factors, kept.derived, _scales(kept), strict=True):
+    for p, q, l in zip(kept.factors, kept.derived, kept.scales, strict=True):
       if l is not None:
         p, q = p.astype(l.dtype), q.astype(l.dtype)
         image = jnp.matmul(p, q, precision=precision)
@@ -241,9 +247,9 @@ def inverse_roots(scales: Any) -> list[jax.Array | None]:
   return [None if l is None else root(l) for l in scales]
 
 
-def is_fresh(kept: Kronecker) -> jax.Array:
+def is_fresh(kept: KLKronecker) -> jax.Array:
   """[S]: whose eigenvalues have not started, since no gradient was not 0."""
-  present = next(l for l in _scales(kept) if l is not None)
+  present = next(l for l in kept.scales if l is not None)
   return jnp.all(present == 0, axis=1)
 
 
@@ -258,11 +264,6 @@ def _capped(l, e: Eigenvalues):
   if cap is None:
     return l
   return jnp.maximum(l, (cap(l.shape[-1]) if callable(cap) else cap) ** -2)
-
-
-def _scales(kept: Kronecker):
-  assert kept.scales is not None, "The state is of factors='gram'."
-  return kept.scales
 
 
 def _without(parts, side):
