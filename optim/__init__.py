@@ -73,6 +73,7 @@ from .methods.kl_shampoo import kl_shampoo, scale_by_kl_shampoo
 from .methods.mars import mars, scale_by_mars
 from .methods.moso import moso, scale_by_moso
 from .methods.muon import muon, scale_by_muon
+from .methods.scaling import LeafFacts, Multipliers, multipliers, rescaled
 from .methods.shampoo import scale_by_shampoo, shampoo
 from .methods.simplified_ademamix import (
   scale_by_simplified_ademamix,
@@ -81,6 +82,7 @@ from .methods.simplified_ademamix import (
 from .methods.soap import kl_soap, scale_by_soap, soap
 from .methods.soap_muon import scale_by_soap_muon, soap_muon
 from .methods.sophia import scale_by_sophia_g, sophia_g
+from .methods.spectral import normalize_spectral
 from .newton.cg import CG
 from .newton.damping import LevenbergMarquardt
 from .newton.line_search import (
@@ -142,6 +144,7 @@ __all__ = [
   "Grid",
   "INT4",
   "INT8",
+  "LeafFacts",
   "LevenbergMarquardt",
   "LineSearch",
   "Linearized",
@@ -149,6 +152,7 @@ __all__ = [
   "MeanLoss",
   "MicrostepsState",
   "Momentum",
+  "Multipliers",
   "OUT_IN",
   "PenalizedState",
   "Placement",
@@ -202,9 +206,11 @@ __all__ = [
   "mean_loss",
   "mean_step_size",
   "moso",
+  "multipliers",
   "muon",
   "needs_line_search",
   "neighbours",
+  "normalize_spectral",
   "on_grid_share",
   "operator_cosine",
   "path_groups",
@@ -212,6 +218,7 @@ __all__ = [
   "quantize",
   "quantize_params",
   "refresh_counts",
+  "rescaled",
   "round_nearest",
   "round_random",
   "rounding_penalty",

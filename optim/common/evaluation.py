@@ -108,6 +108,11 @@ def eval_names(opt_state: Any) -> tuple[str, ...]:
   return tuple(dict.fromkeys(names))
 
 
+def keeps_a_point(opt_state: Any) -> bool:
+  """Whether a state, wrapped in any way, has points for `eval_params`."""
+  return next(_known_states(opt_state), None) is not None
+
+
 def _known_states(tree: Any) -> Iterator[tuple[Any, Reader]]:
   """Yields all nodes of registered types, outer nodes first."""
   kinds = tuple(_READERS)

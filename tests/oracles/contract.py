@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -47,6 +48,7 @@ class Row:
     rates: Names of its learning rates.
     extra_args: Made from (params), passed to each update.
     coasts: Whether its updates go on for a while at a learning rate of 0.
+    element_wise: Whether the state has arrays like the leaves of no matrix.
     repeats: The row whose transform this one only chains with decay and a
       rate. By default an alias is compared with a composition by hand; what
       else a row promises is tested by `make slow`.
@@ -59,6 +61,7 @@ class Row:
   rates: tuple[str, ...] = ("learning_rate",)
   extra_args: Callable[[Any], dict[str, Any]] = lambda params: {}
   coasts: bool = False
+  element_wise: bool = True
   repeats: str = ""
 
   def build(self, **changes):
@@ -170,6 +173,17 @@ TRANSFORMS = {
       curvature=functools.partial(optim.factor_diagonal, **_COMMON),
     ),
     ("curvature",),
+  ),
+  "rescaled": Row(
+    optim.rescaled,
+    dict(
+      tx=optim.scale_by_muon(**_COMMON),
+      scales=functools.partial(jax.tree.map, lambda x: 1.5 - x.ndim / 4),
+    ),
+    ("scales",),
+  ),
+  "normalize_spectral": Row(
+    optim.normalize_spectral, _COMMON, (), element_wise=False
   ),
   "scale_by_diagonal_preconditioner": Row(
     optim.scale_by_diagonal_preconditioner,
