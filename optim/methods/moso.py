@@ -1,9 +1,8 @@
 """MOSO: SOAP on the shorter side only, from the Gram matrix of the momentum.
 
 Differs from NVIDIA's code: bases keep the order of their columns, the round-off
-of a rotation is replaced by 0, and refreshes may be staggered. With the
-defaults, `precondition_frequency=1` and `stagger=False` included, the
-trajectories are NVIDIA's.
+of a rotation is replaced by 0, and refreshes may be rarer and staggered. With
+the default `precondition_frequency=1` the trajectories are NVIDIA's.
 
 Dimension key: see `matrices/plan.py`.
 """
@@ -83,7 +82,7 @@ class MosoOptions(MatrixOptions):
 def scale_by_moso(o: MosoOptions) -> optax.GradientTransformationExtraArgs:
   r"""Divides the momentum by root mean squares in the basis of its short side.
 
-  For a matrix G [I, O] with I <= O (else along the other side), at each call:
+  For a matrix G [I, O] with I < O (else with M^T M on the other side):
 
       M  = b1 M + (1 - b1) G
       P  = beta P + (1 - beta) M M^T
