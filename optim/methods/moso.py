@@ -8,7 +8,6 @@ Dimension key: see `matrices/plan.py`.
 """
 
 import dataclasses
-import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -18,7 +17,7 @@ import optax
 from ..common import checks
 from ..common.options import also_takes, takes
 from ..common.tree import work_dtype, zeros
-from ..matrices import eigenbasis, elementwise, factors, linalg
+from ..matrices import eigenbasis, elementwise, factors
 from ..matrices.any_mesh import on_any_mesh
 from ..matrices.options import MatrixOptions
 from ..matrices.placement import constrain, from_stacks, to_stacks
@@ -26,6 +25,7 @@ from ..matrices.plan import Plan
 from ..matrices.refresh import make_schedule
 from ..matrices.round_off import grains, silence
 from ..matrices.stacks import Momentum, Split, Squares, Stacks, marked
+from ..matrices.update_size import sized
 from .decay import descend
 
 RefreshMethod = Literal["qr", "cholesky", "eigh"]
@@ -144,7 +144,7 @@ def scale_by_moso(o: MosoOptions) -> optax.GradientTransformationExtraArgs:
     squares, kept = eigenbasis.refresh(
       make_schedule(plan, o), state.count, state.squares, kept, make, turn
     )
-    directions, squares = _divide(o, seen, squares, kept, grain)
+    directions, squares = _divide(o, plan, seen, squares, kept, grain)
     stepped: Any = adam.update(Split(Stacks(), seen.rest), state.adam)
     rest, adam_state = stepped
     directions = directions._replace(rest=rest.rest)
@@ -211,6 +211,7 @@ def _observe(
 
 def _divide(
   o: MosoOptions,
+  plan: Plan,
   seen: Split,
   old: Squares,
   kept: Stacks,
@@ -230,11 +231,4 @@ def _divide(
 
   divided = rotated.map(divide)
   back = eigenbasis.rotate(divided, kept, o.precision, transpose=False)
-  return back.map(lambda name, u: _limited(o, u)), squares
-
-
-def _limited(o: MosoOptions, u: jax.Array) -> jax.Array:
-  if o.max_update_rms is None:
-    return u
-  rms = linalg.norm(u) / math.prod(u.shape[1:]) ** 0.5
-  return u * jnp.minimum(1, o.max_update_rms / (rms + 1e-7))
+  return sized(back, plan, None, o.max_update_rms), squares
