@@ -18,11 +18,12 @@ from ..config.names import nearest
 
 _MODULES = (optim, optax, optax.contrib)
 # Arguments that the trainer sets: which leaves decay, which axes of a leaf are
-# stacked, inputs and outputs, and where stacks lie.
+# stacked, inputs and outputs, what a leaf is for, and where stacks lie.
 MASKS = ("mask", "weight_decay_mask")
 DIMENSIONS = ("dimension_numbers", "muon_weight_dimension_numbers")
+LABELS = "labels"
 PLACEMENT = "placement"
-SET_HERE = ("learning_rate", *MASKS, *DIMENSIONS, PLACEMENT)
+SET_HERE = ("learning_rate", *MASKS, *DIMENSIONS, LABELS, PLACEMENT)
 # Arguments that are transforms: a section {"name": ..., "kwargs": {...}}.
 DIRECTIONS = ("base", "direction")
 

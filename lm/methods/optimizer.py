@@ -19,33 +19,10 @@ from ..model import params as param_table
 from . import factories
 
 FACTORS = "max_precond_dim"  # An argument of methods with Kronecker factors.
-# The names under which factories take what the parameter table knows: which
-# leaves decay, which axes of a leaf are stacked, inputs and outputs, and what a
-# leaf is for.
-_MASKS = ("mask", "weight_decay_mask")
-_DIMENSIONS = ("dimension_numbers", "muon_weight_dimension_numbers")
-FACTORS = "max_precond_dim"  # An argument of methods with Kronecker factors.
-_PLACEMENT = "placement"
-_STORAGE = "storage"
-_LABELS = "labels"  # An argument of methods with rules by role.
-_OURS = ("learning_rate", *_MASKS, *_DIMENSIONS, _LABELS, _PLACEMENT)
-# What a role of the parameter table is called there.
+# What a role of the parameter table is called by methods with rules by role.
 _LABEL_OF = dict(
   input="other", hidden="other", output="head", gain="norm", bias="norm"
 )
-
-
-# Factories of `optim` that other keys ask for.
-_LOTION = (
-  "set config.quant.method='lotion', config.quant.strength and a plain "
-  "optimiser, config.optim.name='adamw' or 'soap'."
-)
-_ELSEWHERE = {
-  "lotion_adamw": _LOTION,
-  "gauss_newton": "it cannot be its own inner optimiser, nor that of a role.",
-  "gauss_newton_microsteps": "it cannot be an inner optimiser.",
-  "gauss_newton_solver": "take 'gauss_newton'.",
-}
 
 
 class Choice(NamedTuple):
@@ -160,6 +137,15 @@ def _filled(
       made[key] = _dimension_numbers(
         specs, make_numbers, config.optim.embeddings
       )
+  if factories.LABELS in parameters:  # Methods that know every leaf's stacks.
+    made[factories.LABELS] = jax.tree.map(
+      lambda leaf: _LABEL_OF[leaf.role], specs
+    )
+    made[factories.DIMENSIONS[0]] = jax.tree.map(
+      lambda leaf, layout: _ours(layout, None),
+      specs,
+      param_table.matrix_layouts(specs),
+    )
   if factories.PLACEMENT in parameters:
     made[factories.PLACEMENT] = placement
   return made
@@ -182,18 +168,6 @@ def _value(
   if hasattr(parameter.default, "_replace"):  # A NamedTuple such as `Storage`.
     return type(parameter.default)(**value)
   return value
-  if _LABELS in parameters:  # Such methods know the stacks of every leaf.
-    kwargs[_LABELS] = jax.tree.map(lambda leaf: _LABEL_OF[leaf.role], specs)
-    kwargs[_DIMENSIONS[0]] = jax.tree.map(
-      lambda leaf, layout: _ours(layout, None),
-      specs,
-      param_table.matrix_layouts(specs),
-    )
-  if _PLACEMENT in parameters:
-    kwargs[_PLACEMENT] = placement
-  if _STORAGE in kwargs:  # Configurations are data: {"mu": "bfloat16"}.
-    kwargs[_STORAGE] = optim.Storage(**kwargs[_STORAGE])
-  return kwargs
 
 
 def _first_update(
