@@ -55,6 +55,13 @@ from .matrices.layout import (
   from_muon_dimension_numbers,
 )
 from .matrices.mars_correction import mars_correction
+from .matrices.norm_rules import (
+  fixed_radius,
+  hyperball,
+  norm_control,
+  radial_brake,
+  relative_step,
+)
 from .matrices.options import Precision, Storage
 from .matrices.placement import Placement, state_specs
 from .matrices.plan import make_plan, treatment_table
@@ -69,10 +76,11 @@ from .methods.adafactor import adafactor, scale_by_adafactor
 from .methods.adalayer import adalayer, scale_by_adalayer
 from .methods.ademamix import ademamix, scale_by_ademamix
 from .methods.dampened_sgd import dampened_sgd, scale_by_dampened_momentum
+from .methods.decay import Decay, descend
 from .methods.kl_shampoo import kl_shampoo, scale_by_kl_shampoo
 from .methods.mars import mars, scale_by_mars
 from .methods.moso import moso, scale_by_moso
-from .methods.muon import muon, scale_by_muon
+from .methods.muon import muon, muon_h, normuon, normuon_h, scale_by_muon
 from .methods.scaling import LeafFacts, Multipliers, multipliers, rescaled
 from .methods.shampoo import scale_by_shampoo, shampoo
 from .methods.simplified_ademamix import (
@@ -83,6 +91,7 @@ from .methods.soap import kl_soap, scale_by_soap, soap
 from .methods.soap_muon import scale_by_soap_muon, soap_muon
 from .methods.sophia import scale_by_sophia_g, sophia_g
 from .methods.spectral import normalize_spectral
+from .methods.spheres import adam_h, on_sphere
 from .newton.cg import CG
 from .newton.damping import LevenbergMarquardt
 from .newton.line_search import (
@@ -131,6 +140,7 @@ __all__ = [
   "AverageState",
   "CG",
   "CONV",
+  "Decay",
   "DimensionNumbers",
   "E2M1",
   "E2M3",
@@ -168,6 +178,7 @@ __all__ = [
   "accelerated_sgd",
   "adafactor",
   "adalayer",
+  "adam_h",
   "add_rounding_penalty",
   "ademamix",
   "average_weights",
@@ -176,10 +187,12 @@ __all__ = [
   "chunked_lm_head",
   "dampened_sgd",
   "dequantize",
+  "descend",
   "eval_names",
   "eval_params",
   "exact_ggn_diagonal",
   "factor_diagonal",
+  "fixed_radius",
   "from_muon_dimension_numbers",
   "gauss_newton",
   "gauss_newton_bartlett_diagonal",
@@ -189,6 +202,7 @@ __all__ = [
   "has_updated",
   "hutchinson_diagonal",
   "hvp",
+  "hyperball",
   "inner_schedule",
   "interpolate_bases",
   "kl_shampoo",
@@ -208,16 +222,23 @@ __all__ = [
   "moso",
   "multipliers",
   "muon",
+  "muon_h",
   "needs_line_search",
   "neighbours",
+  "norm_control",
   "normalize_spectral",
+  "normuon",
+  "normuon_h",
   "on_grid_share",
+  "on_sphere",
   "operator_cosine",
   "path_groups",
   "primal_averaging",
   "quantize",
   "quantize_params",
+  "radial_brake",
   "refresh_counts",
+  "relative_step",
   "rescaled",
   "round_nearest",
   "round_random",

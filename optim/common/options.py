@@ -61,14 +61,15 @@ def takes(
 
 
 def also_takes(
-  other: Callable[..., Any],
+  *others: Callable[..., Any],
 ) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-  """Gives a function with `**kwargs` the arguments of another, spelled out.
+  """Gives a function with `**kwargs` the arguments of others, spelled out.
 
   Args:
-    other: The function or dataclass that gets the keyword arguments. Its
+    *others: The functions or dataclasses that get the keyword arguments. Their
       arguments become keyword arguments of the decorated function, except for
-      the arguments that the decorated function has itself.
+      the arguments that the decorated function has itself. Of arguments of one
+      name, the first counts.
 
   Returns:
     A decorator, which adds the signature and the text of these arguments.
@@ -83,23 +84,28 @@ def also_takes(
     own = inspect.signature(build)
     mine = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     names = {p.name for p in mine}
-    added = [
-      p.replace(kind=p.KEYWORD_ONLY)
-      for p in inspect.signature(other).parameters.values()
-      if p.name not in names
-    ]
-    signature = own.replace(parameters=[*mine, *added])
+    added: dict[str, inspect.Parameter] = {}
+    texts: dict[str, str] = {}
+    for other in others:
+      for p in inspect.signature(other).parameters.values():
+        if p.name not in names and p.name not in added:
+          added[p.name] = p.replace(kind=p.KEYWORD_ONLY)
+      texts = _texts(other) | texts
+    signature = own.replace(parameters=[*mine, *added.values()])
     factory.__signature__ = signature  # pyrefly: ignore
-    if isinstance(other, type):
-      texts = _attributes(other)
-    else:
-      texts = _sections(inspect.getdoc(other) or "", "Args")
     factory.__doc__ = _with_args(
-      build.__doc__, texts, [p.name for p in added if p.name in texts]
+      build.__doc__, texts, [name for name in added if name in texts]
     )
     return factory
 
   return decorate
+
+
+def _texts(other: Callable[..., Any]) -> dict[str, str]:
+  """{name: text} of the arguments of a function or dataclass."""
+  if isinstance(other, type):
+    return _attributes(other)
+  return _sections(inspect.getdoc(other) or "", "Args")
 
 
 def _wide(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Which axes of a leaf are stack, inputs or outputs: the user says so."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from ..common.tree import is_function, is_masked
+from ..common.tree import by_path, is_function, is_masked
 
 
 def _as_tuple(axes: int | Iterable[int]) -> tuple[int, ...]:
@@ -228,3 +229,19 @@ def checked(path: str, leaf, dims) -> DimensionNumbers | None:
     ),
     stack=tuple(axis % leaf.ndim for axis in dims.stack_axes),
   )
+
+
+def matrices_by_path(
+  params: Any, dimension_numbers: DimensionTree
+) -> dict[str, DimensionNumbers | None]:
+  """{path: checked numbers of a leaf that holds matrices, else None}."""
+  leaves = by_path(params)
+  found: dict[str, DimensionNumbers | None] = {}
+  for path, dims in numbers_by_path(params, dimension_numbers).items():
+    dims, shape = checked(path, leaves[path], dims), leaves[path].shape
+    if dims is not None:
+      axes = [axis for axes in dims.side_axes for axis in axes]
+      if leaves[path].size == 0 or math.prod(shape[a] for a in axes) == 1:
+        dims = None
+    found[path] = dims
+  return found

@@ -1,4 +1,4 @@
-"""Muon on the matrix engine: stacked Newton-Schulz iterations.
+"""Muon and its relatives on the matrix engine: stacked Newton-Schulz.
 
 Differs from `optax.contrib.muon`: the momentum is the plain average of the
 authors' code (no bias correction), and matrices of one shape are multiplied
@@ -7,7 +7,7 @@ them None in `dimension_numbers` to leave them to Adam.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,24 @@ from ..common.options import also_takes, takes
 from ..matrices import elementwise, factors, linalg
 from ..matrices.any_mesh import on_any_mesh
 from ..matrices.layout import DimensionTree
-from ..matrices.newton_schulz import newton_schulz
+from ..matrices.newton_schulz import (
+  KELLER,
+  Coefficients,
+  NormName,
+  newton_schulz,
+  triples_of,
+)
 from ..matrices.options import check_placement
 from ..matrices.placement import Placement, from_stacks, to_stacks
 from ..matrices.plan import Plan, check_two_sides, make_plan
-from ..matrices.stacks import Momentum, Split, Stacks, marked
-from .decay import descend
+from ..matrices.stacks import Momentum, Split, Squares, Stacks, marked
+from ..matrices.variance import (
+  Variance,
+  divide_by_variance,
+  initial_variance,
+)
+from .decay import Decay, descend
+from .spheres import SphereOptions, for_sphere, on_sphere
 
 
 class MuonState(NamedTuple):
@@ -31,6 +43,14 @@ class MuonState(NamedTuple):
 
   momentum: Momentum  # By bucket, [S, I, O], float32 or `mu_dtype`.
   adam: Any  # Adam's state of the leaves that are no matrices, on a `Split`.
+
+
+class AdaptiveMuonState(NamedTuple):
+  """State of `scale_by_muon` with a `variance`."""
+
+  momentum: Momentum  # By bucket, [S, I, O], float32 or `mu_dtype`.
+  adam: Any  # Adam's state of the leaves that are no matrices, on a `Split`.
+  variance: Squares  # By bucket: [S, 1, O], [S, I, 1], [S, I, O] or [S, 1, 1].
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,11 +72,26 @@ class MuonOptions:
       entry gets the default: a leaf of two axes is a matrix [inputs, outputs],
       a leaf of fewer axes is no matrix, and a leaf of more axes is an error.
       The argument None gives all leaves the default.
-    ns_coeffs: a, b, c of the iteration X <- a X + (b A + c A^2) X, A = X X^T.
-    ns_steps: Iterations, >= 1.
-    consistent_rms: A number r replaces the scale sqrt(max(1, O / I)) by
-      r sqrt(max(I, O)). The updates then have a root mean square of about r;
-      0.2 is Adam's.
+    ns_coeffs: a, b, c of the iteration X <- a X + (b A + c A^2) X, A = X X^T; a
+      list of such triples, one a step; or a name: "keller" (the default),
+      "quintic", "polar_express", "dion", "cans", "cubic5", "deepseekv4" or
+      "record" (`matrices/newton_schulz.py`).
+    ns_steps: Iterations, >= 1. None: the length of the list; 5 for one triple.
+    ns_norm: The norm that the iteration divides by at first: "frobenius", or
+      "schatten4", which is nearer to the largest singular value.
+    ns_eps: Added to the norm, in units of N; >= 1e-15 in float32.
+    ns_dtype: Type of the products of the iteration; None is float32.
+    variance: A second moment of the orthogonal matrix O, an average v with
+      decay `b2`, by which O is divided. "rows" (NorMuon): the mean of O^2 over
+      the inputs, one number for each output. "longer": one number for each
+      index of the longer side. "entries" (AdaMuon): O^2. "matrix" (NAMO): v
+      averages ||G||^2, and O is multiplied by ||N||. After "rows" and "longer",
+      O gets its old norm back.
+    b2: Decay of v, in [0, 1).
+    eps: Added to sqrt(v); with "longer" the least v.
+    scale: "shape" multiplies by sqrt(max(1, O / I)), "unit" by sqrt(O / I).
+    consistent_rms: A number r replaces the scale by r sqrt(max(I, O)). The
+      updates then have a root mean square of about r; 0.2 is Adam's.
     mu_dtype: Type of the momentum; None is float32.
     placement: Where the stacks lie on a mesh; see `Placement`.
   """
@@ -69,19 +104,37 @@ class MuonOptions:
   adam_eps: float = 1e-10
   adam_eps_root: float = 0.0
   dimension_numbers: DimensionTree = None
-  ns_coeffs: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
-  ns_steps: int = 5
+  ns_coeffs: Coefficients = KELLER
+  ns_steps: int | None = None
+  ns_norm: NormName = "frobenius"
+  ns_eps: float = 1e-7
+  ns_dtype: Any | None = None
+  variance: Variance = "none"
+  b2: float = 0.95
+  eps: float = 1e-8
+  scale: Literal["shape", "unit"] = "shape"
   consistent_rms: float | None = None
   mu_dtype: Any | None = None
   placement: Placement = Placement()
 
   def __post_init__(self):
     """Raises for any argument out of range."""
-    for name in ("beta", "adam_b1", "adam_b2"):
+    for name in ("beta", "adam_b1", "adam_b2", "b2"):
       checks.decay(name, getattr(self, name))
-    for name in ("adam_eps", "adam_eps_root"):
+    for name in ("adam_eps", "adam_eps_root", "eps"):
       checks.positive(name, getattr(self, name), zero_too=True)
-    checks.count("ns_steps", self.ns_steps)
+    checks.positive("ns_eps", self.ns_eps)
+    if self.ns_steps is not None:
+      checks.count("ns_steps", self.ns_steps)
+    triples_of(self.ns_coeffs, self.ns_steps)
+    checks.choice("ns_norm", self.ns_norm, get_args(NormName))
+    checks.choice("variance", self.variance, get_args(Variance))
+    checks.choice("scale", self.scale, ("shape", "unit"))
+    if self.scale != "shape" and self.consistent_rms is not None:
+      raise ValueError(
+        f"scale={self.scale!r} and consistent_rms={self.consistent_rms} are "
+        "two scales; give one of them."
+      )
     check_placement(self.placement)
 
   def plan(self, tree: Any) -> Plan:
@@ -95,12 +148,13 @@ class MuonOptions:
     check_two_sides(plan, "Muon")
     return plan
 
-  def scale(self, shape: tuple[int, ...]) -> float:
+  def factor(self, shape: tuple[int, ...]) -> float:
     """The factor of the orthogonal matrix of a bucket of this shape."""
     inputs, outputs = shape[-2:]
     if self.consistent_rms is not None:
       return self.consistent_rms * max(inputs, outputs) ** 0.5
-    return max(1.0, outputs / inputs) ** 0.5
+    least = 1.0 if self.scale == "shape" else 0.0
+    return max(least, outputs / inputs) ** 0.5
 
 
 @takes(MuonOptions)
@@ -112,7 +166,8 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
       U = newton_schulz(N) * sqrt(max(1, O / I))
 
   with I inputs and O outputs. newton_schulz(N) is near the orthogonal matrix
-  nearest to N. Leaves without a matrix get Adam. A matrix whose gradient has a
+  nearest to N. I and O are the sides of one matrix: of one head if the heads
+  are a stack. Leaves without a matrix get Adam. A matrix whose gradient has a
   NaN or an infinity is replaced by zeros.
 
   Returns:
@@ -126,6 +181,8 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
     Jordan et al., "Muon", 2024, https://kellerjordan.github.io/posts/muon/
     Liu et al., "Muon is scalable for LLM training", 2025,
     https://arxiv.org/abs/2502.16982 (consistent_rms)
+    Li et al., "NorMuon", 2025, https://arxiv.org/abs/2510.05491 (rows)
+    Si et al., "AdaMuon", 2025, https://arxiv.org/abs/2507.11005 (entries)
   """
   adam = elementwise.scale_by_split_adam(
     o.adam_b1, o.adam_b2, o.adam_eps, o.adam_eps_root
@@ -137,7 +194,13 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
       lambda x: jnp.zeros(x.shape, o.mu_dtype or x.dtype), split.stacks
     )
     rest = Split(Stacks(), split.rest)
-    return MuonState(marked(momentum, Momentum), adam.init(rest))
+    state = MuonState(marked(momentum, Momentum), adam.init(rest))
+    if o.variance == "none":
+      return state
+    variance = jax.tree.map(
+      lambda x: initial_variance(o.variance, x), split.stacks
+    )
+    return AdaptiveMuonState(*state, marked(variance, Squares))
 
   def update_fn(updates, state, params=None, **extra_args):
     del params, extra_args
@@ -145,7 +208,7 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
     if plan.empty:
       return updates, state
     split = to_stacks(updates, plan, o.placement)
-    momentum, directions = Momentum(), Stacks()
+    momentum, variance, directions = Momentum(), Squares(), Stacks()
     for name, g in split.stacks.items():
       g = jnp.where(linalg.finite(g)[:, None, None], g, 0)
       old = state.momentum[name]
@@ -153,15 +216,28 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
       momentum[name] = m.astype(old.dtype)
       ahead = o.beta * m + (1 - o.beta) * g if o.nesterov else m
       orthogonal = newton_schulz(
-        ahead, o.ns_coeffs, num_steps=o.ns_steps, dtype=g.dtype
+        ahead,
+        o.ns_coeffs,
+        num_steps=o.ns_steps,
+        norm=o.ns_norm,
+        eps=o.ns_eps,
+        dtype=o.ns_dtype or g.dtype,
       )
-      directions[name] = orthogonal * o.scale(g.shape)
+      if o.variance != "none":
+        orthogonal, variance[name] = divide_by_variance(
+          o.variance, orthogonal, ahead, g, state.variance[name],
+          b2=o.b2, eps=o.eps,
+        )  # fmt: skip
+      directions[name] = orthogonal * o.factor(g.shape)
     rest = jax.tree.map(factors.screen_leaf, split.rest)
     stepped: Any = adam.update(Split(Stacks(), rest), state.adam)
     rest, adam_state = stepped
     split = Split(directions, rest.rest)
     updates = from_stacks(split, plan, updates, o.placement)
-    return updates, MuonState(momentum, adam_state)
+    state = MuonState(momentum, adam_state)
+    if o.variance != "none":
+      state = AdaptiveMuonState(*state, variance)
+    return updates, state
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -170,7 +246,7 @@ def scale_by_muon(o: MuonOptions) -> optax.GradientTransformationExtraArgs:
 def muon(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.0,
   mask: Any | None = None,
   adam_learning_rate: optax.ScalarOrSchedule | None = None,
   **direction: Any,
@@ -180,8 +256,8 @@ def muon(
   Args:
     learning_rate: The learning rate of the matrices; about 0.02, or about
       Adam's with `consistent_rms=0.2`. Number, array or schedule.
-    weight_decay: weight_decay * params is added to the direction; number or
-      schedule.
+    weight_decay: weight_decay * params is added to the direction; number,
+      schedule or `Decay`.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays, biases and gains of
       norms as well. `optax.contrib.muon` does not decay biases and gains, and
@@ -210,6 +286,83 @@ def muon(
   return descend(
     scale_by_muon(**direction), learning_rate, weight_decay, mask, step=step
   )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NorMuonOptions(MuonOptions):
+  """Options of NorMuon: those of Muon, with other defaults."""
+
+  _: dataclasses.KW_ONLY
+  ns_coeffs: Coefficients = "quintic"
+  variance: Variance = "rows"
+
+
+@also_takes(NorMuonOptions, muon)
+def normuon(
+  learning_rate: optax.ScalarOrSchedule, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+  """NorMuon: Muon whose orthogonal matrix is normalised for each output.
+
+  Args:
+    learning_rate: The learning rate of the matrices, as for `muon`.
+    **options: Those of `muon`; the list and the variance are NorMuon's.
+
+  Returns:
+    A transform; its `update` needs `params` unless `weight_decay` is 0.
+
+  Raises:
+    ValueError: As for `scale_by_muon`.
+
+  References:
+    Li et al., "NorMuon", 2025, https://arxiv.org/abs/2510.05491
+  """
+  return muon(learning_rate, **_NORMUON | options)
+
+
+@also_takes(SphereOptions, scale_by_muon)
+def muon_h(
+  learning_rate: optax.ScalarOrSchedule, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+  """Muon on spheres: `on_sphere(scale_by_muon(...), learning_rate, ...)`.
+
+  Args:
+    learning_rate: eta of the matrices, about the angle of a step; 0.018 in the
+      speed run. Number, array or schedule.
+    **options: The arguments of `on_sphere` and of `scale_by_muon`.
+
+  Returns:
+    A transform; its `update` needs `params`.
+
+  Raises:
+    ValueError: As for `on_sphere` and `scale_by_muon`.
+
+  References:
+    MuonH: the optimisation track of modded-nanogpt, 2026.
+  """
+  sphere, direction = for_sphere(options)
+  return on_sphere(scale_by_muon(**direction), learning_rate, **sphere)
+
+
+@also_takes(SphereOptions, NorMuonOptions)
+def normuon_h(
+  learning_rate: optax.ScalarOrSchedule, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+  """NorMuon on spheres: `muon_h` with the defaults of `normuon`.
+
+  Args:
+    learning_rate: As for `muon_h`.
+    **options: The arguments of `on_sphere` and the fields of `NorMuonOptions`.
+
+  Returns:
+    A transform; its `update` needs `params`.
+
+  Raises:
+    ValueError: As for `muon_h`.
+  """
+  return muon_h(learning_rate, **_NORMUON | options)
+
+
+_NORMUON = dict(ns_coeffs="quintic", variance="rows")
 
 
 def _labels(plan: Plan) -> Any:

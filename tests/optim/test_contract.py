@@ -43,7 +43,8 @@ def _same(a, b, atol=2e-4):
 
 
 def _marked(name):
-  marks = pytest.mark.slow if TRANSFORMS[name].repeats else ()
+  row = TRANSFORMS[name]
+  marks = pytest.mark.slow if row.repeats or row.slow else ()
   return pytest.param(name, marks=marks)
 
 

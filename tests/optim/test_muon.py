@@ -67,3 +67,50 @@ def test_consistent_rms():
   updates, _ = jax.jit(tx.update)(grads, tx.init(grads))
   rms = np.sqrt(np.mean(np.square(updates)))
   np.testing.assert_allclose(rms, 0.2, rtol=0.15)
+
+
+@pytest.mark.parametrize(
+  ("variance", "extra"),
+  [("none", 0), ("rows", 9), ("longer", 9), ("entries", 54), ("matrix", 1)],
+)
+def test_words_of_the_second_moment(variance, extra):
+  tx = optim.scale_by_muon(variance=variance)
+  state = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((6, 9), jnp.float32))
+  words = sum(x.size for x in jax.tree.leaves(state) if x.ndim)
+  assert words == 54 + extra
+
+
+def _spread(x, axis):
+  squares = np.mean(np.square(np.asarray(x)), axis=axis)
+  return squares.max() / squares.min()
+
+
+def test_normuon_levels_its_outputs_and_keeps_the_norm():
+  # At the first call v is the square that it divides, up to one number.
+  rng = np.random.default_rng(0)
+  grads = jnp.asarray(rng.normal(size=(6, 9)) * 10.0 ** -(np.arange(9) / 3))
+  grads = grads.astype(jnp.float32)
+  plain, level = (
+    tx.update(grads, tx.init(grads))[0]
+    for tx in (
+      optim.scale_by_muon(ns_coeffs="quintic"),
+      optim.scale_by_muon(ns_coeffs="quintic", variance="rows"),
+    )
+  )
+  assert _spread(plain, 0) > 5
+  np.testing.assert_allclose(_spread(level, 0), 1, atol=1e-4)
+  norms = [np.linalg.norm(x) for x in (plain, level)]
+  np.testing.assert_allclose(*norms, rtol=1e-5)
+
+
+def test_wrong_arguments_are_errors():
+  for arguments, message in (
+    (dict(ns_coeffs="kelly"), "coefficients='kelly' is not known"),
+    (dict(ns_norm="nuclear"), "ns_norm='nuclear' is not known"),
+    (dict(variance="row"), "variance='row' is not known"),
+    (dict(scale="rms"), "scale='rms' is not known"),
+    (dict(ns_eps=0.0), "ns_eps=0.0 must be > 0"),
+    (dict(scale="unit", consistent_rms=0.2), "scale='unit'"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      optim.scale_by_muon(**arguments)

@@ -52,6 +52,8 @@ class Row:
     repeats: The row whose transform this one only chains with decay and a
       rate. By default an alias is compared with a composition by hand; what
       else a row promises is tested by `make slow`.
+    slow: Whether `make slow` tests all that the row promises: for factories
+      that only pass their arguments on to those of another row.
   """
 
   make: Callable[..., optax.GradientTransformation]
@@ -63,6 +65,7 @@ class Row:
   coasts: bool = False
   element_wise: bool = True
   repeats: str = ""
+  slow: bool = False
 
   def build(self, **changes):
     options = self.options | changes
@@ -90,6 +93,7 @@ def _distance(params, batch):
 
 
 _COMMON = dict(dimension_numbers=DIMENSIONS)
+_TWO_RATES = ("learning_rate", "adam_learning_rate")
 _REFRESHED = _COMMON | dict(precondition_frequency=2)
 # With one side a matrix, who comes when depends on what other leaves there are.
 _AT_ONCE = _REFRESHED | dict(stagger=False)
@@ -262,10 +266,45 @@ TRANSFORMS = {
   "muon": Row(
     optim.muon, _COMMON | dict(adam_learning_rate=1e-3),
     ("ns_steps",), descends=True,
-    rates=("learning_rate", "adam_learning_rate"),
+    rates=_TWO_RATES,
   ),
   "scale_by_muon": Row(
     optim.scale_by_muon, _COMMON, ("ns_steps",)
+  ),
+  "normuon": Row(
+    optim.normuon, _COMMON | dict(adam_learning_rate=1e-3),
+    ("ns_steps",), descends=True, rates=_TWO_RATES, slow=True,
+  ),
+  "descend": Row(
+    optim.descend,
+    dict(
+      direction=optim.scale_by_muon(**_COMMON, variance="longer"),
+      weight_decay=optim.Decay(
+        1e-3, cautious=True, coupling="schedule", peak=1e-2
+      ),
+    ),
+    (), descends=True,
+  ),
+  "on_sphere": Row(
+    optim.on_sphere,
+    _COMMON | dict(
+      direction=optim.scale_by_soap(**_REFRESHED), rule="record_rows",
+      adam_learning_rate=1e-3, decay_order="official",
+      weight_decay=optim.Decay(1e-3, cautious=True),
+    ),
+    (), descends=True, rates=_TWO_RATES,
+  ),
+  "adam_h": Row(
+    optim.adam_h, _COMMON | dict(adam_learning_rate=1e-3), (),
+    descends=True, rates=_TWO_RATES,
+  ),
+  "muon_h": Row(
+    optim.muon_h, _COMMON | dict(adam_learning_rate=1e-3), ("ns_steps",),
+    descends=True, rates=_TWO_RATES, slow=True,
+  ),
+  "normuon_h": Row(
+    optim.normuon_h, _COMMON | dict(adam_learning_rate=1e-3), ("ns_steps",),
+    descends=True, rates=_TWO_RATES, slow=True,
   ),
 }  # fmt: skip
 
