@@ -140,6 +140,18 @@ def test_small_gradients_are_kept():
   np.testing.assert_allclose(updates, np.ones((8, 4)), rtol=1e-5)
 
 
+def test_a_first_step_of_round_off_is_damped():
+  # In float64 a part of 1e-9 is no round-off of the rotation.
+  with jax.enable_x64(True):
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
+    g = jnp.asarray(turn @ np.diag([1, 1e-2, 1e-5, 1e-9]) @ turn.T)
+    tx = optim.scale_by_soap(eps=0.0, first_step="use_current")
+    first, second = _run(tx, [g, g])
+    inside = turn.T @ first @ turn
+  np.testing.assert_allclose(inside, np.diag([1, 1, 1, 1e-3]), atol=1e-5)
+  np.testing.assert_allclose(turn.T @ second @ turn, np.eye(4), atol=0.2)
+
+
 @pytest.mark.parametrize("power", [-0.5, -1.0])
 def test_diagonal_preconditioners_move_nothing_off_the_gradients(power):
   grads, left = _low_rank((8, 6), rank=1)

@@ -208,11 +208,10 @@ def _warm(setup: Setup, state, params, factor_scale=1.0):
       bases.append(load("basis", old.derived[side]))
       if old.scales is not None:
         scales.append(load("eigenvalues", old.scales[side]))
-    kept[bucket.name] = old._replace(
-      factors=tuple(factors),
-      derived=tuple(bases),
-      scales=tuple(scales) if old.scales is not None else None,
-    )
+    new = dict(factors=tuple(factors), derived=tuple(bases))
+    if old.scales is not None:
+      new["scales"] = tuple(scales)
+    kept[bucket.name] = old._replace(**new)
   return state._replace(kronecker=kept)
 
 
