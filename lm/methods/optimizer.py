@@ -19,10 +19,6 @@ from ..model import params as param_table
 from . import factories
 
 FACTORS = "max_precond_dim"  # An argument of methods with Kronecker factors.
-# What a role of the parameter table is called by methods with rules by role.
-_LABEL_OF = dict(
-  input="other", hidden="other", output="head", gain="norm", bias="norm"
-)
 
 
 class Choice(NamedTuple):
@@ -137,18 +133,28 @@ def _filled(
       made[key] = _dimension_numbers(
         specs, make_numbers, config.optim.embeddings
       )
-  if factories.LABELS in parameters:  # Methods that know every leaf's stacks.
-    made[factories.LABELS] = jax.tree.map(
-      lambda leaf: _LABEL_OF[leaf.role], specs
-    )
-    made[factories.DIMENSIONS[0]] = jax.tree.map(
-      lambda leaf, layout: _ours(layout, None),
-      specs,
-      param_table.matrix_layouts(specs),
-    )
+  if factories.LABELS in parameters:
+    made |= _roles(config, specs)
   if factories.PLACEMENT in parameters:
     made[factories.PLACEMENT] = placement
   return made
+
+
+def _roles(config: Config, specs: Any) -> dict[str, Any]:
+  """What each leaf is for, and its axes; gains have stacks as well."""
+  # Of a tied model the embedding is the head.
+  table = "embedding" if config.model.tied else "other"
+  label = dict(input=table, hidden="other", output="head")
+  return {
+    factories.LABELS: jax.tree.map(
+      lambda leaf: label.get(leaf.role, "norm"), specs
+    ),
+    factories.DIMENSIONS[0]: jax.tree.map(
+      lambda leaf, layout: _ours(layout, None),
+      specs,
+      param_table.matrix_layouts(specs),
+    ),
+  }
 
 
 def _value(

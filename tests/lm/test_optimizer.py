@@ -143,10 +143,14 @@ def test_matrix_methods_are_told_the_axes(tiny, name, layers):
   assert table["embed"]["table"] is None
 
 
-def test_adalayer_is_told_the_roles_and_the_stacks_of_all_leaves(tiny):
+@pytest.mark.parametrize(("tied", "head"), [(True, "embed"), (False, "head")])
+def test_adalayer_is_told_the_roles_and_the_stacks(tiny, tied, head):
   """No second moment is shared by two layers; each word of the head has one."""
   config = tiny.config(
-    optim__name="adalayer", optim__kwargs={}, model__layers="scan"
+    optim__name="adalayer",
+    optim__kwargs={},
+    model__layers="scan",
+    model__tied=tied,
   )
   config = build.resolve(config, build.find_data(config))
   specs = param_table.param_specs(config.model)
@@ -154,13 +158,11 @@ def test_adalayer_is_told_the_roles_and_the_stacks_of_all_leaves(tiny):
     config, optimizer.of_config(config), lambda count: 0.1, specs
   )
   state, _ = jax.eval_shape(tx.init, param_table.abstract(specs))
-  layers, words = config.model.N, config.model.V
   moments = param_table.by_path(state.nu)
-  assert {path.split("/")[0] for path in moments} >= {"blocks", "head"}
+  assert {path.split("/")[0] for path in moments} >= {"blocks", head}
+  sizes = dict(blocks=(config.model.N,)) | {head: (config.model.V,)}
   for path, leaf in moments.items():
-    wanted = (layers,) if path.startswith("blocks/") else ()
-    wanted = (words,) if path.startswith("head/") else wanted
-    assert leaf.shape == wanted, path
+    assert leaf.shape == sizes.get(path.split("/")[0], ()), path
 
 
 def test_embedding_and_head_can_have_a_factor_on_the_width(tiny):
