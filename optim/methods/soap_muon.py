@@ -65,6 +65,8 @@ class SoapMuonOptions(MatrixOptions):
       "record", "keller" or "polar_express", one triple a, b, c, or a triple for
       each step.
     ns_steps: Iterations; None is the length of the list.
+    ns_dtype: Type of the products of the iteration; None is float32. bfloat16
+      is faster on accelerators; singular values are then right to about 1 %.
     adam_b1: Decay of the first moment of Adam, for leaves that are no matrices.
     adam_b2: Decay of the second moment of Adam, for leaves that are no
       matrices.
@@ -79,6 +81,7 @@ class SoapMuonOptions(MatrixOptions):
   turn_squares: bool = False
   ns_coeffs: Coefficients = "record"
   ns_steps: int | None = None
+  ns_dtype: Any | None = None
   adam_b1: float = 0.9
   adam_b2: float = 0.95
   adam_eps: float = 1e-10
@@ -279,6 +282,10 @@ def _whiten(
 def _orthogonal(o: SoapMuonOptions, x: jax.Array) -> jax.Array:
   inputs, outputs = x.shape[-2:]
   x = newton_schulz(
-    x, o.ns_coeffs, num_steps=o.ns_steps, norm="schatten4", dtype=x.dtype
+    x,
+    o.ns_coeffs,
+    num_steps=o.ns_steps,
+    norm="schatten4",
+    dtype=o.ns_dtype or x.dtype,
   )
   return x * max(1.0, outputs / inputs) ** 0.5

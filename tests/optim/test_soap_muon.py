@@ -51,6 +51,16 @@ def test_all_singular_values_are_one_number_at_every_scale():
         np.testing.assert_allclose(_values(u), size, rtol=0.01, err_msg=name)
 
 
+def test_products_in_few_bits_leave_one_percent():
+  grads = _grads(0, dict(tall=SHAPES["tall"]))
+  tx = optim.scale_by_soap_muon(
+    ns_dtype=jnp.bfloat16, dimension_numbers=dict(tall=STACK)
+  )
+  (updates,), _ = _run(tx, [grads])
+  assert updates["tall"].dtype == jnp.float32
+  np.testing.assert_allclose(_values(updates["tall"]), 1, rtol=0.01)
+
+
 def test_the_second_update_sees_signs_only():
   # V = (1 - b2) N'^2 there. A matrix of signs may be singular, so we take one
   # that is not.
