@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracles.shampoo import power, shampoo_directions
 
 import optim
@@ -70,6 +72,24 @@ def test_fourth_root_is_the_dense_one(condition, tolerance):
   factor = _factor(32, condition).astype(np.float32)
   wanted = power(factor.astype(np.float64), -0.25)
   assert _error(_by_products(factor, 0.25), wanted) < tolerance
+
+
+_root = jax.jit(roots.inverse_square_root)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+  seed=st.integers(0, 10_000),
+  condition=st.floats(1, 1e4),
+  exponent=st.integers(-12, 12),
+)
+def test_root_times_root_times_factor_is_one(seed, condition, exponent):
+  factor = 10.0**exponent * _factor(6, condition, seed)
+  root = np.asarray(_root(jnp.asarray(factor, jnp.float32)[None])[0], float)
+  np.testing.assert_array_equal(root, root.T)
+  # An entry's rounding in float32 moves an eigenvalue by 6e-8 of the largest.
+  tolerance = 2e-4 + 1e-6 * condition
+  np.testing.assert_allclose(root @ factor @ root, np.eye(6), atol=tolerance)
 
 
 def test_products_lose_less_than_eigenvectors_where_both_are_right():
