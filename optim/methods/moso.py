@@ -26,7 +26,7 @@ from ..matrices.refresh import make_schedule
 from ..matrices.round_off import grains, silence
 from ..matrices.stacks import Momentum, Split, Squares, Stacks, marked
 from ..matrices.update_size import sized
-from .decay import descend
+from .decay import Decay, descend
 
 RefreshMethod = Literal["qr", "cholesky", "eigh"]
 
@@ -159,7 +159,7 @@ def scale_by_moso(o: MosoOptions) -> optax.GradientTransformationExtraArgs:
 def moso(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.01,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.01,
   mask: Any | None = None,
   **direction: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -167,8 +167,8 @@ def moso(
 
   Args:
     learning_rate: Number, array or schedule; about Adam's.
-    weight_decay: weight_decay * params is added to the direction; number or
-      schedule.
+    weight_decay: weight_decay * params is added to the direction; number,
+      schedule or `Decay`.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays, biases and gains of
       norms as well; `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)`

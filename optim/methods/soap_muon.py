@@ -32,7 +32,7 @@ from ..matrices.plan import Plan, check_two_sides
 from ..matrices.refresh import make_schedule
 from ..matrices.round_off import grains, silence
 from ..matrices.stacks import Momentum, Split, Squares, Stacks, marked
-from .decay import descend
+from .decay import Decay, descend
 
 RefreshMethod = Literal["qr", "cholesky", "eigh"]
 
@@ -199,7 +199,7 @@ def scale_by_soap_muon(
 def soap_muon(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.0,
   mask: Any | None = None,
   adam_learning_rate: optax.ScalarOrSchedule | None = None,
   **direction: Any,
@@ -209,8 +209,8 @@ def soap_muon(
   Args:
     learning_rate: The learning rate of the matrices; about Muon's, 0.02.
       Number, array or schedule.
-    weight_decay: weight_decay * params is added to the direction; number or
-      schedule.
+    weight_decay: weight_decay * params is added to the direction; number,
+      schedule or `Decay`.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays, biases and gains of
       norms as well; `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)`

@@ -1,6 +1,8 @@
 """SOAP-Muon and MOSO for the authors' settings; see `authors.py`."""
 
+import jax.numpy as jnp
 from oracles.authors_built import Built, Setup
+from oracles.authors_soap import _warm as warm_state
 
 import optim
 
@@ -21,13 +23,46 @@ def _direction(setup: Setup) -> dict:
 
 
 def _soap_muon(setup: Setup) -> Built:
-  return Built(
-    optim.soap_muon(
-      setup.learning_rate,
-      weight_decay=setup.settings["weight_decay"],
-      **_direction(setup),
-    )
+  tx = optim.soap_muon(
+    setup.learning_rate,
+    weight_decay=setup.settings["weight_decay"],
+    **_direction(setup),
   )
+  return _built(setup, tx)
+
+
+def _record(setup: Setup) -> Built:
+  """The record's control of norms; nothing decays."""
+  return _built(setup, _controlled(setup, rule="record"))
+
+
+def _cautious(setup: Setup) -> Built:
+  """The later record: a floor of each row, and cautious decay at the end."""
+  decay = optim.Decay(0.025, cautious=True)
+  tx = _controlled(
+    setup, rule="record_rows", weight_decay=decay, decay_order="official"
+  )
+  return _built(setup, tx)
+
+
+def _controlled(setup: Setup, **options):
+  direction = optim.scale_by_soap_muon(**_direction(setup))
+  return optim.on_sphere(
+    direction, setup.learning_rate, dimension_numbers=setup.dims, **options
+  )
+
+
+def _built(setup: Setup, tx) -> Built:
+  """A warm start begins after the first call, with moments of zero."""
+  if not setup.warm:
+    return Built(tx)
+
+  def init(params):
+    first, *rest = tx.init(params)
+    first = warm_state(setup, first, params)
+    return (first._replace(count=jnp.ones((), jnp.int32)), *rest)
+
+  return Built(tx, init)
 
 
 def _moso(setup: Setup) -> Built:
@@ -38,16 +73,22 @@ def _moso(setup: Setup) -> Built:
       stagger=False,
       dimension_numbers=setup.dims,
       block_size=setup.block_size,
-      **setup.pick(
-        "b1", "b2", "shampoo_beta", "eps", "weight_decay", "max_update_rms"
-      ),
+      max_update_rms=setup.settings["max_update_rms"] or None,  # 0 is off.
+      **setup.pick("b1", "b2", "shampoo_beta", "eps", "weight_decay"),
     )
   )
 
 
-METHODS = {"soap_muon": _soap_muon, "moso": _moso}
+METHODS = {
+  "soap_muon": _soap_muon,
+  "soap_muon_record": _record,
+  "soap_muon_cautious": _cautious,
+  "moso": _moso,
+}
 LAYOUTS = {
   "soap_muon": ("kernels", "stacked", "blocks"),
   "soap_muon_f3": ("stacked",),
+  "soap_muon_record": ("stacked",),
+  "soap_muon_cautious": ("kernels",),
   "moso": ("kernels", "stacked"),
 }
