@@ -5,6 +5,8 @@ one program.
 """
 
 import functools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,14 @@ import pytest
 import optim
 
 _ETA, _STEPS = 0.02, 30
+_PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "accelerated.md"
+_SECTIONS = (
+  "Dampened SGD",
+  "Accelerated SGD",
+  "Adafactor",
+  "Sophia-G",
+  "Adalayer",
+)
 
 
 def _lion(b1, b2):
@@ -133,16 +143,16 @@ def test_accelerated_sgd_is_the_method(name):
     np.testing.assert_allclose(ours[leaf], theirs[leaf], rtol=0, atol=1e-12)
 
 
-def test_the_average_of_schedule_free_is_ahead_along_the_momentum():
+def test_the_average_of_schedule_free_is_behind_along_the_momentum():
   """x = y + (1 - beta)(1 - c_t) eta m: what Schedule-Free evaluates."""
   (ours, (state, _)), (_, theirs) = _runs()["schedule-free"]
   last = jax.tree.map(lambda y: y[-1], ours)
   with jax.enable_x64(True):
     x = optax.contrib.schedule_free_eval_params(theirs, last)
     scale = (1 - 0.9) * (1 - 1 / _STEPS) * _ETA
-    ahead = jax.tree.map(lambda y, m: y - scale * -m, last, state.momentum)
+    behind = jax.tree.map(lambda y, m: y + scale * m, last, state.momentum)
   assert np.abs(x["a"] - last["a"]).max() > 1e-3
-  np.testing.assert_allclose(ahead["a"], x["a"], rtol=0, atol=1e-12)
+  np.testing.assert_allclose(behind["a"], x["a"], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("kappa", "xi"), [(1000.0, 10.0), (50.0, 5.0)])
@@ -264,3 +274,10 @@ def test_state_words_are_those_of_the_table():
 def test_a_bad_argument_is_named(build, message):
   with pytest.raises(ValueError, match=message):
     build()
+
+
+@pytest.mark.parametrize("title", _SECTIONS)
+def test_the_example_of_a_section_runs(title):
+  text = _PAGE.read_text().split(f"## {title}\n")[1].split("\n## ")[0]
+  (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+  exec(compile(block, title, "exec"), {})
