@@ -18,10 +18,8 @@ import optim
 from ..config import ramp
 from ..config.schema import Config
 from ..model.transformer import Transformer
-from ..objectives import sums
 from ..objectives import table as objectives
-from ..weights import rounded
-from . import factories, optimizer, plain
+from . import drawn, factories, optimizer, plain
 
 
 def problems(config: Config) -> list[str]:
@@ -87,22 +85,17 @@ def sampled_curvature(
     (params, `Batch` [B], step) -> {"curvature": tree}, from the first
     `quant.fisher_rows` rows; {} unless `quant.curvature` is "sampled".
   """
-  q, objective = config.quant, objectives.chosen(config)
+  q = config.quant
   if q.curvature != "sampled":
     return lambda *_: {}
-
-  def view(rows):
-    return objective.view(model.cfg, rows, objectives.TRAINING)
-
-  def logits(params: Any, rows: objectives.Batch) -> Any:
-    return sums.view_logits(model, params, view(rows))
+  labels = drawn.labels(config, model)
 
   def extra(params, rows, step):
     rows = jax.tree.map(lambda x: x[: q.fisher_rows], rows)
-    key = rounded.key_of(config, step, "labels")
     fisher = optim.sampled_fisher_diagonal(
-      logits, params, rows, key, weights=view(rows).weights_BL
-    )
+      labels.logits, params, rows, labels.key(step),
+      weights=labels.weights(rows),
+    )  # fmt: skip
     return {"curvature": fisher}
 
   return extra

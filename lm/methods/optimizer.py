@@ -94,7 +94,7 @@ def make(
     kwargs = arguments(config, choice, specs, placement)
     tx = factory(learning_rate=learning_rate, **kwargs)
     tx = optax.with_extra_args_support(tx)
-    jax.eval_shape(_first_update(tx), param_table.abstract(specs))
+    jax.eval_shape(_first_update(config, tx), param_table.abstract(specs))
   except (TypeError, ValueError, AttributeError) as error:
     raise ValueError(
       f"{choice.where}.kwargs={dict(choice.kwargs)} was refused by "
@@ -177,11 +177,13 @@ def _value(
 
 
 def _first_update(
-  tx: optax.GradientTransformationExtraArgs,
+  config: Config, tx: optax.GradientTransformationExtraArgs
 ) -> Callable[[Any], Any]:
   def update(params):
-    loss = jax.numpy.zeros(())
-    return tx.update(params, tx.init(params), params, value=loss)
+    extra = {"value": jax.numpy.zeros(())}
+    if config.optim.name == "sophia_g":  # Its method makes the estimate.
+      extra["estimate"] = params
+    return tx.update(params, tx.init(params), params, **extra)
 
   return update
 

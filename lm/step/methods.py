@@ -13,7 +13,7 @@ import jax
 import optim
 
 from ..config.schema import Config
-from ..methods import lotion, newton, optimizer, plain, schedule
+from ..methods import lotion, newton, optimizer, plain, schedule, sophia
 from ..objectives import table as objectives
 from ..weights import table as weights
 from . import newton_update, update
@@ -104,9 +104,18 @@ def _lotion_update(parts: Parts, probing: update.Probing) -> TrainStep:
   return plain_update(parts, probing, sampled)
 
 
+def _sophia_update(parts: Parts, probing: update.Probing) -> TrainStep:
+  return plain_update(
+    parts, probing, sophia.estimate(parts.config, parts.model)
+  )
+
+
 METHODS: dict[str, Method] = {
   "optax": Method(plain.problems, plain.make, plain_update),
   "lotion": Method(lotion.problems, lotion.make, _lotion_update),
+  sophia.NAME: Method(
+    sophia.problems, plain.make, _sophia_update, sophia.metrics
+  ),
   newton.OUTER: Method(
     newton.problems,
     newton.make,
