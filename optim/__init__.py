@@ -92,6 +92,7 @@ from .methods.soap_muon import scale_by_soap_muon, soap_muon
 from .methods.sophia import scale_by_sophia_g, sophia_g
 from .methods.spectral import normalize_spectral
 from .methods.spheres import adam_h, on_sphere
+from .methods.update_rms import with_update_rms
 from .newton.cg import CG
 from .newton.damping import LevenbergMarquardt
 from .newton.line_search import (
@@ -277,4 +278,5 @@ __all__ = [
   "treatment_table",
   "unique_codes",
   "with_rounding_penalty",
+  "with_update_rms",
 ]

@@ -171,6 +171,8 @@ def _value(
     factory = factories.find_direction(value["name"], parameter.name)
     kwargs = dict(value.get("kwargs", {}))
     return factory(**_filled(config, factory, kwargs, specs, placement))
+  if parameter.name == "weight_decay":
+    return optim.Decay(**value)
   if hasattr(parameter.default, "_replace"):  # A NamedTuple such as `Storage`.
     return type(parameter.default)(**value)
   return value

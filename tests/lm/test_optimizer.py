@@ -33,7 +33,9 @@ def _make(config):
 
 
 # Factories that need more than a learning rate, or refuse a schedule.
-_NEED_MORE = {"dpsgd", "primal_averaging", "schedule_free"}
+_NEED_MORE = {
+  "descend", "dpsgd", "on_sphere", "primal_averaging", "schedule_free",
+}  # fmt: skip
 _REFUSE = {"optimistic_adam", "rprop", "sm3"}
 
 
@@ -84,6 +86,22 @@ def test_a_direction_is_a_section_of_a_name_and_arguments():
   updates = tx.update(kernel, tx.init(_PARAMS), _PARAMS)
   wanted = same.update(kernel, same.init(_PARAMS), _PARAMS)
   jax.tree.map(np.testing.assert_array_equal, updates, wanted)
+
+
+def test_a_decay_is_a_section_of_its_arguments():
+  decay = {"weight_decay": 0.1, "cautious": True}
+  tx = _make(_config("muon", weight_decay=decay))
+  same = optim.muon(
+    lambda count: 0.1,
+    weight_decay=optim.Decay(0.1, cautious=True),
+    mask={"kernel": True, "gain": False},
+  )
+  grads = {"kernel": jnp.tri(4) - 0.5, "gain": jnp.ones(4)}
+  updates = tx.update(grads, tx.init(_PARAMS), _PARAMS)
+  wanted = same.update(grads, same.init(_PARAMS), _PARAMS)
+  jax.tree.map(np.testing.assert_array_equal, updates[0], wanted[0])
+  with pytest.raises(ValueError, match="was refused by muon"):
+    _make(_config("muon", weight_decay={"weight_decay": 0.1, "careful": True}))
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,14 @@ TRANSFORMS = {
     ),
     (), descends=True,
   ),
+  "with_update_rms": Row(
+    optim.with_update_rms,
+    _COMMON | dict(
+      direction=optim.scale_by_muon(**_COMMON), update_rms=1.0,
+      max_update_rms=0.9,
+    ),
+    (), slow=True,
+  ),
   "on_sphere": Row(
     optim.on_sphere,
     _COMMON | dict(
