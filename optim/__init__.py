@@ -87,7 +87,7 @@ from .methods.simplified_ademamix import (
   scale_by_simplified_ademamix,
   simplified_ademamix,
 )
-from .methods.soap import kl_soap, scale_by_soap, soap
+from .methods.soap import kl_soap, scale_by_soap, soap, soap_h
 from .methods.soap_muon import scale_by_soap_muon, soap_muon
 from .methods.sophia import scale_by_sophia_g, sophia_g
 from .methods.spectral import normalize_spectral
@@ -268,6 +268,7 @@ __all__ = [
   "simplified_ademamix",
   "smoothed_loss",
   "soap",
+  "soap_h",
   "soap_muon",
   "softmax_cross_entropy",
   "sophia_g",

@@ -11,7 +11,7 @@ Dimension key: see `matrices/plan.py`.
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from ..matrices.placement import from_stacks
 from ..matrices.round_off import grains
 from ..matrices.stacks import Momentum, Split, Stacks, marked
 from ..matrices.update_size import sized
-from .decay import descend
+from .decay import Decay, Order, descend
 
 
 class KLShampooState(NamedTuple):
@@ -152,9 +152,9 @@ def scale_by_kl_shampoo(
 def kl_shampoo(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.01,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.01,
   mask: Any | None = None,
-  decay_order: Literal["optax", "official"] = "optax",
+  decay_order: Order = "optax",
   **direction: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """KL-Shampoo with decoupled weight decay; see `scale_by_kl_shampoo`.
@@ -162,8 +162,8 @@ def kl_shampoo(
   Args:
     learning_rate: Number, array or schedule; about Adam's. A schedule counts
       calls, the skipped first one included.
-    weight_decay: lambda, number or schedule; 0 turns it off. Nothing decays at
-      the skipped call.
+    weight_decay: lambda, number, schedule or `Decay`; 0 turns it off. Nothing
+      decays at the skipped call.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays, biases and gains of
       norms as well; `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)`

@@ -1,13 +1,10 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
 
-Differs from the authors' PyTorch code: the momentum is turned only when its
-basis changes (three two-sided products a step instead of five), the second
-moment turns with it and the update keeps its length, bases keep the order of
-their columns (so the second moment is never permuted), the first steps are
-Adam's, refreshes are spread over the steps, round-off of a rotation is replaced
-by 0, and eps is Adam's (not divided by the bias correction). `stagger=False,
-first_step="skip", decay_order="official", refresh="qr", square_fields=()` gives
-the authors' trajectories; the round-off is far below what matters to these.
+Differs from the authors' PyTorch code: both moments turn when their basis does,
+the update keeps its length, bases keep the order of their columns, the first
+steps are Adam's, refreshes are spread over the steps, round-off of a rotation
+is replaced by 0, and eps is Adam's. `docs/soap.md` has the options that give
+the trajectories of the authors' and of NVIDIA's programs.
 
 Dimension key: see `matrices/plan.py`.
 """
@@ -29,7 +26,8 @@ from ..matrices.plan import Plan, check_two_sides
 from ..matrices.round_off import damp_noise, grains
 from ..matrices.stacks import Split, Stacks
 from ..matrices.update_size import sized, unit
-from .decay import descend
+from .decay import Decay, Order, descend
+from .spheres import SphereOptions, for_sphere, on_sphere
 
 RefreshOrder = Literal["after", "before"]
 FactorKind = Literal["gram", "kl"]
@@ -133,11 +131,9 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
   identity; see `first_step`. Leaves without a matrix, and matrices without a
   factor, get the element-wise rule as they are.
 
-  What G' holds as round-off only is replaced by 0: an entry below about 16
-  machine epsilons of the norm of its row, of its column, and of the matrix over
-  the root of the shorter side (`matrices/round_off.py`). Divided by its own
-  root mean square, the entry would be a full step along a direction without
-  gradient.
+  What G' holds as round-off only is replaced by 0: see `matrices/round_off.py`.
+  Divided by its own root mean square, the entry would be a full step along a
+  direction without gradient.
 
   A matrix whose gradient has a NaN or an infinity is replaced by zeros and
   counted in `kronecker[...].rejections`. If a refresh fails, the matrix keeps
@@ -165,9 +161,8 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
     kept = factors.init(plan, o.storage)
     if o.factors == "kl":
       kept = kl_factors.with_eigenvalues(plan, kept)
-    return SoapState(
-      jnp.zeros((), jnp.int32), rule.init(plan.split(params)), kept
-    )
+    inner = rule.init(plan.split(params))
+    return SoapState(jnp.zeros((), jnp.int32), inner, kept)
 
   def update_fn(updates, state, params=None, *, statistics=None, **extra_args):
     del params  # The element-wise rule sees no rotated parameters.
@@ -175,23 +170,26 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
     if plan.empty:
       return updates, state
     inner, grain = state.inner, grains(plan, updates)
-    grads, kept = _observe(o, plan, updates, state.kronecker, statistics)
+    grads, kept = factors.observe(
+      plan, updates, state.kronecker, o.beta, o, statistics, _whiten(o)
+    )
     if o.first_step != "identity":
       kept = eigenbasis.first_bases(kept, first)
     if o.refresh_order == "before":
       inner, kept = _refresh(o, plan, state.count, grain, inner, kept)
     rotated = eigenbasis.into(grads, kept, o.precision, grain)
-    if o.factors == "kl":
-      kept = _average(o, plan, rotated, kept, grain, statistics)
+    kept = _average(o, plan, rotated, kept, grain, statistics)
     stepped: Any = rule.update(rotated, inner, None, **extra_args)
     directions, stepped_inner = stepped
     if o.first_step == "use_current":
       directions = damp_noise(directions, rotated, first)
     directions = _turned_back(o, plan, directions, kept, stepped_inner)
     if o.first_step == "skip":
-      nothing = jax.tree.map(jnp.zeros_like, directions)
-      directions = _choose(first, nothing, directions)
-      stepped_inner = _choose(first, inner, stepped_inner)
+      nothing = jax.tree.map(jnp.zeros_like, directions), inner
+      made = directions, stepped_inner
+      directions, stepped_inner = jax.tree.map(
+        lambda x, y: jnp.where(first, x, y), nothing, made
+      )
     inner = stepped_inner
     if o.refresh_order == "after":
       inner, kept = _refresh(o, plan, state.count, grain, inner, kept)
@@ -206,9 +204,9 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
 def soap(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.01,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.01,
   mask: Any | None = None,
-  decay_order: Literal["optax", "official"] = "optax",
+  decay_order: Order = "optax",
   **direction: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """SOAP with decoupled weight decay; see `scale_by_soap`.
@@ -217,8 +215,8 @@ def soap(
     learning_rate: Number, array or schedule. Adam's for language models; on
       small problems and few examples up to 3 times Adam's, see `docs/soap.md`.
       A schedule counts calls, a skipped first one included.
-    weight_decay: lambda, number or schedule; 0 turns it off. Nothing decays at
-      a skipped call.
+    weight_decay: lambda, number, schedule or `Decay`; 0 turns it off. Nothing
+      decays at a skipped call.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays, biases and gains of
       norms as well; `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)`
@@ -267,6 +265,31 @@ def kl_soap(
   return soap(learning_rate, factors=factors, **others)
 
 
+@also_takes(SphereOptions, scale_by_soap)
+def soap_h(
+  learning_rate: optax.ScalarOrSchedule, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+  """SOAP on spheres: `on_sphere(scale_by_soap(...), learning_rate, ...)`.
+
+  Args:
+    learning_rate: eta of the matrices, about the angle of a step; 0.018 in the
+      speed run. Number, array or schedule.
+    **options: The arguments of `on_sphere` and of `scale_by_soap`; with
+      `factors="kl"` the method is KL-SOAP-H.
+
+  Returns:
+    A transform; its `update` needs `params`.
+
+  Raises:
+    ValueError: As for `on_sphere` and `scale_by_soap`.
+
+  References:
+    SOAPH and KLSOAPH: the optimisation track of modded-nanogpt, 2026.
+  """
+  sphere, direction = for_sphere(options)
+  return on_sphere(scale_by_soap(**direction), learning_rate, **sphere)
+
+
 def _rule(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
   """The element-wise rule, whose state says what is momentum."""
   if o.inner is not None:
@@ -284,27 +307,26 @@ def _rule(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
   return optax.with_extra_args_support(adam)
 
 
-def _observe(o, plan: Plan, updates, kept: Stacks, statistics):
-  """`factors.observe` of Gram or of KL factors."""
-  whiten = None
-  if o.factors == "kl":
-    whiten = kl_factors.whitener(o.eigenvalues, o.precision.statistics)
-  return factors.observe(plan, updates, kept, o.beta, o, statistics, whiten)
+def _whiten(o: SoapOptions) -> factors.Whiten | None:
+  """What KL factors average; None for Gram factors."""
+  if o.factors == "gram":
+    return None
+  return kl_factors.whitener(o.eigenvalues, o.precision.statistics)
 
 
 def _average(o, plan: Plan, rotated: Split, kept: Stacks, grain, statistics):
-  """Eigenvalues of KL factors, of the same gradients as the factors."""
+  """New eigenvalues of KL factors, of the same gradients as the factors."""
+  if o.factors == "gram":
+    return kept
   if statistics is not None:
-    seen, _ = _observe(o, plan, statistics, kept, None)
+    seen, _ = factors.observe(plan, statistics, kept, o.beta, o)
     rotated = eigenbasis.into(seen, kept, o.precision, grain)
   return kl_factors.average_eigenvalues(
     plan, rotated, kept, o.beta, o.eigenvalues
   )
 
 
-def _turned_back(
-  o, plan: Plan, directions: Split, kept: Stacks, inner
-) -> Split:
+def _turned_back(o, plan: Plan, directions: Split, kept, inner) -> Split:
   """Directions out of their bases, with the size that the options say."""
   split = eigenbasis.rotate(directions, kept, o.precision, transpose=False)
   if o.normalize:
@@ -325,7 +347,3 @@ def _bias_scale(o: SoapOptions, inner: Any) -> jax.Array | float:
   if o.inner is not None or not o.bias_correction:
     return 1.0
   return elementwise.bias_scale(inner.count, o.b1, o.b2)
-
-
-def _choose(condition, a, b):
-  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

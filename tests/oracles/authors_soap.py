@@ -128,6 +128,43 @@ def _kl_methods(setup: Setup) -> Built:
   return Built(tx, init if setup.warm else None)
 
 
+def _on_spheres(setup: Setup) -> Built:
+  s, kl = setup.settings, setup.settings["method"] == "kl_soap_h"
+  beta, options = s.get("shampoo_beta", s["b2"]), {}
+  if kl:
+    options["eigenvalues"] = optim.Eigenvalues(
+      # A first Gram matrix that is not multiplied by 1 - beta.
+      start=0.1, first_gram=1 - beta, largest_inverse_root=4000.0
+    )  # fmt: skip
+  tx = optim.soap_h(
+    setup.learning_rate,
+    b1=s["b1"],
+    b2=s["b2"],
+    shampoo_beta=beta,
+    eps=s["eps"],
+    precondition_frequency=s["frequency"],
+    factors="kl" if kl else "gram",
+    first_step="skip" if kl else "use_current",
+    bias_correction=False,
+    **options,
+    **_options(setup),
+    **_OFFICIAL,
+  )
+  return Built(tx if kl else _refreshed_earlier(tx))
+
+
+def _refreshed_earlier(tx):
+  """Refreshes after calls f, 2 f, ... from 1, ours after calls f + 1, ..."""
+
+  def update(updates, state, params):
+    first = state[0].count == 0
+    updates, state = tx.update(updates, state, params)
+    soap = state[0]._replace(count=state[0].count + first)
+    return updates, (soap, *state[1:])
+
+  return optax.GradientTransformation(tx.init, update)
+
+
 def _with_momentum_outside(setup: Setup, tx):
   """Keeps M in no basis, and gives the state its turned M' at each call.
 
@@ -224,6 +261,8 @@ METHODS = {
   "nvidia_soap": _nvidia,
   "rekls": _nvidia,
   "kl": _kl_methods,
+  "soap_h": _on_spheres,
+  "kl_soap_h": _on_spheres,
 }
 # Of the trees of these cases, only "square" can be cut into blocks.
 LAYOUTS = {
@@ -232,4 +271,6 @@ LAYOUTS = {
   "kl_shampoo_f3": ("kernels", "blocks"),
   "kl_shampoo_warm": ("stacked",),
   "kl_soap_f3": ("stacked",),
+  "kl_soap_h_f2": ("stacked",),
+  "soap_h_f3": ("kernels",),
 }

@@ -244,7 +244,13 @@ TRANSFORMS = {
     optim.scale_by_soap, _REFRESHED | dict(first_step="identity"), INTEGERS
   ),
   "kl_soap": Row(optim.kl_soap, _REFRESHED, INTEGERS, descends=True),
-  "kl_shampoo": Row(optim.kl_shampoo, _REFRESHED, INTEGERS, descends=True),
+  "soap_h": Row(
+    optim.soap_h, _REFRESHED | dict(adam_learning_rate=1e-3), INTEGERS,
+    descends=True, rates=_TWO_RATES, slow=True,
+  ),
+  "kl_shampoo": Row(
+    optim.kl_shampoo, _REFRESHED, INTEGERS, descends=True, slow=True
+  ),
   "scale_by_kl_shampoo": Row(
     optim.scale_by_kl_shampoo, _REFRESHED, INTEGERS
   ),
