@@ -42,7 +42,7 @@ def _run(tx, grads, state=None):
   ("shape", "options"),
   [
     ((4, 6), dict(modes=(0,))),
-    ((5, 5), dict(start=0.3)),
+    ((5, 5), dict(start=0.3, damping=0.1)),
     ((3, 4, 4), dict(beta=0.9)),
     ((4, 6), dict(modes=(0,), second_moment=True)),
     ((5, 5), dict(second_moment=True)),
@@ -65,7 +65,9 @@ def test_equals_oracle_in_float64(shape, options):
     stagger=False,
     shampoo_beta=options.get("beta"),
     eigenvalues=optim.Eigenvalues(
-      start=options.get("start"), first_gram=options.get("start")
+      start=options.get("start"),
+      first_gram=options.get("start"),
+      damping=options.get("damping", 0.0),
     ),
   )
   with jax.enable_x64(True):
@@ -233,6 +235,26 @@ def test_statistics_are_whitened_in_place_of_the_gradients():
     _, other = tx.update(s, other)
   same = state.kronecker, other.kronecker
   jax.tree.map(np.testing.assert_array_equal, *same)
+
+
+def test_aliases_decay_after_the_call_that_is_skipped():
+  params, grads = jnp.ones((4, 4)), jnp.asarray(_grads(4, 4)[0], jnp.float32)
+  for alias, direction, options in (
+    (optim.kl_shampoo, optim.scale_by_kl_shampoo(), {}),
+    (
+      optim.kl_soap,
+      optim.scale_by_soap(factors="kl", first_step="skip"),
+      dict(first_step="skip"),
+    ),
+  ):
+    tx = alias(0.1, weight_decay=0.2, **options)
+    state, other = tx.init(params), direction.init(params)
+    updates, state = tx.update(grads, state, params)
+    assert not np.any(updates)
+    _, other = direction.update(grads, other)
+    updates, _ = tx.update(grads, state, params)
+    u, _ = direction.update(grads, other)
+    np.testing.assert_allclose(updates, -0.1 * (u + 0.2 * params), rtol=1e-5)
 
 
 def test_the_size_of_an_update():

@@ -48,32 +48,29 @@ def _nvidia(setup: Setup) -> Built:
     **_OFFICIAL,
   )
 
-  def eta(count):
-    return rate(count) if callable(rate) else rate
+  def palm(count):
+    return lam * (rate(count) if callable(rate) else rate)
 
-  mode = s["decay_mode"]
   decays = dict(
     decoupled=lam,
-    independent=lambda count: lam / eta(count),
-    palm=lambda count: lam * eta(count),
+    independent=optim.Decay(lam, coupling="none"),
+    palm=palm,
     l2=0.0,
   )
-  parts = [direction, _decay(decays[mode]), optax.scale_by_learning_rate(rate)]
-  if mode == "l2":
-    parts.insert(0, optax.add_decayed_weights(lam))
-  tx = optax.chain(*parts)
-  at = 1 if mode == "l2" else 0
+  tx = optim.descend(direction, rate, decays[s["decay_mode"]])
+  if s["decay_mode"] == "l2":
+    tx = optax.chain(optax.add_decayed_weights(lam), tx)
 
   def init(params):
-    state = list(tx.init(params))
     # Their factors are corrected, ours are when they are used.
     share = 1 - s["shampoo_beta"] if kind == "quotients" else 1.0
-    soap = _warm(setup, state[at], params, factor_scale=share)
-    # As if one call had been made.
-    one = jnp.ones((), jnp.int32)
-    inner = soap.inner._replace(count=one)
-    state[at] = soap._replace(count=one, inner=inner)
-    return tuple(state)
+    state = _warm(setup, tx.init(params), params, factor_scale=share)
+
+    def counted(soap):  # As if one call had been made.
+      inner = soap.inner._replace(count=jnp.ones_like(soap.inner.count))
+      return soap._replace(inner=inner)
+
+    return _within(counted, state)
 
   return Built(tx, init if setup.warm else None)
 
@@ -96,34 +93,35 @@ def _kl_methods(setup: Setup) -> Built:
     b2=s["b2"],
     shampoo_beta=beta,
     eps=s["eps"],
-    weight_decay=s["weight_decay"],
-    decay_order="official",
     precondition_frequency=s["frequency"],
     eigenvalues=eigenvalues,
     update_rms=1.0 if s["normalize"] else None,
     **_options(setup),
   )
   if s["second_moment"]:
-    tx = optim.kl_soap(
-      setup.learning_rate,
+    direction = optim.scale_by_soap(
+      factors="kl",
       first_step="skip",
       bias_correction=False,
       **common,
       **_OFFICIAL,
     )
   else:
-    tx = optim.kl_shampoo(
-      setup.learning_rate, relative_eps=False, stagger=False, **common
+    direction = optim.scale_by_kl_shampoo(
+      relative_eps=False, stagger=False, **common
     )
     if setup.warm:
-      tx = _with_momentum_outside(setup, tx)
+      direction = _with_momentum_outside(setup, direction)
+  tx = optim.descend(
+    direction,
+    setup.learning_rate,
+    s["weight_decay"],
+    order="official",
+    skip_first=not setup.warm,
+  )
 
   def init(params):
-    state = list(tx.init(params))
-    state[0] = _warm(setup, state[0], params)
-    # After the call that is skipped.
-    state = [_counted(part) for part in state]
-    return tuple(state)
+    return _warm(setup, tx.init(params), params)
 
   return Built(tx, init if setup.warm else None)
 
@@ -175,22 +173,19 @@ def _with_momentum_outside(setup: Setup, tx):
   b1 = setup.settings["b1"]
 
   def update(updates, state, params):
-    *state, average = state
-    plan = _plan(setup, updates)
-    grads = plan.split(updates)
+    state, average = state
+    grads = _plan(setup, updates).split(updates)
     average = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, average, grads)
-    updates, state = tx.update(updates, tuple(state), params)
-    soap = state[0]
+    updates, state = tx.update(updates, state, params)
     turned = eigenbasis.rotate(
-      average, soap.kronecker, optim.Precision(), transpose=True
+      average, state.kronecker, optim.Precision(), transpose=True
     )
-    momentum = type(soap.momentum)(turned.stacks)
-    soap = soap._replace(momentum=momentum)
-    return updates, (soap, *state[1:], average)
+    momentum = type(state.momentum)(turned.stacks)
+    return updates, (state._replace(momentum=momentum), average)
 
   def init(params):
     zeros = jax.tree.map(jnp.zeros_like, _plan(setup, params).split(params))
-    return (*tx.init(params), zeros)
+    return tx.init(params), zeros
 
   return optax.GradientTransformation(init, update)
 
@@ -200,29 +195,37 @@ def _plan(setup: Setup, tree):
   return optim.make_plan(tree, **options)
 
 
-def _counted(state):
-  fields = getattr(state, "_fields", ())
-  one = jnp.ones((), jnp.int32)
-  return state._replace(count=one) if "count" in fields else state
-
-
 def _options(setup: Setup) -> dict:
   return dict(dimension_numbers=setup.dims, block_size=setup.block_size)
 
 
-def _decay(weight_decay):
-  if not callable(weight_decay):
-    return optax.add_decayed_weights(weight_decay)
-  return optax.inject_hyperparams(optax.add_decayed_weights)(weight_decay)
+def _within(function, state):
+  """The state with function(state of the direction)."""
+  is_direction = lambda x: hasattr(x, "kronecker")  # noqa: E731
+  return jax.tree.map(
+    lambda x: function(x) if is_direction(x) else x,
+    state,
+    is_leaf=is_direction,
+  )
 
 
 def _warm(setup: Setup, state, params, factor_scale=1.0):
-  """The state with the factors, bases and eigenvalues of a case.
+  """The state with the factors, bases and eigenvalues of a case, after a call.
 
   All matrices of a leaf get the same: the layouts repeat the case's own.
   """
   plan = _plan(setup, params)
-  kept = type(state.kronecker)(state.kronecker)
+
+  def warm(direction):
+    kept = _warm_factors(setup, plan, direction.kronecker, factor_scale)
+    count = jnp.ones_like(direction.count)
+    return direction._replace(kronecker=kept, count=count)
+
+  return _within(warm, state)
+
+
+def _warm_factors(setup: Setup, plan, state, factor_scale):
+  kept = type(state)(state)
   for bucket in plan.buckets:
     old = kept[bucket.name]
     factors, bases, scales = [], [], []
@@ -249,7 +252,7 @@ def _warm(setup: Setup, state, params, factor_scale=1.0):
     if old.scales is not None:
       new["scales"] = tuple(scales)
     kept[bucket.name] = old._replace(**new)
-  return state._replace(kronecker=kept)
+  return kept
 
 
 def _leaf(piece) -> str:

@@ -18,6 +18,7 @@ class KL:
     modes: Modes with a factor.
     second_moment: True is KL-SOAP, without corrections; False KL-Shampoo.
     start: l at the start; None is rms(G)^(2 / number of factors).
+    damping: Variance of noise that is added to each gradient's.
   """
 
   def __init__(
@@ -31,10 +32,12 @@ class KL:
     modes=None,
     second_moment=False,
     start=None,
+    damping=0.0,
   ):
     self.b1, self.beta, self.eps, self.frequency = b1, beta, eps, frequency
     self.modes = tuple(range(len(shape))) if modes is None else modes
     self.second_moment, self.start = second_moment, start
+    self.damping = damping
     self.m, self.v = np.zeros(shape), np.zeros(shape)
     self.factors = {k: np.zeros((shape[k],) * 2) for k in self.modes}
     self.bases, self.l, self.calls = {}, {}, 0
@@ -77,6 +80,8 @@ class KL:
           shape[place] = -1
           square = square / old[j].reshape(shape)
       new = square.reshape(g.shape[k], -1).mean(axis=1)
+      inverses = [np.mean(1 / l) for j, l in old.items() if j != k]
+      new = new + self.damping * np.prod(inverses)
       self.l[k] = self.beta * old[k] + (1 - self.beta) * new
 
   def _refresh(self):
