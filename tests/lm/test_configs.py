@@ -5,14 +5,15 @@ import importlib.util
 import json
 import pathlib
 
+import jax
 import ml_collections
 import pytest
 
 from lm.config import load, ramp
 from lm.config.schema import Config
 from lm.model import params as param_table
-from lm.step import build
-from ml_collections_configs import base
+from lm.step import build, methods
+from ml_collections_configs import base, optimizers
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[2] / "ml_collections_configs"
 _FILES = [
@@ -100,3 +101,19 @@ def test_length_in_steps_or_tokens():
   assert ramp.num_steps(load.from_config_dict(config)) == 1025
   config.train.num_tokens += 1
   assert ramp.num_steps(load.from_config_dict(config)) == 1026
+
+
+@pytest.mark.parametrize("name", optimizers.NAMES)
+def test_each_optimiser_by_name_makes_a_first_update(name):
+  config = load.from_config_dict(optimizers.get_config(name), build.problems)
+  config = load.resolve(
+    config, vocab_size=300, eos_id=1, pad_id=0, platform="cpu"
+  )
+  parts = build.build(config, jax.devices()[:1])
+  assert methods.of(config).problems(config) == []
+  assert parts.tx is not None
+
+
+def test_an_unknown_optimiser_is_named_with_the_known_ones():
+  with pytest.raises(ValueError, match="'kl_soup' is not one of muon, normuon"):
+    optimizers.get_config("kl_soup")
