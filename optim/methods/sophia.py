@@ -37,8 +37,8 @@ class SophiaOptions:
   Attributes:
     b1: Decay of m, in [0, 1).
     b2: Decay of h, in [0, 1), for each estimate.
-    rho: Size of a step relative to Newton's is 1 / rho: larger rho, fewer
-      clipped entries.
+    rho: A step that is not clipped is Newton's step times the learning rate
+      over rho, > 0. The larger rho, the fewer entries are clipped.
     batch_tokens: B. 1 for an estimate of the diagonal itself, as
       `gauss_newton_bartlett_diagonal` returns. The number of examples (tokens)
       of the curvature batch for the square of the gradient of a mean loss with
