@@ -42,7 +42,8 @@ class SphereOptions:
   Attributes:
     rule: "hyperball", "relative", "brake", "record" or "record_rows"; or a
       function such as `hyperball`, `fixed_radius(2.0)`, `relative_step`,
-      `radial_brake(...)`, `norm_control(...)`.
+      `radial_brake(...)`, `norm_control(...)`. Under
+      `optax.inject_hyperparams` a function must be listed in `static_args`.
     adam_learning_rate: The learning rate of leaves that are no matrices, which
       take an ordinary step; None is `learning_rate`.
     dimension_numbers: Which axes are stack, input and output, as for
