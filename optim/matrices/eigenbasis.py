@@ -60,6 +60,35 @@ def into(
   return silence(rotated, factors, precision, grain)
 
 
+def average_eigenvalues(
+  plan: Plan,
+  o: BasisOptions,
+  rotated: Split,
+  factors: Stacks,
+  grain: dict[str, float],
+  statistics: Any | None,
+) -> Stacks:
+  """New eigenvalues of KL factors, of the gradients that the factors average.
+
+  Args:
+    plan: Of the gradients.
+    o: The options.
+    rotated: The gradients in their bases.
+    factors: A `KLKronecker` for each bucket.
+    grain: By bucket, of the numbers that were rotated.
+    statistics: As for `factors.observe`, in place of the gradients.
+
+  Returns:
+    The factors with new eigenvalues.
+  """
+  if statistics is not None:
+    seen, _ = kronecker.observe(plan, statistics, factors, o.beta, o)
+    rotated = into(seen, factors, o.precision, grain)
+  return kl_factors.average_eigenvalues(
+    plan, rotated, factors, o.beta, o.eigenvalues
+  )
+
+
 def make_basis(
   method: str,
   first_step: str,

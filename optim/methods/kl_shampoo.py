@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from ..common.options import also_takes, takes
+from ..common.tree import zeros
 from ..matrices import eigenbasis, elementwise, factors, kl_factors
 from ..matrices.any_mesh import on_any_mesh
 from ..matrices.basis_options import BasisOptions
@@ -75,14 +76,16 @@ def scale_by_kl_shampoo(
   eigenvalues from its gradient and makes no step. There is no second moment, no
   grafting and no bias correction: with b1 = 0.95 the first steps are short.
 
-  Leaves without a factor get Adam. A matrix whose gradient has a NaN or an
-  infinity is replaced by zeros and counted in `kronecker[...].rejections`. If a
-  refresh fails, the matrix keeps its old basis, and
-  `kronecker[...].failures` counts the refresh.
+  Leaves without a factor get Adam, at the first call as well. A matrix whose
+  gradient has a NaN or an infinity is replaced by zeros and counted in
+  `kronecker[...].rejections`. If a refresh fails, the matrix keeps its old
+  basis, and `kronecker[...].failures` counts the refresh.
 
   Returns:
     A transform whose updates are a direction of ascent, like gradients. U does
-    not depend on the scale of the gradients.
+    not depend on the scale of the gradients. If `update` is given `statistics`,
+    a tree like the gradients, factors and eigenvalues average the statistics
+    instead of the gradients.
 
   Raises:
     ValueError: For an argument out of range. At `init`, for a leaf of unknown
@@ -100,24 +103,21 @@ def scale_by_kl_shampoo(
   def init_fn(params):
     plan = o.plan(params)
     split = plan.split(params)
-    momentum = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, o.storage.mu or x.dtype), split.stacks
-    )
     kept = factors.init(plan, o.storage)
     return KLShampooState(
       jnp.zeros((), jnp.int32),
-      marked(momentum, Momentum),
+      marked(zeros(split.stacks, o.storage.mu), Momentum),
       adam.init(Split(Stacks(), split.rest)),
       kl_factors.with_eigenvalues(plan, kept),
     )
 
-  def update_fn(updates, state, params=None, **extra_args):
+  def update_fn(updates, state, params=None, *, statistics=None, **extra_args):
     del params, extra_args
     plan, first = o.plan(updates), state.count == 0
     if plan.empty:
       return updates, state
     grads, kept = factors.observe(
-      plan, updates, state.kronecker, o.beta, o, whiten=whiten
+      plan, updates, state.kronecker, o.beta, o, statistics, whiten
     )
     kept, grain = eigenbasis.first_bases(kept, first), grains(plan, updates)
     rotated = eigenbasis.into(grads, kept, o.precision, grain)
@@ -129,8 +129,8 @@ def scale_by_kl_shampoo(
       momentum[name] = jnp.where(first, old, m.astype(old.dtype))
       l = kl_factors.started(bucket, kept[name], g, o.eigenvalues)
       directions[name] = jnp.where(first, 0, _divided(o, m, l))
-    kept = kl_factors.average_eigenvalues(
-      plan, rotated, kept, o.beta, o.eigenvalues
+    kept = eigenbasis.average_eigenvalues(
+      plan, o, rotated, kept, grain, statistics
     )
     stepped: Any = adam.update(Split(Stacks(), rotated.rest), state.adam)
     rest, adam_state = stepped

@@ -152,14 +152,14 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
     Vyas et al., "SOAP: Improving and stabilizing Shampoo using Adam", 2024,
     https://arxiv.org/abs/2409.11321
   """
-  rule = _rule(o)
+  rule, whiten = _rule(o), _whiten(o)
 
   def init_fn(params):
     plan = o.plan(params)
     if o.factorized:
       check_two_sides(plan, "factorized=True")
     kept = factors.init(plan, o.storage)
-    if o.factors == "kl":
+    if whiten is not None:
       kept = kl_factors.with_eigenvalues(plan, kept)
     inner = rule.init(plan.split(params))
     return SoapState(jnp.zeros((), jnp.int32), inner, kept)
@@ -171,14 +171,17 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
       return updates, state
     inner, grain = state.inner, grains(plan, updates)
     grads, kept = factors.observe(
-      plan, updates, state.kronecker, o.beta, o, statistics, _whiten(o)
+      plan, updates, state.kronecker, o.beta, o, statistics, whiten
     )
     if o.first_step != "identity":
       kept = eigenbasis.first_bases(kept, first)
     if o.refresh_order == "before":
       inner, kept = _refresh(o, plan, state.count, grain, inner, kept)
     rotated = eigenbasis.into(grads, kept, o.precision, grain)
-    kept = _average(o, plan, rotated, kept, grain, statistics)
+    if whiten is not None:
+      kept = eigenbasis.average_eigenvalues(
+        plan, o, rotated, kept, grain, statistics
+      )
     stepped: Any = rule.update(rotated, inner, None, **extra_args)
     directions, stepped_inner = stepped
     if o.first_step == "use_current":
@@ -312,18 +315,6 @@ def _whiten(o: SoapOptions) -> factors.Whiten | None:
   if o.factors == "gram":
     return None
   return kl_factors.whitener(o.eigenvalues, o.precision.statistics)
-
-
-def _average(o, plan: Plan, rotated: Split, kept: Stacks, grain, statistics):
-  """New eigenvalues of KL factors, of the same gradients as the factors."""
-  if o.factors == "gram":
-    return kept
-  if statistics is not None:
-    seen, _ = factors.observe(plan, statistics, kept, o.beta, o)
-    rotated = eigenbasis.into(seen, kept, o.precision, grain)
-  return kl_factors.average_eigenvalues(
-    plan, rotated, kept, o.beta, o.eigenvalues
-  )
 
 
 def _turned_back(o, plan: Plan, directions: Split, kept, inner) -> Split:

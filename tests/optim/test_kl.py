@@ -228,13 +228,13 @@ def test_statistics_are_whitened_in_place_of_the_gradients():
     [jnp.asarray(g, jnp.float32) for g in _grads(4, 4, steps=2, seed=seed)]
     for seed in (0, 1)
   )
-  tx = optim.scale_by_soap(factors="kl")
-  state = other = tx.init(grads[0])
-  for g, s in zip(grads, seen, strict=True):
-    _, state = tx.update(g, state, statistics=s)
-    _, other = tx.update(s, other)
-  same = state.kronecker, other.kronecker
-  jax.tree.map(np.testing.assert_array_equal, *same)
+  for tx in (optim.scale_by_soap(factors="kl"), optim.scale_by_kl_shampoo()):
+    state = other = tx.init(grads[0])
+    for g, s in zip(grads, seen, strict=True):
+      _, state = tx.update(g, state, statistics=s)
+      _, other = tx.update(s, other)
+    same = state.kronecker, other.kronecker
+    jax.tree.map(np.testing.assert_array_equal, *same)
 
 
 def test_aliases_decay_after_the_call_that_is_skipped():
