@@ -160,13 +160,7 @@ def muon(
   if adam_learning_rate is not None:
     checks.scalar_or_schedule("adam_learning_rate", adam_learning_rate)
     o = MuonOptions(**direction)
-    step = optax.partition(
-      {
-        "matrix": optax.scale_by_learning_rate(learning_rate),
-        "rest": optax.scale_by_learning_rate(adam_learning_rate),
-      },
-      lambda params: _labels(o.plan(params)),
-    )
+    step = elementwise.two_rates(learning_rate, adam_learning_rate, o.plan)
   return descend(
     scale_by_muon(**direction), learning_rate, weight_decay, mask, step=step
   )
@@ -238,12 +232,3 @@ def normuon_h(
 
 
 _NORMUON = dict(ns_coeffs="quintic", variance="rows")
-
-
-def _labels(plan: Plan) -> Any:
-  """Labels: "matrix" for leaves that the plan stacks, else "rest"."""
-  stacked = {piece.index for bucket in plan.buckets for piece in bucket.pieces}
-  return jax.tree.unflatten(
-    plan.treedef,
-    ["matrix" if i in stacked else "rest" for i in range(len(plan.paths))],
-  )

@@ -64,7 +64,7 @@ def _nvidia(setup: Setup) -> Built:
   def init(params):
     # Their factors are corrected, ours are when they are used.
     share = 1 - s["shampoo_beta"] if kind == "quotients" else 1.0
-    state = _warm(setup, tx.init(params), params, factor_scale=share)
+    state = warm_state(setup, tx.init(params), params, factor_scale=share)
 
     def counted(soap):  # As if one call had been made.
       inner = soap.inner._replace(count=jnp.ones_like(soap.inner.count))
@@ -121,7 +121,7 @@ def _kl_methods(setup: Setup) -> Built:
   )
 
   def init(params):
-    return _warm(setup, tx.init(params), params)
+    return warm_state(setup, tx.init(params), params)
 
   return Built(tx, init if setup.warm else None)
 
@@ -209,7 +209,7 @@ def _within(function, state):
   )
 
 
-def _warm(setup: Setup, state, params, factor_scale=1.0):
+def warm_state(setup: Setup, state, params, factor_scale=1.0):
   """The state with the factors, bases and eigenvalues of a case, after a call.
 
   All matrices of a leaf get the same: the layouts repeat the case's own.

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from oracles.authors_built import Built, Setup
-from oracles.authors_soap import _warm as warm_state
+from oracles.authors_soap import warm_state
 
 import optim
 
