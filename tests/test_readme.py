@@ -157,7 +157,7 @@ def _checked(config):
 @pytest.mark.parametrize(
   "program",
   "main evaluate generate report sweep export data.prepare tools.plan "
-  "tools.estimate".split(),
+  "tools.estimate tools.coordinates".split(),
 )
 def test_commands_of_the_pages_are_accepted(program, monkeypatch):
   commands = [c for c in _commands() if c[1] == f"lm.{program}"]
@@ -165,7 +165,7 @@ def test_commands_of_the_pages_are_accepted(program, monkeypatch):
   for page, name, words in commands:
     try:
       given = _parsed(name, words, monkeypatch)
-      if "config" in vars(given):
+      if getattr(given, "config", None) is not None:
         _checked(given.config)
     except ValueError as error:
       raise AssertionError(f"{page}: {words}") from error

@@ -31,7 +31,8 @@ class LeafFacts(NamedTuple):
     base_fan_out: Outputs in the base model.
     depth_ratio: Layers over layers of the base model for a leaf of a residual
       branch, if each branch is multiplied by 1 / depth_ratio; 1 for all others.
-    blocks: Blocks into which a method cuts the inputs and the outputs.
+    blocks: Blocks into which a method cuts the inputs and the outputs. Muon and
+      its relatives are supposed not to cut.
     base_blocks: The same in the base model.
     sides: Whether the side of the inputs, and of the outputs, has a Kronecker
       factor.
@@ -159,9 +160,9 @@ def _adam_sphere(r: _Ratios) -> tuple[float, float]:
 def _rules() -> dict[str, Rule]:
   """{name of a method, or of its variant: its rule}."""
   families: dict[Rule, str] = {
-    _sgd: "sgd momentum schedule_free_sgd",
+    _sgd: "sgd momentum dampened_sgd accelerated_sgd schedule_free_sgd",
     _adam: "adam adamw adafactor lion signum rmsprop nadamw ademamix "
-    "schedule_free_adamw shampoo update_rms",
+    "simplified_ademamix schedule_free_adamw shampoo update_rms",
     _adamuon: "adamuon",
     _newton_schulz: "newton_schulz",
     _muon: "muon normuon soap_muon",
