@@ -21,7 +21,7 @@ from optim.methods import scaling
 from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..data import stream
-from ..methods import optimizer, plain
+from ..methods import factories, optimizer, plain
 from ..model import params as param_table
 from ..model.param_spec import ParamSpec
 from ..model.transformer import Transformer
@@ -183,7 +183,7 @@ def _cuts(config: Config, specs: Any) -> dict[str, tuple[Any, Any]] | None:
     return None
   names = ("max_precond_dim", "one_sided", "block_size")
   options = {name: given[name] for name in names if name in given}
-  if not optimizer.takes(config.optim.name, optimizer.FACTORS):
+  if not factories.takes(config.optim.name, optimizer.FACTORS):
     options["max_precond_dim"] = 2**31  # Newton-Schulz has no long side.
   plan = optim.make_plan(
     param_table.abstract(specs), given["dimension_numbers"], **options

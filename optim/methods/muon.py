@@ -19,7 +19,6 @@ from ..matrices.any_mesh import on_any_mesh
 from ..matrices.muon_options import MuonOptions, NorMuonOptions
 from ..matrices.newton_schulz import newton_schulz
 from ..matrices.placement import from_stacks, to_stacks
-from ..matrices.plan import Plan
 from ..matrices.stacks import Momentum, Split, Squares, Stacks, marked
 from ..matrices.variance import divide_by_variance, initial_variance
 from .decay import Decay, descend
