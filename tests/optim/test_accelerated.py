@@ -24,6 +24,10 @@ _SECTIONS = (
   "Adafactor",
   "Sophia-G",
   "Adalayer",
+  "AdEMAMix",
+  "Simplified AdEMAMix",
+  "MARS",
+  "Primal averaging: Schedule-Free, GPA, EMA-Nesterov",
 )
 
 
