@@ -1,8 +1,8 @@
 r"""A configuration of each optimiser, by name, at the size of study1m.py.
 
-    CONFIG=ml_collections_configs/optimizers.py
-    python -m lm.data.prepare --config=$CONFIG
-    python -m lm.main --config=$CONFIG:kl_soap --workdir=runs/kl_soap
+    python -m lm.data.prepare --config=ml_collections_configs/optimizers.py
+    python -m lm.main --config=ml_collections_configs/optimizers.py:kl_soap \
+        --workdir=runs/kl_soap
 
 Methods for matrices have the matrices of the blocks (`optim.by_role.hidden`).
 AdamW has the embedding, the head, gains and biases, each role with a rate of

@@ -156,7 +156,7 @@ def resolve(
 
 def to_dict(config: Config) -> dict[str, Any]:
   """Nested plain dictionary, for JSON; inverse of `from_dict`."""
-  plain = dataclasses.asdict(config)
+  plain = dataclasses.asdict(config) | {translations.FORMAT: 1}
   for section in (plain["optim"], plain["model"], plain["train"]):
     section |= {k: dict(section[k]) for k in section if k.endswith("kwargs")}
   plain["log"]["probes"] = {k: dict(v) for k, v in config.log.probes}

@@ -26,6 +26,16 @@ _GROUPS = {
   "nu_dtype": ("storage", "nu"),
 }
 _GROUPED = ("shampoo", "soap")
+# Names that were optax's before `optim` had a factory of the name. A stored
+# configuration without a `FORMAT` may mean optax's.
+FORMAT = "format"
+_OPTAX = {
+  "adafactor": "optax.adafactor",
+  "ademamix": "optax.contrib.ademamix",
+  "schedule_free_adamw": "optax.contrib.schedule_free_adamw",
+  "schedule_free_sgd": "optax.contrib.schedule_free_sgd",
+  "simplified_ademamix": "optax.contrib.simplified_ademamix",
+}
 
 
 def config(plain: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +59,12 @@ def config(plain: dict[str, Any]) -> dict[str, Any]:
         kwargs[group] = dict(kwargs.get(group, {})) | {entry: kwargs.pop(old)}
   if "kwargs" in optim:
     optim["kwargs"] = kwargs
+  if FORMAT not in plain:
+    named = [(optim, "name"), (plain.get("gauss_newton", {}), "optimizer")]
+    named += [(role, "name") for role in optim.get("by_role", {}).values()]
+    for section, key in named:
+      if key in section:
+        section[key] = _OPTAX.get(section[key], section[key])
   if "ema" in optim:  # Of one average, or 0.
     decay = optim.pop("ema")
     optim["averages"] = [f"ema:{float(decay)!r}"] if decay else []

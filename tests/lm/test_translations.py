@@ -56,3 +56,16 @@ def test_a_command_line_has_no_older_names():
   (problem,) = build.problems(built)
   assert "config.optim.kwargs.decay is not an argument of muon" in problem
   assert "beta" in problem
+
+
+def test_names_that_were_optaxs_stay_optaxs_in_older_configurations():
+  plain = _stored("schedule_free_adamw", dict(b1=0.9), optimizer="ademamix")
+  plain["optim"]["by_role"] = {"hidden": {"name": "adafactor"}, "gain": {}}
+  assert load.from_dict(plain).optim.name == "schedule_free_adamw"
+  del plain[translations.FORMAT]
+  older = load.from_dict(plain)
+  assert older.optim.name == "optax.contrib.schedule_free_adamw"
+  assert older.gauss_newton.optimizer == "optax.contrib.ademamix"
+  roles = {role: dict(fields) for role, fields in older.optim.by_role}
+  assert roles == {"hidden": {"name": "optax.adafactor"}, "gain": {}}
+  assert load.from_dict(load.to_dict(older)) == older
