@@ -9,7 +9,7 @@ import optim
 from optim.matrices.stacks import Squares, Stacks
 
 STACK = optim.DimensionNumbers((1, 2), stack=0)
-SHAPES = dict(wide=(3, 6, 12), tall=(3, 12, 6), square=(2, 16, 16))
+SHAPES = dict(wide=(3, 6, 24), tall=(3, 24, 6), square=(2, 16, 16))
 DIMENSIONS = dict.fromkeys(SHAPES, STACK)
 
 
@@ -37,7 +37,8 @@ def _values(x):
 
 
 def test_all_singular_values_are_one_number_at_every_scale():
-  # A square matrix may be as good as singular; see below.
+  # Far from square: a matrix of signs, as the second update has, may be
+  # singular; see below.
   shapes = {k: SHAPES[k] for k in ("wide", "tall")}
   tx = optim.scale_by_soap_muon(dimension_numbers=dict.fromkeys(shapes, STACK))
   update = jax.jit(tx.update)
@@ -146,7 +147,7 @@ def test_staggered_each_matrix_is_refreshed_once_a_period():
 
 def _four_devices(placement_axes):
   """Trajectory of a staggered run in float64; its stacks in four parts."""
-  shapes = dict(a=(8, 4, 4), b=(6, 3, 5))
+  shapes = dict(a=(8, 4, 4), b=(6, 5, 5))  # Square: no null spaces.
   tx = optim.scale_by_soap_muon(
     precondition_frequency=10, dimension_numbers=dict.fromkeys(shapes, STACK),
     placement=optim.Placement(placement_axes, 4),
