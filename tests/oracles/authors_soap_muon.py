@@ -1,6 +1,5 @@
 """SOAP-Muon and MOSO for the authors' settings; see `authors.py`."""
 
-import jax.numpy as jnp
 from oracles.authors_built import Built, Setup
 from oracles.authors_soap import warm_state
 
@@ -58,9 +57,7 @@ def _built(setup: Setup, tx) -> Built:
     return Built(tx)
 
   def init(params):
-    first, *rest = tx.init(params)
-    first = warm_state(setup, first, params)
-    return (first._replace(count=jnp.ones((), jnp.int32)), *rest)
+    return warm_state(setup, tx.init(params), params)
 
   return Built(tx, init)
 
