@@ -53,8 +53,14 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 def scalar_or_schedule(name: str, value: Any) -> None:
   """Raises unless value is a schedule, or a number or array >= 0."""
-  if not callable(value):
+  if callable(value):
+    return
+  try:
     positive(name, value, zero_too=True)
+  except TypeError as error:
+    raise ValueError(
+      f"{name}={value!r} must be a number, an array or a schedule, e.g. 1e-3."
+    ) from error
 
 
 def warmup(name: str, value: Any, num_steps: Any) -> None:

@@ -20,7 +20,7 @@ import optax
 from ..common import checks, moments
 from ..common.options import also_takes, takes
 from ..common.tree import like, upcast, zeros
-from .decay import descend
+from .decay import Decay, descend
 
 Precondition = Literal["none", "after", "before"]
 
@@ -136,7 +136,7 @@ def scale_by_accelerated_sgd(
 def accelerated_sgd(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.0,
   mask: Any | None = None,
   **direction: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -145,8 +145,8 @@ def accelerated_sgd(
   Args:
     learning_rate: Number, array or schedule. The momentum is a sum, so a long
       run moves by (a / (1 - beta) + c) learning_rate a step.
-    weight_decay: weight_decay * params is added to the direction; number or
-      schedule.
+    weight_decay: weight_decay * params is added to the direction; number,
+      schedule or `Decay`.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays.
     **direction: The arguments of `scale_by_accelerated_sgd`.

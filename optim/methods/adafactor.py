@@ -19,7 +19,7 @@ from ..common.options import also_takes, takes
 from ..common.tree import like, upcast, zeros
 from ..matrices.any_mesh import on_any_mesh
 from ..matrices.layout import DimensionTree, checked, numbers_by_path
-from .decay import descend
+from .decay import Decay, descend
 
 
 class AdafactorState(NamedTuple):
@@ -149,7 +149,7 @@ def scale_by_adafactor(
 def adafactor(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.0,
   mask: Any | None = None,
   **direction: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -159,8 +159,8 @@ def adafactor(
 
   Args:
     learning_rate: Number, array or schedule; Adam's.
-    weight_decay: weight_decay * params is added to the direction; number or
-      schedule.
+    weight_decay: weight_decay * params is added to the direction; number,
+      schedule or `Decay`.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays, biases and gains of
       norms as well.

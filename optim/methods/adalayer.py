@@ -22,7 +22,7 @@ from ..common.options import also_takes, takes
 from ..common.tree import by_path, is_function, like, upcast, zeros
 from ..matrices.any_mesh import on_any_mesh
 from ..matrices.layout import DimensionTree, checked, numbers_by_path
-from .decay import descend
+from .decay import Decay, descend
 
 Label = Literal["qkv", "head", "embedding", "norm", "other"]
 LABELS = get_args(Label)
@@ -191,7 +191,7 @@ def scale_by_adalayer(
 def adalayer(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.0,
   mask: Any | None = None,
   learning_rate_last: optax.ScalarOrSchedule | None = None,
   **direction: Any,
@@ -201,8 +201,8 @@ def adalayer(
   Args:
     learning_rate: Number, array or schedule; Adam's, or SGD's with
       `sgd_elsewhere`.
-    weight_decay: weight_decay * params is added to the direction; number or
-      schedule.
+    weight_decay: weight_decay * params is added to the direction; number,
+      schedule or `Decay`.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays, biases and gains of
       norms as well.

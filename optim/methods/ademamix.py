@@ -16,7 +16,7 @@ import optax.contrib
 from ..common import checks, warmups
 from ..common.options import also_takes, takes
 from ..common.wide import in_work_dtype
-from .decay import descend
+from .decay import Decay, descend
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ def _without_fast_average(
 def ademamix(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.0,
   mask: Any | None = None,
   **direction: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -130,8 +130,8 @@ def ademamix(
 
   Args:
     learning_rate: Number, array or schedule; Adam's.
-    weight_decay: weight_decay * params is added to the direction; number or
-      schedule.
+    weight_decay: weight_decay * params is added to the direction; number,
+      schedule or `Decay`.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays.
     **direction: The arguments of `scale_by_ademamix`.

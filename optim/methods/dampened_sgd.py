@@ -16,7 +16,7 @@ import optax
 from ..common import checks
 from ..common.options import also_takes, takes
 from ..common.tree import like, upcast, zeros
-from .decay import descend
+from .decay import Decay, descend
 
 
 class DampenedState(NamedTuple):
@@ -118,7 +118,7 @@ def scale_by_dampened_momentum(
 def dampened_sgd(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.0,
   mask: Any | None = None,
   **direction: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -127,7 +127,7 @@ def dampened_sgd(
   Args:
     learning_rate: Number, array or schedule.
     weight_decay: weight_decay * params is added to the direction (timm's SGDW);
-      number or schedule. torch's SGD adds it to the gradient instead: chain
+      number, schedule or `Decay`. torch's SGD adds it to the gradient: chain
       `optax.add_decayed_weights` before the transform.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays.

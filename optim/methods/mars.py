@@ -28,7 +28,7 @@ from ..matrices.newton_schulz import newton_schulz
 from ..matrices.options import check_placement
 from ..matrices.placement import Placement, from_stacks, to_stacks
 from ..matrices.plan import Plan, check_two_sides, make_plan
-from .decay import decay_weights, descend
+from .decay import Decay, decay_weights, descend
 
 Variant = Literal["adamw", "lion", "shampoo", "muon"]
 
@@ -220,7 +220,7 @@ def _orthogonalized(o: MarsOptions) -> optax.GradientTransformationExtraArgs:
 def mars(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.0,
   mask: Any | None = None,
   rate_ratio_1d: float = 1.0,
   weight_decay_1d: optax.ScalarOrSchedule | None = None,
@@ -231,8 +231,8 @@ def mars(
   Args:
     learning_rate: Number, array or schedule. The authors take 6e-3 for GPT-2
       small, 3e-3 for medium and 2e-3 for large, with 2000 steps of warm-up.
-    weight_decay: weight_decay * params is added to the direction; number or
-      schedule. The authors take 0.01.
+    weight_decay: weight_decay * params is added to the direction; number,
+      schedule or `Decay`. The authors take 0.01.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays.
     rate_ratio_1d: The learning rate of leaves that are no matrices, in units of

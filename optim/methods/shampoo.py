@@ -22,7 +22,7 @@ from ..matrices.options import MatrixOptions
 from ..matrices.placement import from_stacks
 from ..matrices.refresh import make_schedule, refresh_side
 from ..matrices.stacks import Stacks
-from .decay import descend
+from .decay import Decay, descend
 
 
 class ShampooState(NamedTuple):
@@ -164,7 +164,7 @@ def scale_by_shampoo(
 def shampoo(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.01,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.01,
   mask: Any | None = None,
   **direction: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -172,8 +172,8 @@ def shampoo(
 
   Args:
     learning_rate: Number, array or schedule; about Adam's with grafting.
-    weight_decay: weight_decay * params is added to the direction; number or
-      schedule.
+    weight_decay: weight_decay * params is added to the direction; number,
+      schedule or `Decay`.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays, biases and gains of
       norms as well; `lambda params: jax.tree.map(lambda x: x.ndim > 1, params)`

@@ -15,7 +15,7 @@ from ..common import checks, moments, warmups
 from ..common.options import also_takes, takes
 from ..common.tree import like, zeros
 from ..common.wide import in_work_dtype, scalar_dtype
-from .decay import descend
+from .decay import Decay, descend
 
 
 class SimplifiedAdemamixState(NamedTuple):
@@ -131,7 +131,7 @@ def scale_by_simplified_ademamix(
 def simplified_ademamix(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.0,
   mask: Any | None = None,
   **direction: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -142,8 +142,8 @@ def simplified_ademamix(
   Args:
     learning_rate: Number, array or schedule. The authors' rule: Adam's rate
       times sqrt((1 - min_b1) (1 - b1)), with Adam's b1 as `min_b1`.
-    weight_decay: weight_decay * params is added to the direction; number or
-      schedule.
+    weight_decay: weight_decay * params is added to the direction; number,
+      schedule or `Decay`.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays.
     **direction: The arguments of `scale_by_simplified_ademamix`.

@@ -18,7 +18,7 @@ import optax
 from ..common import checks, meshes, moments
 from ..common.options import also_takes, takes
 from ..common.tree import by_path, is_function, like, upcast, zeros
-from .decay import descend
+from .decay import Decay, descend
 
 
 class SophiaState(NamedTuple):
@@ -150,7 +150,7 @@ def scale_by_sophia_g(
 def sophia_g(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay: optax.ScalarOrSchedule | Decay = 0.0,
   mask: Any | None = None,
   **direction: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -158,8 +158,8 @@ def sophia_g(
 
   Args:
     learning_rate: Number, array or schedule; the largest step of an entry.
-    weight_decay: weight_decay * params is added to the direction; number or
-      schedule. The authors' default is 0.1.
+    weight_decay: weight_decay * params is added to the direction; number,
+      schedule or `Decay`. The authors' default is 0.1.
     mask: Tree of bools like params, or a function of params that makes such a
       tree: True decays the leaf. None: every leaf decays, biases and gains of
       norms as well.

@@ -1,5 +1,6 @@
 """The end of a chain, on SOAP: decoupled decay and the learning rate."""
 
+import inspect
 import re
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from oracles.contract import TRANSFORMS, make_params
 
 import optim
 
@@ -135,13 +137,37 @@ def test_each_label_has_its_decay():
   _check(masked, 0.02 * np.array([2.0, -3.0, 4.0]), 0.0)
 
 
-def test_every_alias_takes_a_decay_object():
+def test_the_kind_of_decay_reaches_the_end_of_an_alias():
   params, grads = jnp.full((4, 4), 2.0), _grads(1)
   decay = optim.Decay(0.3, coupling="none")
-  for alias in (optim.soap, optim.shampoo, optim.muon):
-    plain = _run(alias(0.1, weight_decay=0.0), grads, params)[0]
-    decayed = _run(alias(0.1, weight_decay=decay), grads, params)[0]
-    np.testing.assert_allclose(decayed, plain - 0.3 * params, rtol=1e-5)
+  plain = _run(optim.muon(0.1), grads, params)[0]
+  decayed = _run(optim.muon(0.1, weight_decay=decay), grads, params)[0]
+  np.testing.assert_allclose(decayed, plain - 0.3 * params, rtol=1e-5)
+
+
+# These decay at a point of their own.
+_NUMBERS_ONLY = {
+  "lotion_adamw", "primal_averaging", "schedule_free_adamw",
+  "schedule_free_sgd",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_alias_takes_a_decay_object(name):
+  row = TRANSFORMS[name]
+  if "weight_decay" not in inspect.signature(row.make).parameters:
+    return
+  decay = optim.Decay(0.3, coupling="none", cautious=True)
+  if name in _NUMBERS_ONLY:
+    with pytest.raises(ValueError, match="weight_decay=Decay"):
+      row.build(weight_decay=decay)
+    return
+  params, tx = make_params(), row.build(weight_decay=decay)
+  state = jax.eval_shape(tx.init, params)
+  extra = row.extra_args(params)
+  update = lambda g, s, p: tx.update(g, s, p, **extra)[0]  # noqa: E731
+  updates = jax.eval_shape(update, params, state, params)
+  assert jax.tree.structure(updates) == jax.tree.structure(params)
 
 
 @pytest.mark.parametrize(
