@@ -1,5 +1,8 @@
 """Muon against a NumPy loop, and optax's where the two agree."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,3 +117,13 @@ def test_wrong_arguments_are_errors():
   ):
     with pytest.raises(ValueError, match=message):
       optim.scale_by_muon(**arguments)
+
+
+def test_the_examples_of_the_page_run():
+  page = pathlib.Path(__file__).resolve().parents[2] / "docs" / "muon.md"
+  blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+  assert len(blocks) == 3
+  names = dict(optax=optax)
+  for block in blocks:
+    exec(compile(block, str(page), "exec"), names)
+    names["tx"].init(jnp.ones((2, 3)))
