@@ -3,11 +3,13 @@
 The authors' own trajectories are in `test_authors.py`.
 """
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import strategies as st
 from oracles.kl import KL
 
 import optim
@@ -155,6 +157,40 @@ def test_blocks_count_their_own_columns():
   np.testing.assert_allclose(whole, np.stack(joined), rtol=0, atol=1e-10)
   (bucket,) = optim.make_plan(grads[0], block_size=3).buckets
   assert padding.lengths(bucket).tolist() == [[3, 3], [3, 3], [2, 3], [2, 3]]
+
+
+@hypothesis.given(
+  st.integers(2, 9), st.integers(2, 9), st.integers(1, 3), st.integers(2, 5)
+)
+@hypothesis.settings(deadline=None, max_examples=50)
+def test_lengths_count_what_is_not_padding(rows, columns, layers, block_size):
+  shape = (layers, rows, columns)
+  plan = optim.make_plan(
+    jax.ShapeDtypeStruct(shape, jnp.float32),
+    optim.DimensionNumbers((1, 2), 0),
+    block_size=block_size,
+  )
+  ones = np.asarray(plan.split(np.ones(shape, np.float32)).stacks.popitem()[1])
+  (bucket,) = plan.buckets
+  counted = np.broadcast_to(padding.entries(bucket, np.float32), len(ones))
+  np.testing.assert_array_equal(counted, ones.sum(axis=(1, 2)))
+  lengths = np.broadcast_to(padding.lengths(bucket), (len(ones), 2))
+  np.testing.assert_array_equal(lengths[:, 0], ones[:, :, 0].sum(axis=1))
+
+
+def test_eigenvalues_follow_eigenvectors_that_are_made_anew():
+  rng = np.random.default_rng(0)
+  old, new = (np.linalg.qr(rng.normal(size=(5, 5)))[0] for _ in range(2))
+  l = rng.uniform(0.1, 1.0, size=(1, 5)).astype(np.float32)
+  pair = (
+    jnp.asarray(old[None], jnp.float32),
+    jnp.asarray(new[None], jnp.float32),
+  )
+  turned = kl_factors.carry(jnp.asarray(l), *pair, True, "highest")
+  whole = old * l[0] @ old.T
+  np.testing.assert_allclose(turned[0], np.diag(new.T @ whole @ new), rtol=1e-5)
+  kept = kl_factors.carry(jnp.asarray(l), *pair, jnp.asarray(False), "highest")
+  np.testing.assert_array_equal(kept, l)
 
 
 def test_eigenvalues_start_with_the_first_gradient_that_is_not_zero():

@@ -155,6 +155,16 @@ def test_without_factors_is_adam():
   _close(_run(tx, grads)[0], adam_directions(grads, 0.9, 0.97, 0.02), 1e-5)
 
 
+@pytest.mark.parametrize("b1", [0.0, 0.9])
+def test_nesterov_without_factors_is_nadam(b1):
+  grads = _grads((5, 7), steps=8)
+  tx = optim.scale_by_soap(
+    b1, 0.97, max_precond_dim=1, first_step="use_current", nesterov=True
+  )
+  wanted = _run(optax.scale_by_adam(b1, 0.97, nesterov=True), grads)[0]
+  _close(_run(tx, grads)[0], wanted, 1e-5)
+
+
 def test_diagonal_covariances_are_adam():
   # The eigenbasis of a diagonal factor is the identity, up to order and sign.
   rng = np.random.default_rng(0)
