@@ -254,7 +254,7 @@ def is_fresh(kept: KLKronecker) -> jax.Array:
 
 
 def _floored(l):
-  """Raises l to its round-off, n e mean(l), as `linalg.inverse_root` does."""
+  """Raises l to its round-off, n e mean(l): products know no smaller l."""
   share = l.shape[-1] * jnp.finfo(l.dtype).eps
   return jnp.maximum(l, share * jnp.mean(l, axis=-1, keepdims=True))
 
