@@ -22,7 +22,7 @@ from . import optimizer, schedule
 from .optimizer import Choice
 
 ROLES = ("input", "hidden", "output", "gain", "bias")
-_REST = "rest"  # Label of the parameters without an optimiser of their own.
+REST = "rest"  # Label of the parameters without an optimiser of their own.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Role:
 
 def choices(config: Config) -> dict[str, Choice]:
   """The optimiser of each role of `by_role`, and of "rest"."""
-  o, found = config.optim, {_REST: optimizer.of_config(config)}
+  o, found = config.optim, {REST: optimizer.of_config(config)}
   for role, fields in o.by_role:
     entry, where = Role(**dict(fields)), f"config.optim.by_role.{role}"
     kwargs, rate = entry.kwargs, entry.learning_rate
@@ -89,7 +89,7 @@ def make(
 
   def label(spec: param_table.ParamSpec) -> str:
     """Of the first choice that is the same."""
-    own = every.get(spec.role, every[_REST])
+    own = every.get(spec.role, every[REST])
     return next(key for key, c in every.items() if c[:3] == own[:3])
 
   def made(key: str, specs: Any) -> optax.GradientTransformationExtraArgs:

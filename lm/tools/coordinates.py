@@ -32,7 +32,7 @@ from . import width_decoder, width_mlp
 _FLAGS = (
   flags.CONFIG._replace(required=False),
   Flag("method", str, "of the network", choices=tuple(width_mlp.CASES)),
-  Flag("rule", str, "of the decoder's matrices; default: the method's",
+  Flag("rule", str, "of the decoder's hidden matrices; default: the method's",
        choices=tuple(scaling.RULES)),
   Flag("widths", list, "D", ["64", "128", "256"]),
   Flag("seeds", int, "draws of weights and data", 2, least=1),
@@ -56,11 +56,12 @@ def main(args: types.SimpleNamespace) -> None:
     return
   config = load.from_config_dict(args.config, build.problems)
   config = build.resolve(config, build.find_data(config))
-  rule = args.rule or width_decoder.rule_of(config)
+  hidden = width_decoder.choice_of(config, "hidden")
+  rule = args.rule or width_decoder.rule_of(hidden)
   found = width_decoder.check(
     config, (None, rule), widths=widths, seeds=args.seeds, steps=args.steps
   )
-  print(decoder(config.optim.name, rule, widths, found))
+  print(decoder(hidden.name, rule, widths, found))
 
 
 def network(method: str, widths: Sequence[int], seeds: int, steps: int) -> str:

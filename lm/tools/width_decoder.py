@@ -22,6 +22,7 @@ from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..data import stream
 from ..methods import factories, optimizer, plain
+from ..methods.optimizer import Choice
 from ..model import params as param_table
 from ..model.param_spec import ParamSpec
 from ..model.transformer import Transformer
@@ -30,15 +31,6 @@ from ..objectives import table as objectives
 MEASURED = ("hidden", "logits")
 _ROLES = {"input": "embedding", "hidden": "hidden", "output": "head"}
 _ENTRYWISE = "adam"  # The rule of what a matrix method leaves to Adam.
-# Arguments that change a method's rule: (name, argument, values) -> rule.
-_VARIANTS: dict[str, Callable[[dict[str, Any]], str]] = {
-  "muon": lambda k: (
-    "muon" if k.get("consistent_rms") is None else "muon_consistent_rms"
-  ),
-  "shampoo": lambda k: (
-    "shampoo" if k.get("grafting", "adam") == "adam" else "shampoo_traced"
-  ),
-}
 
 
 class Changes(NamedTuple):
@@ -88,21 +80,35 @@ def check(
   return [Changes(np.array(rows)) for rows in zip(*sizes, strict=True)]
 
 
-def rule_of(config: Config) -> str:
-  """The rule of the method of a configuration.
+def rule_of(choice: Choice) -> str:
+  """The rule of an optimiser, by its name and arguments.
 
   Raises:
-    ConfigError: If the method has none.
+    ConfigError: If the optimiser has none.
   """
-  name = config.optim.name.rpartition(".")[2]
-  kwargs = dict(config.optim.kwargs)
-  rule = _VARIANTS.get(name, lambda _: name)(kwargs)
+  name, kwargs = choice.name.rpartition(".")[2], dict(choice.kwargs)
+  rule = name
+  if name in ("muon", "normuon"):
+    if kwargs.get("consistent_rms") is not None:
+      rule = "muon_consistent_rms"
+    elif kwargs.get("scale") == "unit":
+      rule = "muon_unit"
+    elif kwargs.get("variance") == "entries":
+      rule = "muon_entries"
+  elif name == "shampoo" and kwargs.get("grafting", "adam") != "adam":
+    rule = "shampoo_traced"
   if rule not in scaling.RULES:
     raise ConfigError(
-      f"config.optim.name={config.optim.name!r} has no rule of its name; "
-      f"choose one: --rule={'|'.join(scaling.RULES)}."
+      f"{choice.named}={choice.name!r} has no rule of its name; choose one for "
+      f"the hidden matrices: --rule={'|'.join(scaling.RULES)}."
     )
   return rule
+
+
+def choice_of(config: Config, role: str) -> Choice:
+  """The optimiser of the parameters of a role."""
+  every = plain.choices(config)
+  return every.get(role, every[plain.REST])
 
 
 def at_width(config: Config, width: int) -> Config:
@@ -138,31 +144,35 @@ def multipliers(config: Config, base: Config, rule: str) -> Any:
   Args:
     config: Of the model.
     base: Of the base model.
-    rule: For the leaves that the method treats as matrices, or for all leaves
-      if the method is elementwise. The other leaves have Adam's.
+    rule: For the optimiser of the hidden matrices; those of other roles have
+      their own. What a method of matrices does not take for one has Adam's.
   """
   own, start = (param_table.param_specs(c.model) for c in (config, base))
   ratio = config.model.D / base.model.D
-  cuts, cuts_of_base = _cuts(config, own), _cuts(base, start)
+  hidden = choice_of(config, "hidden")
+  cuts, base_cuts = _cuts(config, own), _cuts(base, start)
+  layouts = (param_table.matrix_layouts(specs) for specs in (own, start))
 
-  def facts(path, spec, first, layout, layout_of_base):
-    name = jax.tree_util.keystr(path)
-    role = _ROLES.get(spec.role, "vector")
-    blocks, sides = (cuts or {}).get(name, ((1, 1), (True, True)))
-    found = optim.LeafFacts(
-      role,
+  def factors(path, spec, first, layout, base_layout):
+    choice = choice_of(config, spec.role)
+    name = rule if choice == hidden else rule_of(choice)
+    uncut = _Cut((1, 1), (True, True), left_out=False)
+    cut, base_cut = (
+      found.get(jax.tree_util.keystr(path), uncut)
+      for found in (cuts, base_cuts)
+    )
+    facts = optim.LeafFacts(
+      _ROLES.get(spec.role, "vector"),
       *_fans(spec, layout),
-      *_fans(first, layout_of_base),
-      blocks=blocks,
-      base_blocks=(cuts_of_base or {}).get(name, ((1, 1), sides))[0],
-      sides=sides,
+      *_fans(first, base_layout),
+      blocks=cut.blocks,
+      base_blocks=base_cut.blocks,
+      sides=cut.sides,
       width_ratio=ratio,
     )
-    left_out = cuts is not None and name not in cuts
-    return optim.multipliers(found, _ENTRYWISE if left_out else rule)
+    return optim.multipliers(facts, _ENTRYWISE if cut.left_out else name)
 
-  layouts = (param_table.matrix_layouts(specs) for specs in (own, start))
-  return jax.tree_util.tree_map_with_path(facts, own, start, *layouts)
+  return jax.tree_util.tree_map_with_path(factors, own, start, *layouts)
 
 
 def _fans(spec: ParamSpec, layout: Any) -> tuple[int, int]:
@@ -172,27 +182,43 @@ def _fans(spec: ParamSpec, layout: Any) -> tuple[int, int]:
   return fan_in, fan_out
 
 
-def _cuts(config: Config, specs: Any) -> dict[str, tuple[Any, Any]] | None:
-  """{path: (blocks, sides with a factor)} of what a method takes for matrices.
+class _Cut(NamedTuple):
+  """What a method of matrices makes of a leaf."""
 
-  None for a method that knows no matrices.
-  """
-  choice = optimizer.of_config(config)
-  given = optimizer.arguments(config, choice, specs, optim.Placement())
-  if "dimension_numbers" not in given:
-    return None
-  names = ("max_precond_dim", "one_sided", "block_size")
-  options = {name: given[name] for name in names if name in given}
-  if not factories.takes(config.optim.name, optimizer.FACTORS):
-    options["max_precond_dim"] = 2**31  # Newton-Schulz has no long side.
-  plan = optim.make_plan(
-    param_table.abstract(specs), given["dimension_numbers"], **options
-  )
-  return {
-    piece.path: (piece.blocks, bucket.factored)
-    for bucket in plan.buckets
-    for piece in bucket.pieces
-  }
+  blocks: Any  # (int, int): of the inputs and of the outputs.
+  sides: Any  # (bool, bool): whether the side has a factor.
+  left_out: bool  # The leaf is no matrix.
+
+
+def _cuts(config: Config, specs: Any) -> dict[str, _Cut]:
+  """{path: cut} of the leaves of all methods of matrices."""
+  found: dict[str, _Cut] = {}
+  roles = {spec.role for spec in jax.tree.leaves(specs)}
+  for choice in {choice_of(config, role) for role in roles}:
+    mine = jax.tree.map(
+      lambda spec, choice=choice: (
+        spec if choice_of(config, spec.role) == choice else optax.MaskedNode()
+      ),
+      specs,
+    )
+    given = optimizer.arguments(config, choice, mine, optim.Placement())
+    if "dimension_numbers" not in given:
+      continue
+    names = (optimizer.FACTORS, "one_sided", "block_size")
+    options = {name: given[name] for name in names if name in given}
+    if not factories.takes(choice.name, optimizer.FACTORS):
+      options[optimizer.FACTORS] = 2**31  # Newton-Schulz has no long side.
+    plan = optim.make_plan(
+      param_table.abstract(mine), given["dimension_numbers"], **options
+    )
+    out = _Cut((1, 1), (False, False), left_out=True)
+    found |= dict.fromkeys(plan.paths, out)
+    found |= {
+      piece.path: _Cut(piece.blocks, bucket.factored, left_out=False)
+      for bucket in plan.buckets
+      for piece in bucket.pieces
+    }
+  return found
 
 
 def _runner(

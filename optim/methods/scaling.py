@@ -119,10 +119,19 @@ def _newton_schulz(r: _Ratios) -> tuple[float, float]:
   return (r.o / r.i) ** 0.5, (r.i / r.o) ** 0.5 / r.depth
 
 
+def _shape_scale(inputs: int, outputs: int) -> float:
+  """What `scale_by_muon` and its relatives multiply by."""
+  return max(1.0, outputs / inputs) ** 0.5
+
+
 def _muon(r: _Ratios) -> tuple[float, float]:
-  """Divided by what `scale_by_muon` and its relatives multiply by."""
   rate, eps = _newton_schulz(r)
-  return rate / r.built_in(lambda n, m: max(1.0, m / n) ** 0.5), eps
+  return rate / r.built_in(_shape_scale), eps
+
+
+def _muon_entries(r: _Ratios) -> tuple[float, float]:
+  rate, eps = _adamuon(r)
+  return rate / r.built_in(_shape_scale), eps
 
 
 def _muon_consistent_rms(r: _Ratios) -> tuple[float, float]:
@@ -162,16 +171,18 @@ def _rules() -> dict[str, Rule]:
   families: dict[Rule, str] = {
     _sgd: "sgd momentum dampened_sgd accelerated_sgd schedule_free_sgd",
     _adam: "adam adamw adafactor lion signum rmsprop nadamw ademamix "
-    "simplified_ademamix schedule_free_adamw shampoo update_rms",
+    "simplified_ademamix schedule_free_adamw mars sophia_g adalayer shampoo "
+    "with_update_rms",
     _adamuon: "adamuon",
     _newton_schulz: "newton_schulz",
     _muon: "muon normuon soap_muon",
     _muon_consistent_rms: "muon_consistent_rms",
+    _muon_entries: "muon_entries",
     _soap: "soap kl_soap kl_shampoo moso",
     _shampoo_traced: "shampoo_traced",
     _shampoo_raw: "shampoo_raw",
-    _constant: "normalize_spectral muonh normuonh",
-    _adam_sphere: "adamh",
+    _constant: "normalize_spectral muon_unit muon_h normuon_h soap_h",
+    _adam_sphere: "adam_h",
   }
   return {name: rule for rule, s in families.items() for name in s.split()}
 
@@ -194,10 +205,10 @@ def multipliers(
       `optim.methods.scaling.RULES`. "shampoo" is our default, with the length
       of Adam's step; "shampoo_traced" is `grafting="none"`; "shampoo_raw" has
       no factor of the trace. "muon_consistent_rms" is Muon with
-      `consistent_rms`, "newton_schulz" has no factor at all. "update_rms" is
-      any update of fixed root mean square, "normalize_spectral" any direction
-      in front of that transform. A vector gets Adam's factors whatever the
-      rule.
+      `consistent_rms`, "muon_unit" with `scale="unit"`, "muon_entries" with
+      `variance="entries"`; "newton_schulz" and "adamuon" have no scale of
+      their own. "with_update_rms" and "normalize_spectral" are any direction in
+      front of these transforms. A vector gets Adam's factors whatever the rule.
     exponent: Of each factor, for "shampoo_raw" only; 1/2 as in our Shampoo.
 
   Returns:

@@ -127,10 +127,23 @@ def test_factors_of_the_decoder_by_hand(tiny):
       config.optim, name=name, kwargs=tuple(sorted(kwargs.items()))
     )
     config = dataclasses.replace(config, optim=chosen)
-    assert width_decoder.rule_of(config) == rule
+    hidden = width_decoder.choice_of(config, "hidden")
+    assert width_decoder.rule_of(hidden) == rule
     found = _by_role(config, 256, rule)
     assert found.pop("hidden") == pytest.approx((8**-0.5, rate)), kwargs
     assert found == {role: pytest.approx(pair) for role, pair in rest.items()}
+
+
+def test_each_role_has_the_rule_of_its_optimiser(tiny):
+  config = _resolved(_untied(tiny))
+  roles = (("hidden", (("name", "muon"),)), ("output", (("name", "sgd"),)))
+  config = dataclasses.replace(
+    config, optim=dataclasses.replace(config.optim, by_role=roles, kwargs=())
+  )
+  found = _by_role(config, 256, "muon")
+  assert found["hidden"][1] == pytest.approx(1)
+  assert found["input"] == (1, 1)  # AdamW's.
+  assert found["output"] == (1 / 8, 1 / 8)  # That of SGD: o / i.
 
 
 def test_what_has_no_rule_is_named(tiny):
@@ -141,8 +154,10 @@ def test_what_has_no_rule_is_named(tiny):
   with pytest.raises(ConfigError, match="tied=True"):
     width_decoder.at_width(dataclasses.replace(config, model=tied), 64)
   novel = dataclasses.replace(config.optim, name="novograd")
+  config = dataclasses.replace(config, optim=novel)
+  hidden = width_decoder.choice_of(config, "hidden")
   with pytest.raises(ConfigError, match=r"'novograd' has no rule.*--rule="):
-    width_decoder.rule_of(dataclasses.replace(config, optim=novel))
+    width_decoder.rule_of(hidden)
 
 
 def _flags(tiny, **changes):

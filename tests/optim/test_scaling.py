@@ -1,5 +1,6 @@
 """Factors of width and depth by hand, and the transforms that apply them."""
 
+import inspect
 import itertools
 
 import hypothesis
@@ -35,7 +36,7 @@ _ROOT = 0.5**0.5
     ("adam", _TABLE, 1, 1 / 4),
     ("adam", _HEAD, 1 / 4, 1),
     ("shampoo", _HIDDEN, 1 / 4, 1 / 32),
-    ("update_rms", _HIDDEN, 1 / 4, 1 / 32),
+    ("with_update_rms", _HIDDEN, 1 / 4, 1 / 32),
     ("adamuon", _HIDDEN, 1 / 4, 1 / 8),  # and (i o)^-1/2
     ("newton_schulz", _HIDDEN, 2, 1 / 4),  # (o / i)^1/2 and (i / o)^1/2 / L
     # Divided by (1024 / 256)^1/2, and not by (64 / 64)^1/2.
@@ -65,15 +66,36 @@ _ROOT = 0.5**0.5
     ("shampoo_raw", _CUT, 1 / 16, 1),  # E = 1: 1 / (L b)
     ("shampoo_raw", _INPUTS, 2**0.5, 1),  # E = 1/2: 2 / 2^1/2
     ("normalize_spectral", _CUT, 1, 1),
-    ("muonh", _HIDDEN, 1, 1),
-    ("adamh", _HIDDEN, 1 / 2, 1 / 32),
-    *((rule, _GAIN, 1, 1 / 8) for rule in ("sgd", "muon", "soap", "adamh")),
+    ("muon_unit", _HIDDEN, 1, 1),
+    ("muon_entries", _HIDDEN, 1 / 8, 1 / 8),
+    ("muon_h", _HIDDEN, 1, 1),
+    ("adam_h", _HIDDEN, 1 / 2, 1 / 32),
+    *((rule, _GAIN, 1, 1 / 8) for rule in ("sgd", "muon", "soap", "adam_h")),
   ],
 )
 def test_rates_and_eps_by_hand(rule, facts, rate, eps):
   found = optim.multipliers(facts, rule)
   assert found.rate == pytest.approx(rate, rel=1e-12)
   assert found.eps == pytest.approx(eps, rel=1e-12)
+
+
+def test_every_method_has_a_rule_of_its_name():
+  """But for what runs another method within."""
+  names = {
+    name
+    for name in optim.__all__
+    if "learning_rate" in _arguments(getattr(optim, name))
+  }
+  assert names - set(scaling.RULES) == {
+    "descend", "on_sphere", "lotion_adamw", "gauss_newton",
+    "gauss_newton_microsteps", "gauss_newton_solver", "primal_averaging",
+  }  # fmt: skip
+
+
+def _arguments(thing):
+  if not inspect.isfunction(thing):
+    return ()
+  return inspect.signature(thing).parameters
 
 
 def test_raw_shampoo_of_the_exponent_one_fourth():
