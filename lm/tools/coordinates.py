@@ -26,6 +26,7 @@ from ..cli.flags import Flag
 from ..cli.text import format_table
 from ..config import load
 from ..config.errors import InputError
+from ..processes import distributed
 from ..step import build
 from . import width_decoder, width_mlp
 
@@ -49,6 +50,7 @@ def main(args: types.SimpleNamespace) -> None:
       "decoder, and not both."
     )
   widths = _widths(args.widths)
+  distributed.widen_thread_pool()  # Several factorisations at once wait in it.
   if args.method is not None:
     if args.rule is not None:
       raise InputError(f"--rule={args.rule} is for the decoder of a --config.")

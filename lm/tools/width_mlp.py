@@ -60,6 +60,11 @@ CASES: dict[str, Case] = {
     "muon_consistent_rms",
     0.05,
   ),
+  "normuon": Case(
+    lambda: optim.scale_by_muon(ns_coeffs="quintic", variance="rows"),
+    "normuon",
+    0.05,
+  ),
   "soap": Case(_soap, "soap", 0.005),
   "soap_as_adam": Case(_soap, "adam", 0.005),
   "soap_blocks": Case(

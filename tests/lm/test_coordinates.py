@@ -14,7 +14,8 @@ from lm.tools import coordinates, width_decoder, width_mlp
 
 # The layer that shows most what a missing rule does.
 _SHOWS = dict.fromkeys(width_mlp.CASES, "hidden 2")
-_SHOWS |= {"muon": "logits", "soap_muon": "logits", "shampoo_traced": "input"}
+_SHOWS |= dict.fromkeys(("muon", "normuon", "soap_muon"), "logits")
+_SHOWS |= {"shampoo_traced": "input"}
 _FAST = ("adam", "muon")
 _FAILING = ("soap", "soap_as_adam")  # Asserted to fail, or to undershoot.
 
@@ -42,7 +43,8 @@ def test_hidden_layers_move_alike_with_the_rule_only(name):
   print(f"{name}: {with_rule}; without: {without}")
   assert abs(with_rule["hidden 1"]) < 0.15
   assert abs(with_rule["hidden 2"]) < 0.15
-  assert abs(without[_SHOWS[name]]) > 0.3
+  # Whitening flattens SOAP-Muon's singular values further.
+  assert abs(without[_SHOWS[name]]) > (0.25 if name == "soap_muon" else 0.3)
 
 
 @pytest.mark.slow

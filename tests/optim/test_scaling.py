@@ -2,6 +2,8 @@
 
 import inspect
 import itertools
+import pathlib
+import re
 
 import hypothesis
 import jax
@@ -120,6 +122,23 @@ def test_what_depends_on_no_rule_by_hand():
     assert found.coupled_decay == pytest.approx(decay / found.rate)
 
 
+def test_the_example_of_the_page():
+  page = pathlib.Path(__file__).parents[2] / "docs/transfer.md"
+  (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+  names: dict = {}
+  exec(compile(block, "docs/transfer.md", "exec"), names)
+  params = _tree(0)
+  state = names["tx"].init(params)
+  names["tx"].update(params, state, params)
+
+
+def test_the_page_names_every_rule():
+  page = pathlib.Path(__file__).parents[2] / "docs/transfer.md"
+  part = page.read_text().split("## The rules")[1].split("## Decay")[0]
+  families = {rule: name for name, rule in reversed(scaling.RULES.items())}
+  assert not [name for name in families.values() if f"`{name}`" not in part]
+
+
 _SIZES = st.integers(1, 10_000)
 _FACTS = st.builds(
   optim.LeafFacts,
@@ -220,6 +239,19 @@ def test_rescaled_is_a_rate_for_each_leaf(scales):
     jax.tree.map(
       lambda u, s: np.testing.assert_allclose(u, -s, rtol=1e-6), updates, steps
     )
+
+
+def test_rescaled_passes_params_and_extra_arguments():
+  def update(updates, state, params=None, *, value, **extra_args):
+    del extra_args
+    return jax.tree.map(lambda u, w: u + value * w, updates, params), state
+
+  tx = optim.rescaled(
+    optax.GradientTransformationExtraArgs(lambda params: (), update), 0.5
+  )
+  params, grads = jnp.ones(2), jnp.full(2, 3.0)
+  updates, _ = tx.update(grads, tx.init(params), params, value=4.0, other=1)
+  np.testing.assert_allclose(updates, 0.5 * (3 + 4))
 
 
 def test_decay_behind_rescaled_does_not_depend_on_the_factor():
