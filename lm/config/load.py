@@ -156,12 +156,12 @@ def resolve(
 
 def to_dict(config: Config) -> dict[str, Any]:
   """Nested plain dictionary, for JSON; inverse of `from_dict`."""
-  plain = dataclasses.asdict(config) | {translations.FORMAT: 1}
+  plain = dataclasses.asdict(config)
   for section in (plain["optim"], plain["model"], plain["train"]):
     section |= {k: dict(section[k]) for k in section if k.endswith("kwargs")}
   plain["log"]["probes"] = {k: dict(v) for k, v in config.log.probes}
   plain["optim"]["by_role"] = _section(config.optim.by_role)
-  return plain
+  return plain | {translations.FORMAT: 1}
 
 
 def from_dict(plain: dict[str, Any]) -> Config:
