@@ -2,10 +2,14 @@
 
     python -m benchmarks.optimizer_step [--size=S] [--frequencies=1,10,100]
         [--rounds=3] [--torch-python=PATH] [--environments=settled,system]
-        [--cores=2]
+        [--cores=2] [--family]
 
 Each peer has a process of its own and they take turns (`timing.py`). Update and
 application are one jitted call, state donated.
+
+`--family` compares the relatives of Muon and of SOAP with the two, and each
+method with its floor: the products and refreshes that it needs
+(`optimizer_products.py`).
 
 Environments: "settled" is `lm.cli.allocator.settle()` and one BLAS thread (XLA
 already factorises the matrices of a stack in parallel), "system" is neither.
@@ -33,6 +37,7 @@ def _jax_peer(name, frequency, params):
 
   import optim
   from benchmarks import optimizer_peers as peers
+  from benchmarks import optimizer_products as products
 
   common = dict(
     precondition_frequency=frequency, max_precond_dim=peers.MAX_PRECOND_DIM
@@ -44,6 +49,11 @@ def _jax_peer(name, frequency, params):
     lambda p: optim.DimensionNumbers() if p.ndim == 2 else None, params
   )
   matrices["embed"] = None
+  if name.endswith(" floor"):
+    method = name.removesuffix(" floor")
+    return products.floor(
+      method, params, frequency or 1, dimension_numbers=matrices
+    )
   numbers = jax.tree.map(
     lambda p: optax.contrib.MuonDimensionNumbers() if p.ndim == 2 else None,
     params,
@@ -56,6 +66,19 @@ def _jax_peer(name, frequency, params):
     "soap, cholesky": lambda: optim.soap(3e-3, refresh="cholesky", **common),
     "shampoo": lambda: optim.shampoo(3e-3, **common),
     "muon": lambda: optim.muon(0.02, dimension_numbers=matrices),
+    "normuon": lambda: optim.normuon(0.02, dimension_numbers=matrices),
+    "muon, quintic": lambda: optim.muon(
+      0.02, dimension_numbers=matrices, ns_coeffs="quintic"
+    ),
+  }
+  # Of the matrices in the blocks, so that all of them have the same work.
+  hidden = common | dict(dimension_numbers=matrices)
+  build |= {
+    "soap, hidden": lambda: optim.soap(3e-3, **hidden),
+    "kl_soap": lambda: optim.kl_soap(3e-3, **hidden),
+    "kl_shampoo": lambda: optim.kl_shampoo(3e-3, **hidden),
+    "soap_muon": lambda: optim.soap_muon(0.02, **hidden),
+    "moso": lambda: optim.moso(3e-3, **hidden),
     "optax muon": lambda: optax.contrib.muon(
       0.02, muon_weight_dimension_numbers=numbers
     ),
@@ -181,6 +204,21 @@ def _compare(names, base, frequency, args, environment):
     peer.stop()
 
 
+def _family(args):
+  """The relatives of Muon and of SOAP, beside their floors."""
+  for environment in args.environments.split(","):
+    print(f"Size {args.size}, {environment} allocator and BLAS threads.")
+    print("Without factors; base optax.contrib.muon:")
+    names = ["optax muon", "muon", "muon floor", "muon, quintic", "normuon"]
+    _compare([*names, "normuon floor"], "optax muon", 0, args, environment)
+    for frequency in map(int, args.frequencies.split(",")):
+      print(f"Refreshed every {frequency} steps; base soap:")
+      own = ["kl_soap", "kl_shampoo", "soap_muon"]
+      floors = [f"{name} floor" for name in ("soap", *own)]
+      names = ["soap, hidden", *own, "moso", "muon", *floors]
+      _compare(names, "soap, hidden", frequency, args, environment)
+
+
 def _memory():
   """State in float32 words a parameter, for the matrices of one block."""
   import jax
@@ -219,6 +257,7 @@ def main():
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--environments", default="settled,system")
   parser.add_argument("--torch-python", default=None)
+  parser.add_argument("--family", action="store_true")
   parser.add_argument("--cores", type=int, default=0, help="0: all of them.")
   for name in ("--worker", "--environment"):
     parser.add_argument(name, default=None, help=argparse.SUPPRESS)
@@ -228,6 +267,9 @@ def main():
   args = parser.parse_args()
   if args.worker:
     _serve(args)
+    return
+  if args.family:
+    _family(args)
     return
   _memory()
   torch = ["torch"] if args.torch_python else []

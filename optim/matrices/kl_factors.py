@@ -21,6 +21,7 @@ Dimension key: see `plan.py`.
 """
 
 import math
+import string
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +32,7 @@ import numpy as np
 from ..common import checks
 from . import factors
 from .factors import KLKronecker
+from .options import Precision
 from .padding import entries, others
 from .plan import Bucket, Plan
 from .stacks import Split, Stacks
@@ -98,7 +100,12 @@ def with_eigenvalues(plan: Plan, state: Any) -> Any:
 
 
 def whitener(e: Eigenvalues, precision: str) -> factors.Whiten:
-  """What `factors.observe` takes as `whiten`; two products a matrix more."""
+  """What `factors.observe` takes as `whiten`; one product a matrix more.
+
+  A matrix has two sides. The last is whitened by Q_L^T G, which the gradient's
+  way into its bases has as well: with the same precision the compiler makes it
+  once. The first is whitened by G (Q_R l_R^(-1/2)).
+  """
 
   def whiten(bucket: Bucket, kept: KLKronecker, x: jax.Array) -> list[Any]:
     roots = inverse_roots(started(bucket, kept, x, e))
@@ -110,19 +117,35 @@ def whitener(e: Eigenvalues, precision: str) -> factors.Whiten:
         None if root is None else jnp.where(fresh_S1, first, root)
         for root in roots
       ]
-    result: list[Any] = []
-    for side, has in enumerate(bucket.factored):
-      if not has:
-        result.append(None)
+    sides = [side for side, has in enumerate(bucket.factored) if has]
+    result: list[Any] = [None] * len(bucket.factored)
+    for side in sides:
+      bases, scales = (_without(part, side) for part in (kept.derived, roots))
+      share = 1 / np.sqrt(others(bucket, side, x.dtype))
+      first = next((s for s in sides if s != side), None)
+      if first is None:
+        result[side] = x * share.reshape(-1, *[1] * (x.ndim - 1))
         continue
-      bases = _without(kept.derived, side)
-      y = factors.rotate(x, bases, transpose=True, precision=precision)
-      y = scale_sides(y, _without(roots, side))
-      count = others(bucket, side, x.dtype)
-      result.append(y / np.sqrt(count).reshape(-1, *[1] * (x.ndim - 1)))
+      scales[first] = scales[first] * share[:, None]
+      if side == sides[-1]:
+        y = factors.rotate(x, bases, transpose=True, precision=precision)
+        result[side] = scale_sides(y, scales)
+        continue
+      bases = [
+        q if q is None else q.astype(x.dtype) * l[:, None]
+        for q, l in zip(bases, scales, strict=True)
+      ]
+      result[side] = factors.rotate(
+        x, bases, transpose=True, precision=precision
+      )
     return result
 
   return whiten
+
+
+def inward(precision: Precision) -> Precision:
+  """Precision of a gradient's way into its bases: G' is a statistic of l."""
+  return precision._replace(rotation=precision.statistics)
 
 
 def started(
@@ -171,17 +194,16 @@ def average_eigenvalues(
     kept, x = state[bucket.name], rotated.stacks[bucket.name]
     old = started(bucket, kept, x, e)
     roots = inverse_roots(old)
-    white = jnp.square(scale_sides(x, roots))
-    # A matrix without a gradient keeps its l: an l that had fallen for long
-    # would whiten the next gradient by far too much.
-    nothing_S = ~jnp.any(x != 0, axis=range(1, x.ndim))
-    as_before_S1 = (is_fresh(kept) | nothing_S)[:, None]
+    white = scale_sides(x, roots)
     scales = []
     for side, l in enumerate(old):
       if l is not None:
-        axes = [s + 1 for s in range(x.ndim - 1) if s != side]
-        seen = _floored(l) * jnp.sum(white, axis=axes)
-        seen = seen / others(bucket, side, x.dtype)[:, None]
+        powers = _fibre_powers(white, side)
+        # A matrix without a gradient keeps its l: an l that had fallen for long
+        # would whiten the next gradient by far too much.
+        nothing_S1 = ~jnp.any(powers > 0, axis=1, keepdims=True)
+        as_before_S1 = is_fresh(kept)[:, None] | nothing_S1
+        seen = _floored(l) * powers / others(bucket, side, x.dtype)[:, None]
         if e.damping > 0:
           rest = [r for r in _without(roots, side) if r is not None]
           inverse = [
@@ -257,6 +279,14 @@ def _floored(l):
   """Raises l to its round-off, n e mean(l): products know no smaller l."""
   share = l.shape[-1] * jnp.finfo(l.dtype).eps
   return jnp.maximum(l, share * jnp.mean(l, axis=-1, keepdims=True))
+
+
+def _fibre_powers(x, side):
+  """Sums of squares over all sides but one, [S, n]."""
+  axes = string.ascii_lowercase[: x.ndim - 1]
+  # On a CPU a contraction is much faster than a sum over the rows.
+  equation = f"z{axes},z{axes}->z{axes[side]}"
+  return jnp.einsum(equation, x, x, precision="highest")
 
 
 def _capped(l, e: Eigenvalues):

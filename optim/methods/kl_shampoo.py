@@ -99,6 +99,7 @@ def scale_by_kl_shampoo(
     o.b1, o.b2, o.eps, o.eps_root, storage=o.storage
   )
   whiten = kl_factors.whitener(o.eigenvalues, o.precision.statistics)
+  inward = kl_factors.inward(o.precision)
 
   def init_fn(params):
     plan = o.plan(params)
@@ -120,7 +121,7 @@ def scale_by_kl_shampoo(
       plan, updates, state.kronecker, o.beta, o, statistics, whiten
     )
     kept, grain = eigenbasis.first_bases(kept, first), grains(plan, updates)
-    rotated = eigenbasis.into(grads, kept, o.precision, grain)
+    rotated = eigenbasis.into(grads, kept, inward, grain)
     momentum, directions = Momentum(), Stacks()
     for bucket in plan.buckets:
       name, g = bucket.name, rotated.stacks[bucket.name]

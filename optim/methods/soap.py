@@ -153,6 +153,7 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
     https://arxiv.org/abs/2409.11321
   """
   rule, whiten = _rule(o), _whiten(o)
+  inward = kl_factors.inward(o.precision) if whiten else o.precision
 
   def init_fn(params):
     plan = o.plan(params)
@@ -177,7 +178,7 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
       kept = eigenbasis.first_bases(kept, first)
     if o.refresh_order == "before":
       inner, kept = _refresh(o, plan, state.count, grain, inner, kept)
-    rotated = eigenbasis.into(grads, kept, o.precision, grain)
+    rotated = eigenbasis.into(grads, kept, inward, grain)
     if whiten is not None:
       kept = eigenbasis.average_eigenvalues(
         plan, o, rotated, kept, grain, statistics
