@@ -115,10 +115,16 @@ def at_width(config: Config, width: int) -> Config:
   """The configuration at another width, its heads of the same size.
 
   Raises:
-    ConfigError: If heads and feed-forward width would not be whole numbers, or
-      the model is tied.
+    ConfigError: If heads and feed-forward width would not be whole numbers, the
+      model is tied, or it sees other weights than the trained ones.
   """
   m = config.model
+  if config.quant.method != "none" or config.train.weights != "identity":
+    raise ConfigError(
+      f"config.quant.method={config.quant.method!r} and config.train.weights="
+      f"{config.train.weights!r}: the check is of weights as they are trained; "
+      "take 'none' and 'identity'."
+    )
   if m.tied:
     raise ConfigError(
       "config.model.tied=True: a table that is embedding and head at once has "

@@ -155,6 +155,9 @@ def test_what_has_no_rule_is_named(tiny):
   tied = dataclasses.replace(config.model, tied=True)
   with pytest.raises(ConfigError, match="tied=True"):
     width_decoder.at_width(dataclasses.replace(config, model=tied), 64)
+  quant = dataclasses.replace(config.quant, method="qat")
+  with pytest.raises(ConfigError, match="quant.method='qat'"):
+    width_decoder.at_width(dataclasses.replace(config, quant=quant), 64)
   novel = dataclasses.replace(config.optim, name="novograd")
   config = dataclasses.replace(config, optim=novel)
   hidden = width_decoder.choice_of(config, "hidden")
