@@ -120,7 +120,8 @@ def whitener(e: Eigenvalues, precision: str) -> factors.Whiten:
     sides = [side for side, has in enumerate(bucket.factored) if has]
     result: list[Any] = [None] * len(bucket.factored)
     for side in sides:
-      bases, scales = (_without(part, side) for part in (kept.derived, roots))
+      bases: list[Any] = _without(kept.derived, side)
+      scales: list[Any] = _without(roots, side)
       share = 1 / np.sqrt(others(bucket, side, x.dtype))
       first = next((s for s in sides if s != side), None)
       if first is None:
