@@ -147,7 +147,10 @@ def scale_by_shampoo(
       )
 
     for (name, side), turn in make_schedule(plan, o).items():
-      kept[name], _ = refresh_side(turn, count, True, root, kept[name], side)
+      # True, but not to the compiler: branches take turns. LAPACK calls for
+      # several stacks at once wait for each other for ever on two cores.
+      now = count > 0
+      kept[name], _ = refresh_side(turn, count, now, root, kept[name], side)
     grafted: Any = adam.update(grads, state.grafting)
     directions, grafting = grafted
     mu = grafting.mu.stacks

@@ -332,3 +332,28 @@ def test_zero_gradients_are_harmless():
       updates, state = update(params, state, params)
       for leaf in jax.tree.leaves((updates, state)):
         assert np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    optim.scale_by_shampoo,
+    optim.scale_by_soap,
+    optim.scale_by_kl_shampoo,
+    optim.scale_by_soap_muon,
+    optim.scale_by_moso,
+  ],
+)
+def test_factorisations_take_turns_however_often_they_are(make):
+  """Several batches in LAPACK at once wait for ever where cores are few.
+
+  The branches of conditionals take turns, so each call has to be in one.
+  """
+  params = dict(a=jnp.ones((6, 6)), b=jnp.ones((6, 8)), c=jnp.ones((8, 6)))
+  tx = make(precondition_frequency=1, stagger=False)
+  state = jax.eval_shape(tx.init, params)
+  program = jax.jit(tx.update).lower(params, state, params).compile()
+  computations = program.as_text().split("\n\n")
+  (entry,) = [text for text in computations if "ENTRY" in text]
+  assert "lapack" not in entry
+  assert any("lapack" in text for text in computations)
