@@ -70,6 +70,9 @@ def _jax_peer(name, frequency, params):
     "muon, quintic": lambda: optim.muon(
       0.02, dimension_numbers=matrices, ns_coeffs="quintic"
     ),
+    "muon, record": lambda: optim.muon(
+      0.02, dimension_numbers=matrices, ns_coeffs="record"
+    ),
   }
   # Of the matrices in the blocks, so that all of them have the same work.
   hidden = common | dict(dimension_numbers=matrices)
@@ -215,7 +218,7 @@ def _family(args):
       print(f"Refreshed every {frequency} steps; base soap:")
       own = ["kl_soap", "kl_shampoo", "soap_muon"]
       floors = [f"{name} floor" for name in ("soap", *own)]
-      names = ["soap, hidden", *own, "moso", "muon", *floors]
+      names = ["soap, hidden", *own, "moso", "muon", "muon, record", *floors]
       _compare(names, "soap, hidden", frequency, args, environment)
 
 
