@@ -8,9 +8,9 @@
 16,384 tokens an update, 100 updates, a constant rate after the warm-up, the
 averaged weights scored, as in `optimizer_study.py`. The matrices of the blocks
 have the method. Embedding, head and gains have AdamW with AdamW's own best
-rate, whatever the method. `rates` chooses a rate for each method on seed 0, and
-`_BEST` states it; `seeds` uses this rate on seeds 1, 2 and 3, so that no seed
-both chooses and reports. The results are in docs/matrix_study.md.
+rate, whatever the method. `rates` chooses a rate for each method on seed 0.
+State it in `_BEST` once the runs are made: `seeds` uses this rate on seeds 1, 2
+and 3, so that no seed both chooses and reports.
 """
 
 from typing import Any

@@ -6,9 +6,9 @@ r"""A configuration of each optimiser, by name, at the size of study1m.py.
 
 Methods for matrices have the matrices of the blocks (`optim.by_role.hidden`).
 AdamW has the embedding, the head, gains and biases, each role with a rate of
-its own: tuning the rates of these alone is worth as much as a method. Methods
-for any parameters have all of them. `NAMES` lists the names; rates are from
-`docs/optimizer_study.md` where it has the method, else the authors' or Adam's.
+its own. Methods for any parameters have all of them. `NAMES` lists the names.
+The rates of AdamW, Muon, Shampoo and SOAP are those of
+`docs/optimizer_study.md`; the others are not tuned yet.
 """
 
 from typing import Any, NamedTuple
