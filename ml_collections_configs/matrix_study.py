@@ -47,12 +47,19 @@ _FREQUENCY = ("shampoo", "soap", "soap_h", "kl_", "soap_muon", "moso")
 # Method -> rates, a factor of 2 apart, until the best has a worse one on either
 # side.
 _RATES = {
+  "adamw": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
+  "soap": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
+  "klsoap": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
+  "soap_1": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
+  "klsoap_1": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
+  "klshampoo_1": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
   "muonh": (3.6e-2, 7.2e-2, 1.44e-1),
-  "soaph": (3.6e-2, 7.2e-2, 1.44e-1),
+  "soaph": (1.8e-2, 3.6e-2, 7.2e-2, 1.44e-1),
   "soapmuon": (4e-2, 8e-2, 1.6e-1),
   "soapmuon_1": (4e-2, 8e-2, 1.6e-1),
-  "muon": (2.4e-2, 4.8e-2, 9.6e-2),
-  "normuon": (2.4e-2, 4.8e-2, 9.6e-2),
+  "muon": (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2),
+  "normuon": (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2),
+  "moso": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
 }
 _OTHER_RATES = (6e-3, 1.2e-2, 2.4e-2)
 
