@@ -1,0 +1,1 @@
+"""Studies: a declaration becomes runs, and runs become verdicts."""
