@@ -1,14 +1,11 @@
-"""The critical batch size, read from steps to a target.
+"""The critical batch size (https://arxiv.org/abs/2410.21676).
 
-A fit of steps = a + b / B gives b / a, the batch at which both steps and
-samples are twice their least, and from it two definitions, side by side:
-`free` = over b / a, where samples exceed their least by `over`, and `paper` =
-(1 + over) B_ref + over b / a, where steps exceed linear scaling from B_ref by
-`over`. Their exponents in data differ (.62 and .47 on the paper's counts).
-`measured` is the paper's batch read off the steps without the form a + b / B.
-
-Dimension key: J targets, S seeds, B batches, M draws. a is in steps; batches, b
-and b / a are in rows. Source: https://arxiv.org/abs/2410.21676.
+A fit of steps to a target = a + b / B gives b / a, the batch at which steps and
+samples are twice their least, and two definitions of the critical batch: `free`
+= over b / a, where samples exceed their least by `over`, and `paper` = (1 +
+over) B_ref + over b / a, where steps exceed linear scaling from B_ref by it.
+`measured` is `paper` without the form a + b / B. Batches, b and b / a are in
+rows. Dimension key: J targets, S seeds, B batches, M draws.
 """
 
 import math
@@ -18,15 +15,15 @@ import numpy as np
 
 import theory
 
-from . import curves, statistics
-from .statistics import Interval
+from .curves import crossing
+from .statistics import Interval, bootstrap, percentiles
 
 
 class BatchFit(NamedTuple):
   """a, b, and batches with 90 % intervals; nan where undetermined.
 
-  `notes` tells which batches did not reach the target in all seeds ("k of n"),
-  which were left out, and why a reading is nan.
+  `notes` tells "k of n" of censored batches, and why a reading is nan. logs
+  [1 + M, 4] of b, ratio, paper and measured are of all seeds, then of draws.
   """
 
   steps_min: float
@@ -36,20 +33,20 @@ class BatchFit(NamedTuple):
   paper: Interval
   measured: Interval
   notes: tuple[str, ...]
+  logs: np.ndarray
 
 
 class DataLaw(NamedTuple):
   """Batch = k D^p, by reading: "ratio" (p of `free` too), "paper", "measured".
 
-  data [J] is b in tokens, or x; batch [J] in rows; draws [M] of p are for
-  `statistics.exponent`.
+  data [J] is b in tokens, or x; batch [J] in rows; draws [M] are of p.
   """
 
   data: np.ndarray
   batch: dict[str, np.ndarray]
   slope: dict[str, Interval]
   draws: dict[str, np.ndarray]
-  fits: tuple[BatchFit, ...]
+  fits: list[BatchFit]
 
 
 def crossings(runs, targets) -> tuple[np.ndarray, np.ndarray]:
@@ -57,11 +54,10 @@ def crossings(runs, targets) -> tuple[np.ndarray, np.ndarray]:
 
   runs[s][i] is the curve (steps [n], losses [n]) of seed s at batch i.
   """
-  found = [
-    [[curves.crossing(*run, target=goal) for run in seed] for seed in runs]
-    for goal in targets
-  ]
-  return np.array(found)[..., 0], np.array(found)[..., 1].astype(int)
+  found = np.array(
+    [[[crossing(*r, target=at) for r in s] for s in runs] for at in targets]
+  )
+  return found[..., 0], found[..., 1].astype(int)
 
 
 def fit(batches, steps, rng, reference=None, over=0.2, draws=1000) -> BatchFit:
@@ -69,11 +65,27 @@ def fit(batches, steps, rng, reference=None, over=0.2, draws=1000) -> BatchFit:
 
   `theory.steps_fit` of the seeds' mean log steps, or of their median where some
   are censored; a batch whose median is censored is left out. `reference` is
-  B_ref, one of batches (None: the first). Intervals: `statistics.bootstrap`
-  over seeds with the NumPy generator rng; infinite for one seed.
+  B_ref (None: the first batch). Intervals are of M draws by `bootstrap` and the
+  NumPy generator rng, infinite for one seed.
   """
-  steps = np.asarray(steps, float)[None]
-  return _fits(batches, steps, rng, reference, over, draws)[0][0]
+  rows, steps = np.asarray(batches, float), np.asarray(steps, float)
+  if steps.ndim != 2 or steps.shape[1:] != rows.shape or not np.all(steps > 0):
+    raise ValueError(f"steps {steps.shape} must be > 0 and [S, {rows.size}].")
+  if not (np.all(np.diff(rows, prepend=0) > 0) and over > 0):
+    raise ValueError(f"{batches=} must be > 0 and increase, {over=} > 0.")
+  options = (rows[0] if reference is None else reference, over)
+  logs, notes = _read(rows, steps, *options)
+  many = np.full((draws, 4), math.nan)
+  if len(steps) > 1:
+    read = lambda pick: _read(rows, steps[pick], *options)[0]  # noqa: E731
+    many = bootstrap(read, len(steps), draws, rng)
+  b, ratio, paper, measured = (
+    percentiles(some)._replace(estimate=log).of(np.exp)
+    for log, some in zip(logs, many.T, strict=True)
+  )
+  read = (ratio, ratio.of(lambda batch: over * batch), paper, measured)
+  a, logs = b.estimate / ratio.estimate, np.vstack([logs, many])
+  return BatchFit(a, b.estimate, *read, notes, logs)
 
 
 def data_law(
@@ -83,107 +95,60 @@ def data_law(
 
   Target j of steps [J, S, B] has the least data D_j = b_j row_tokens, or x [J],
   e.g. sizes of models. The bootstrap resamples seeds, the same for all targets,
-  and targets. A target whose reading is nan in `batch` is left out.
+  and targets. A target whose reading is nan is left out.
   """
   sizes = np.array([row_tokens] * len(steps) if x is None else x, float)
   if sizes.shape != (len(steps),) or not np.all(sizes > 0):
     raise ValueError(f"{row_tokens=} and {x=} [{len(steps)}] must be > 0.")
-  fits, read, many = _fits(batches, steps, rng, reference, over, draws)
-  for logs in (read, many):
-    logs[..., 0] = np.log(sizes) + (logs[..., 0] if x is None else 0)
-  batch, slope, drawn = {}, {}, {}
+  seeds, rest = rng.integers(2**63), (reference, over, draws)
+  fits = [fit(batches, y, np.random.default_rng(seeds), *rest) for y in steps]
+  logs = np.stack([found.logs for found in fits], 1)  # [1 + M, J, 4]
+  logs[..., 0] = np.log(sizes) + (logs[..., 0] if x is None else 0)
+  law = DataLaw(np.exp(logs[0, :, 0]), {}, {}, {}, fits)
   for i, name in enumerate(("ratio", "paper", "measured"), 1):
-    kept = np.flatnonzero(np.isfinite(read[:, i]))
-    some = [_slope(logs[_picked(kept, rng)][:, [0, i]]) for logs in many]
-    batch[name], drawn[name] = np.exp(read[:, i]), np.array(some)
-    found = statistics.percentiles(drawn[name])
-    slope[name] = found._replace(estimate=_slope(read[kept][:, [0, i]]))
-  return DataLaw(np.exp(read[:, 0]), batch, slope, drawn, fits)
+    first, *some = logs[:, np.isfinite(logs[0, :, i])][..., [0, i]]
+    law.batch[name] = np.exp(logs[0, :, i])
+    law.draws[name] = np.array([_slope(y, key) for key, y in enumerate(some)])
+    interval = percentiles(law.draws[name])
+    law.slope[name] = interval._replace(estimate=_slope(first))
+  return law
 
 
 def theory_curve(samples, batches, a=1.5, b=3.0, sigma2=0.25, over=0.2):
-  """Exact B* [n] of least squares at samples [n], to draw beside a study.
-
-  `theory.critical_batch` at the best constant steps; nan for the last few. The
-  two exponents and the noise are those of notebooks/theory_05_critical_batch.
-  """
+  """Exact B* [n] of least squares at samples [n]; nan for the last few."""
+  # The exponents and the noise are those of notebooks/theory_05_critical_batch.
   problem = theory.power_law(1e5, a, b, sigma2, nodes=4)
   etas = theory.eta_grid(problem, batches, 18, 3e-4)
   table = theory.risk_table(problem, etas, batches, samples)
   return theory.critical_batch(table, batches, samples, over)
 
 
-def _fits(batches, steps, rng, reference, over, draws):
-  """BatchFits [J]; logs of (b, b / a, paper, measured) [J, 4], [M, J, 4]."""
-  batches, steps = np.asarray(batches, float), np.asarray(steps, float)
-  if not (np.all(batches > 0) and np.all(np.diff(batches) > 0)):
-    raise ValueError(f"batches={batches.tolist()} must be > 0 and increase.")
-  if steps.ndim != 3 or steps.shape[2] != batches.size or not steps.size:
-    raise ValueError(f"steps {steps.shape} must end in [S, {batches.size}].")
-  if not (np.all(steps > 0) and over > 0):
-    raise ValueError(f"{over=} and all steps must be > 0; inf is censored.")
-  if reference is not None and reference not in batches:
-    raise ValueError(f"{reference=} must be one of {batches.tolist()}.")
-  at = 0 if reference is None else int(np.argmax(batches == reference))
-
-  def read(pick):
-    return [_read(batches, each[pick], at, over)[0] for each in steps]
-
-  seeds, fits = steps.shape[1], []
-  found = np.array(read(np.arange(seeds)))
-  many = np.full((draws, *found.shape), math.nan)
-  if seeds > 1:
-    many = statistics.bootstrap(read, seeds, draws, rng)
-  for j, logs in enumerate(found):
-    ratio, paper, measured = (
-      statistics.percentiles(many[:, j, i])
-      ._replace(estimate=logs[i])
-      .of(np.exp)
-      for i in (1, 2, 3)
-    )
-    free = ratio.of(lambda value: over * value)
-    a, b = float(np.exp(logs[0] - logs[1])), float(np.exp(logs[0]))
-    notes = tuple(_read(batches, steps[j], at, over)[1])
-    fits.append(BatchFit(a, b, ratio, free, paper, measured, notes))
-  return tuple(fits), found, many
-
-
-def _read(batches, steps, at, over):
+def _read(batches, steps, reference, over):
   """Logs of (b, b / a, paper, measured) from steps [S, B], and notes."""
-  n, reached, log_steps = len(steps), np.isfinite(steps).sum(0), np.log(steps)
-  middle = np.where(reached == n, log_steps.mean(0), np.median(log_steps, 0))
-  kept, out, notes = np.isfinite(middle), np.full(4, math.nan), []
+  n, reached, logs = len(steps), np.isfinite(steps).sum(0), np.log(steps)
+  typical = np.exp(np.where(reached == n, logs.mean(0), np.median(logs, 0)))
+  kept, out, notes = np.isfinite(typical), np.full(4, math.nan), []
   for i in np.flatnonzero(reached < n):
     left = "" if kept[i] else ", left out of the fit"
     notes.append(f"batch {batches[i]:g}: {reached[i]} of {n} reached{left}")
+  rows, samples = batches[kept], (batches * typical)[kept]
   try:
-    rows, typical = batches[kept], np.exp(middle[kept])
-    a, b, critical = theory.steps_fit(rows, typical, batches[at], over)
-    out[:3] = np.log([b, b / a, critical])
+    a, b, paper = theory.steps_fit(rows, samples / rows, reference, over)
+    out[:3] = np.log([b, b / a, paper])
   except theory.UndeterminedError as error:
     notes.append(f"no fit: {error}")
-  data = middle + np.log(batches)  # Log rows; no reading if B_ref is censored.
-  excess = data - (data[at] if kept[at] else math.nan)
-  past = np.flatnonzero(excess[at:] > math.log(1 + over))
-  if past.size and np.isfinite(excess[k := at + past[0]]):
-    (x, y), (low, high) = batches[k - 1 : k + 1], np.exp(excess[k - 1 : k + 1])
-    out[3] = math.log(x + (1 + over - low) / (high - low) * (y - x))
+  rows, samples = rows[rows >= reference], samples[rows >= reference]
+  if reference in rows and max(samples) > (most := (1 + over) * samples[0]):
+    out[3] = np.log(crossing(rows, -samples, -most).at)
   else:
     notes.append(f"no batch measured at {over:.0%} over linear scaling")
-  return out, notes
+  return out, tuple(notes)
 
 
-def _picked(kept, rng):
-  """Targets drawn with replacement, two distinct ones at least."""
-  pick = kept
-  while kept.size > 2 and not np.ptp(pick := rng.choice(kept, kept.size)):
-    pass
-  return pick
-
-
-def _slope(logs) -> float:
-  """Exponent of logs [J, 2]; nan if they determine none."""
+def _slope(logs, seed=None) -> float:
+  """Exponent of targets' logs [J, 2], redrawn by seed; nan if it is free."""
   try:
-    return theory.cbs_law(*np.exp(logs).T).params["p"]
+    law = theory.cbs_law(*np.exp(logs).T)
   except ValueError:
     return math.nan
+  return law.params["p"] if seed is None else law.bootstrap(1, seed)["p"][0]

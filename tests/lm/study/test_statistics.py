@@ -108,7 +108,7 @@ def test_equal_pair_with_few_noisy_seeds_is_undecided():
   assert study.equal(noise + 0.1, 0.01).kind == study.NOT
   assert study.equal(noise - 0.1, 0.01).kind == study.NOT
   assert study.equal([0.0, 0.0, INF], 0.01).kind == study.UNDECIDED
-  assert "2 of 3 are finite" in study.equal([0.0, 0.0, NAN], 0.01).rule
+  assert "succeeded in 2 of 3" in study.equal([0.0, 0.0, NAN], 0.01).rule
 
 
 def test_equal_is_two_one_sided_tests():
@@ -191,8 +191,7 @@ def test_many_cells_draw_patterns():
   found = study.better_prediction(a, b, np.random.default_rng(0))
   assert found == study.better_prediction(a, b, np.random.default_rng(0))
   assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue / 2, abs=0.02)
-  with pytest.raises(ValueError, match="rng=None, but 20 cells"):
-    study.better_prediction(a, b)
+  assert study.better_prediction(a, b) == found
 
 
 def test_holm_by_hand():
@@ -204,8 +203,6 @@ def test_holm_by_hand():
     study.holm([0.5, NAN, 0.01, 0.04, 0.02]), [0.5, NAN, 0.04, 0.08, 0.06]
   )
   assert study.holm([0.6, 0.9]).tolist() == [1, 1]
-  with pytest.raises(ValueError, match=r"p=.*must be in \[0, 1\]"):
-    study.holm([0.1, 1.2])
 
 
 def test_corrected_keeps_the_raw_kind():
