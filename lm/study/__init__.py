@@ -1,1 +1,1 @@
-"""Studies: a declaration becomes runs, and runs become verdicts."""
+"""Studies: claims as commands, and what the runs say of them."""
