@@ -9,7 +9,7 @@ import pathlib
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -134,6 +134,7 @@ def run_sweep(
   *,
   parallel: int = 1,
   extra: Sequence[str] = (),
+  line: Callable[[str], str] | None = None,
 ) -> dict[str, str]:
   """Runs the jobs that are not finished; returns what became of each.
 
@@ -145,6 +146,7 @@ def run_sweep(
       own, if there are enough. The threads of a run wait for each other, and
       would lose most of their time to another run on the same cores.
     extra: Further arguments of every run.
+    line: What is printed when the job of an id starts; None: its number.
 
   Returns:
     Job id -> "finished", "finished before", "stopped", "not started" or
@@ -170,7 +172,8 @@ def run_sweep(
         outcomes[job.id] = "not started"
         continue
       log = root / job.id / "log.txt" if parallel > 1 else None
-      print(f"[{number + 1}/{len(todo)}] {job.id}", flush=True)
+      counted = f"[{number + 1}/{len(todo)}] {job.id}"
+      print(line(job.id) if line else counted, flush=True)
       lent[job.id] = free.pop()
       running.start(job.id, job.command(root, extra), log, lent[job.id])
     while len(running):

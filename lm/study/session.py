@@ -1,0 +1,80 @@
+"""A study, the folder of its runs, and how a run is made."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+from ..config.errors import InputError
+from ..runs import read
+from ..tools import sweeps
+from . import plan, records
+from .declare import Study
+from .records import Record
+
+
+class Session:
+  """A study in a folder. Records of ended runs are kept: they do not change."""
+
+  def __init__(self, study: Study, root: pathlib.Path, trainer: str = ""):
+    """Nothing is read or made yet.
+
+    Args:
+      study: From `declare.load`.
+      root: Parent of the runs' folders.
+      trainer: FILE.py:NAME; "" for `lm.main`.
+    """
+    self.study, self.root, self.trainer = study, root, trainer
+    self._train = records.load_trainer(trainer) if trainer else None
+    self._found: dict[str, Record] = {}
+
+  def find(self, id_: str) -> Record | None:
+    """The record of a run; None if the run has not ended."""
+    if id_ not in self._found:
+      scores = self.study.scores
+      record = records.find(self.root / id_, scores, self.trainer)
+      if record is None:
+        return None
+      self._found[id_] = record
+    return self._found[id_]
+
+  def planned(self) -> plan.Plan:
+    """Where the study stands."""
+    return plan.plan(self.study, self.find)
+
+  def foreign(self, found: plan.Plan) -> list[str]:
+    """Folders of runs that the study has not asked for; they are not used."""
+    return records.foreign(self.root, {run.id for run in found.runs})
+
+  def make(
+    self,
+    wave: Sequence[plan.Run],
+    jobs: int,
+    line: Callable[[str], str] | None = None,
+  ) -> dict[str, str]:
+    """Makes runs; returns what became of each, see `sweeps.run_sweep`.
+
+    Args:
+      wave: Runs that have not ended.
+      jobs: How many at a time.
+      line: What is printed when the run of an id starts.
+    """
+    if self._train is None:
+      found = [run.job for run in wave]
+      return sweeps.run_sweep(found, self.root, parallel=jobs, line=line)
+    for run in wave:
+      self._plant(run)
+    return dict.fromkeys((run.id for run in wave), "finished")
+
+  def _plant(self, run: plan.Run) -> None:
+    study, folder = self.study, self.root / run.id
+    method = study.arms[run.arm].trains
+    horizon = round(run.horizon * study.cells[run.cell].tokens)
+    points = self._train(
+      method, dict(run.settings), horizon, run.batch, run.seed
+    )
+    if folder.exists() and not read.is_finished(folder):
+      raise InputError(f"{folder} holds a run that a trainer cannot go on with.")
+    length = plan.row_tokens(study.config, study.cells[run.cell])
+    records.plant(
+      folder, points, run.settings, study.scores, run.batch * length,
+      self.trainer,
+    )  # fmt: skip
