@@ -44,7 +44,7 @@ _FLAGS = (
   Flag("index", int, "run one of them; default SLURM_ARRAY_TASK_ID", least=0),
   Flag("jobs", int, "how many at a time", 1, least=1),
   Flag("report", bool, "make no runs; read those that have ended", False),
-  Flag("time", bool, "measure the milliseconds of updates, turn by turn", False),
+  Flag("time", bool, "measure milliseconds of updates, turn by turn", False),
   Flag("out", str, "folder that gets NAME.json, NAME.md and the pictures"),
   Flag("trainer", str, "FILE.py:NAME in place of lm.main"),
 )
@@ -74,9 +74,6 @@ def main(args: types.SimpleNamespace) -> int:
     return _list(s)
   if index is not None:
     return _run_one(s, index)
-  for draft in root.glob(".*"):
-    if _DRAFT.fullmatch(draft.name):
-      shutil.rmtree(draft, ignore_errors=True)
   code = 0 if args.report else _until_done(s, args.jobs)
   for path in report.write(s, pathlib.Path(args.out or root), args.time):
     print(f"wrote {path}")
@@ -87,6 +84,9 @@ def _until_done(s, jobs: int) -> int:
   """Makes wave after wave; returns an exit code."""
   from . import budget
 
+  for draft in s.root.glob(".*"):
+    if _DRAFT.fullmatch(draft.name):
+      shutil.rmtree(draft, ignore_errors=True)
   progress = budget.Progress(s, jobs)
   while wave := s.planned().missing(s.find):
     outcomes = s.make(wave, jobs, progress.line)

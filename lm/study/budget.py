@@ -26,7 +26,8 @@ class Progress:
   def __init__(self, session: Session, jobs: int):
     """Starts the clock."""
     self._session, self._jobs = session, jobs
-    self._began, self._first = time.monotonic(), None
+    self._began = time.monotonic()
+    self._first: int | None = None
 
   def line(self, id_: str) -> str:
     """What is printed when a run starts."""

@@ -19,6 +19,7 @@ from .tuning import RATE, Log
 FOLDER = "ml_collections_configs/studies"
 CLAIMS = ("faster", "lower", "equal", "exponent")
 UNITS = ("tokens", "updates", "depth")
+READINGS = ("ratio", "paper", "measured")  # Of a critical batch.
 
 
 class Cell(NamedTuple):
@@ -72,7 +73,7 @@ class Claim(NamedTuple):
   margin: float = math.nan  # equal: in nats.
   centre: float = math.nan  # exponent.
   tolerance: float = math.nan
-  of: str = "ratio"  # exponent: ratio (b / a) | paper (B*).
+  of: str = "ratio"  # exponent: one of `READINGS`, see `lm/study/batches.py`.
   to: str | float = ""  # faster: loss to reach, or arm whose last loss it is.
   unit: str = "updates"  # faster: what is counted to the loss.
   score: str = ""  # "": the first of the study.
@@ -160,58 +161,132 @@ def groups(study: Study) -> dict[str, list[str]]:
 
 def _check(s: Study) -> None:
   where = f"study {s.name}"
+  for key in ("cells", "arms", "seeds", "tuning_seeds", "scores"):
+    _demand(getattr(s, key), f"{where}: {key} must not be empty.")
   _one_of("reference", s.reference, s.arms, where)
   both = sorted({*s.seeds} & {*s.tuning_seeds})
-  if both or not s.seeds or not s.tuning_seeds:
-    raise InputError(
-      f"{where}: seeds={s.seeds} and tuning_seeds={s.tuning_seeds} must not be "
-      f"empty, and must have no seed in common; both have {both}."
-    )
+  _demand(
+    not both,
+    f"{where}: seeds={s.seeds} and tuning_seeds={s.tuning_seeds} must have no "
+    f"seed in common; both have {both}.",
+  )
+  for key in ("seeds", "tuning_seeds", "horizons", "targets"):
+    values = getattr(s, key)
+    distinct = len({*values}) == len(values)
+    _demand(distinct, f"{where}: {key}={values} must be distinct.")
   least = min([s.trials, *(c.trials for c in s.cells.values() if c.trials)])
-  if least < 3:
-    raise InputError(f"{where}: trials={least}; a rate needs 3 at least.")
-  if s.horizons and (1 not in s.horizons or len(s.horizons) < 4):
-    raise InputError(f"{where}: horizons={s.horizons}: 4 at least, with 1.")
-  for name, cell in s.cells.items():
-    at = f"{where}, cell {name}"
-    if not (cell.batch > 0 and cell.tokens > 0):
-      raise InputError(f"{at}: batch and tokens must be > 0.")
-    for other in filter(None, (cell.settings_of, cell.start_of)):
-      _one_of("settings_of or start_of", other, s.cells, at)
-      if [*s.cells].index(other) >= [*s.cells].index(name):
-        raise InputError(f"{at}: the cell {other} must stand above it.")
+  _demand(least >= 3, f"{where}: trials={least}; a rate needs 3 at least.")
+  x = s.horizons
+  enough = not x or (1 in x and len(x) >= 4 and min(x) > 0)
+  _demand(enough, f"{where}: horizons={x} must be > 0, 4 at least, with 1.")
+  shares = all(0 < share <= 1 for share in s.targets)
+  _demand(shares, f"{where}: targets={s.targets} must be in (0, 1].")
+  sizes = [len({s.cells[c].batch for c in g}) for g in groups(s).values()]
+  if s.targets:
+    _demand(max(sizes) >= 3, f"{where}: targets need 3 batches in a group.")
+  for name in s.cells:
+    _check_cell(s, name, f"{where}, cell {name}")
   for arm in s.arms.values():
-    at = f"{where}, arm {arm.name}"
-    for cell in (*arm.cells, *arm.in_cell, *arm.settings_of[1:]):
-      _one_of("cells", cell, s.cells, at)
-    if arm.settings_of:
-      _one_of("settings_of", arm.settings_of[0], s.arms, at)
-      if s.arms[arm.settings_of[0]].settings_of:
-        raise InputError(f"{at}: settings_of must name an arm that is tuned.")
+    _check_arm(s, arm, f"{where}, arm {arm.name}")
   for i, claim in enumerate(s.claims):
-    at = f"{where}, claims[{i}]"
-    _one_of("claim", claim.claim, CLAIMS, at)
-    _one_of("unit", claim.unit, UNITS, at)
-    if claim.score:
-      _one_of("score", claim.score, s.scores, at)
-    names = [claim.arm if claim.arm != "*" else "", claim.than]
-    for arm in filter(None, names):
-      _one_of("arm or than", arm, s.arms, at)
-    if isinstance(claim.to, str) and claim.to:
-      _one_of("to", claim.to, s.arms, at)
-    for cell in claim.cells:
-      _one_of("cells", cell, s.cells, at)
-    needed = {
-      "faster": ("threshold",), "lower": ("threshold",),
-      "equal": ("margin",), "exponent": ("centre", "tolerance"),
-    }[claim.claim]  # fmt: skip
-    for key in needed:
-      if not math.isfinite(getattr(claim, key)):
-        raise InputError(f"{at}: {claim.claim} needs the key {key!r}.")
-    if claim.claim == "exponent" and not s.targets:
-      raise InputError(f"{at}: exponent needs `targets` in the study.")
-    if claim.claim == "faster" and not (claim.to or s.horizons):
-      raise InputError(f"{at}: faster needs `to`, or `horizons` in the study.")
+    _check_claim(s, claim, f"{where}, claims[{i}]")
+
+
+def _check_cell(s: Study, name: str, at: str) -> None:
+  cell, order = s.cells[name], [*s.cells]
+  for key in ("batch", "tokens"):
+    value = getattr(cell, key)
+    _demand(value > 0, f"{at}: {key}={value} must be > 0.")
+  for key in ("settings_of", "start_of"):
+    if other := getattr(cell, key):
+      _one_of(key, other, s.cells, at)
+      above = order.index(other) < order.index(name)
+      _demand(above, f"{at}: {key}={other!r} must stand above it.")
+
+
+def _check_arm(s: Study, arm: Arm, at: str) -> None:
+  for key, names in (("cells", arm.cells), ("in_cell", arm.in_cell)):
+    for cell in names:
+      _one_of(key, cell, s.cells, at)
+  entry, known = arm.entry(), runs_in(s, s.reference)
+  _demand(
+    isinstance(entry.tuned.get(RATE), Log),
+    f"{at}: tuned={dict(entry.tuned)} needs {RATE!r}: (start, factor).",
+  )
+  if arm.name == s.reference:
+    _demand(
+      entry.whole and not arm.settings_of,
+      f"{at}: the reference must be tuned itself, and its method must have all "
+      "parameters: its rate is that of the parameters which others leave.",
+    )
+  if arm.settings_of:
+    other, cell = arm.settings_of
+    _one_of("settings_of", other, s.arms, at)
+    _one_of("settings_of", cell, runs_in(s, other), at)
+    tuned = not s.arms[other].settings_of
+    _demand(tuned, f"{at}: settings_of={arm.settings_of} must be tuned itself.")
+  for name in runs_in(s, arm.name):
+    if not entry.whole:
+      _demand(
+        name in known,
+        f"{at}: in the cell {name} it needs {s.reference}, whose rate is that "
+        "of the parameters which its method leaves.",
+      )
+    for key in ("settings_of", "start_of"):
+      other = getattr(s.cells[name], key)
+      if other and not arm.settings_of:
+        _one_of(f"cells: {key} of {name}", other, runs_in(s, arm.name), at)
+
+
+_NEEDS = {
+  "faster": ("threshold",), "lower": ("threshold",),
+  "equal": ("margin",), "exponent": ("centre", "tolerance"),
+}  # fmt: skip
+
+
+def _check_claim(s: Study, claim: Claim, at: str) -> None:
+  _one_of("claim", claim.claim, CLAIMS, at)
+  _one_of("unit", claim.unit, UNITS, at)
+  _one_of("of", claim.of, READINGS, at)
+  if claim.score:
+    _one_of("score", claim.score, s.scores, at)
+  arms = {"arm": claim.arm, "than": claim.than, "to": claim.to}
+  for key, arm in arms.items():
+    if isinstance(arm, str) and arm not in ("", "*"[key != "arm" :]):
+      _one_of(key, arm, s.arms, at)
+  for cell in claim.cells:
+    _one_of("cells", cell, s.cells, at)
+  for key in _NEEDS[claim.claim]:
+    value = getattr(claim, key)
+    above = claim.claim == "lower" or key == "centre" or value > 0
+    _demand(
+      math.isfinite(value) and above,
+      f"{at}: {claim.claim} needs a number {key!r}"
+      f"{'' if claim.claim == 'lower' or key == 'centre' else ' > 0'}; it is "
+      f"{value}.",
+    )
+  if claim.claim == "exponent":
+    _demand(s.targets, f"{at}: exponent needs `targets` in the study.")
+    return
+  if claim.claim == "faster":
+    ways = claim.to or s.horizons
+    _demand(ways, f"{at}: faster needs `to`, or `horizons` in the study.")
+  met = any(meetings(s, claim, arm) for arm in claimants(s, claim))
+  _demand(met, f"{at}: its arms meet in no cell.")
+
+
+def claimants(s: Study, claim: Claim) -> list[str]:
+  """The arms that a claim is about."""
+  than = claim.than or s.reference
+  return [a for a in s.arms if a != than] if claim.arm == "*" else [claim.arm]
+
+
+def meetings(s: Study, claim: Claim, arm: str) -> list[str]:
+  """The cells of a claim in which all its arms run."""
+  names = {arm, claim.than or s.reference}
+  names |= {claim.to} if isinstance(claim.to, str) and claim.to else set()
+  cells = claim.cells or tuple(s.cells)
+  return [c for c in cells if all(c in runs_in(s, name) for name in names)]
 
 
 def _space(key: str, given: Any) -> Any:
@@ -237,3 +312,8 @@ def _take(kind: Any, given: Mapping[str, Any], where: str) -> Any:
 def _one_of(key: str, value: Any, known: Any, where: str) -> None:
   if value not in known:
     raise InputError(f"{where}: {key}={value!r} is not one of {list(known)}.")
+
+
+def _demand(condition: Any, message: str) -> None:
+  if not condition:
+    raise InputError(message)

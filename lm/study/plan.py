@@ -77,9 +77,9 @@ def plan(study: Study, find: Find) -> Plan:
 
 def count(study: Study, place: Place) -> int:
   """Number of runs of a place, trials and reports."""
-  arm, cell, horizon = place
+  _, cell, horizon = place
   trials = 0
-  if not _elsewhere(study, arm, cell):
+  if source(study, place) is None:
     trials = _budget(study, cell, horizon) * len(study.tuning_seeds)
   return trials + len(study.seeds)
 
@@ -118,7 +118,7 @@ def make(
     **methods.changes(entry, settings, auxiliary_rate, cell.batch),
     **arm.in_cell.get(cell_name, {}), "seed": seed,
   }  # fmt: skip
-  length = row_tokens(study.config, cell)
+  length = row_tokens(study, cell_name)
   tokens = horizon * cell.tokens
   steps = max(1, round(tokens / (overrides["data.batch_size"] * length)))
   overrides |= {"train.num_steps": steps}
@@ -132,10 +132,11 @@ def make(
   )  # fmt: skip
 
 
-def row_tokens(config: str, cell: declare.Cell) -> int:
+def row_tokens(study: Study, cell: str) -> int:
   """Targets of a row."""
-  given = cell.overrides.get("data.seq_length")
-  return int(given or _resolve(config, "{}").data.seq_length)
+  overrides = {**study.overrides, **study.cells[cell].overrides}
+  given = overrides.get("data.seq_length")
+  return int(given or _resolve(study.config, "{}").data.seq_length)
 
 
 class _Replay:
@@ -153,11 +154,11 @@ class _Replay:
 
   def _one(self, place: Place) -> int:
     """Asks for the runs of a place; returns how many cannot be named yet."""
-    study, (arm, cell, horizon) = self._study, place
+    study, (_, cell, horizon) = self._study, place
     rate = self._auxiliary_rate(place)
-    source = _elsewhere(study, arm, cell)
-    if source:
-      chosen = self._plan.choices.get(source)
+    held = source(study, place)
+    if held:
+      chosen = self._plan.choices.get(held)
       if chosen is None or not chosen.done or rate is None:
         return len(study.seeds)
       choice = Choice(chosen.settings, None, [], True)
@@ -168,7 +169,7 @@ class _Replay:
         return budget * len(study.tuning_seeds) + len(study.seeds)
       choice = self._tune(place, space, budget, rate)
     self._plan.choices[place] = choice
-    if not choice.done:
+    if choice.tuned is not None and not choice.done:
       made = len(choice.tried) + len(choice.tuned.trials)
       left = _budget(study, cell, horizon) - made
       return left * len(study.tuning_seeds) + len(study.seeds)
@@ -208,9 +209,9 @@ class _Replay:
     if not study.auxiliary:
       space.pop(methods.AUXILIARY, None)
     start = study.cells[cell].start_of
-    source = (arm, cell, 1.0) if horizon != 1 else (arm, start, 1.0)
+    above = (arm, cell, 1.0) if horizon != 1 else (arm, start, 1.0)
     if horizon != 1 or start:
-      chosen = self._plan.choices.get(source)
+      chosen = self._plan.choices.get(above)
       if chosen is None or not chosen.done:
         return None
       best = chosen.settings
@@ -242,19 +243,19 @@ def places(study: Study) -> list[Place]:
   for name in names:
     for cell in declare.runs_in(study, name):
       found.append((name, cell, 1.0))
-      held = study.cells[cell].settings_of
-      if name == study.reference and not held:
+      if name == study.reference:
         found += [(name, cell, h) for h in study.horizons if h != 1]
   return found
 
 
-def _elsewhere(study: Study, arm: str, cell: str) -> Place | None:
-  """Where settings come from that are not tuned here."""
+def source(study: Study, place: Place) -> Place | None:
+  """Where the settings of a place come from; None if they are tuned there."""
+  arm, cell, horizon = place
   if study.arms[arm].settings_of:
     other, at = study.arms[arm].settings_of
     return other, at, 1.0
-  other = study.cells[cell].settings_of
-  return (arm, other, 1.0) if other else None
+  held = study.cells[cell].settings_of
+  return (arm, held, horizon) if held else None
 
 
 def _budget(study: Study, cell: str, horizon: float) -> int:

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import shutil
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -17,19 +18,35 @@ from ..runs import metrics, read
 # tokens and averaged loss; the last row is the final loss.
 Trainer = Callable[[str, Mapping[str, Any], int, int, int], Any]
 _ENDED = ("finished", "crashed")  # A run that crashed has diverged.
+_FILES = ("config.json", "run.json", metrics.METRICS_FILE)  # Of a run.
+_UPDATES = "planted/updates"  # They need not be whole numbers.
 
 
 class Record(NamedTuple):
   """A run that has ended."""
 
-  tokens: float  # At the end.
-  updates: float
+  clock: tuple[np.ndarray, np.ndarray]  # Tokens and updates, of all lines.
   losses: dict[str, float]  # Of the whole run by score; inf if it diverged.
   curves: dict[str, tuple[np.ndarray, np.ndarray]]  # Tokens and losses.
   depth: float  # Passes one after the other of an update; 1 if not logged.
   seconds: float
   device: str
   versions: Mapping[str, str]
+
+  @property
+  def tokens(self) -> float:
+    """At the end; nan if the run crashed."""
+    return float(self.clock[0][-1])
+
+  @property
+  def updates(self) -> float:
+    """At the end; nan if the run crashed."""
+    return float(self.clock[1][-1])
+
+  def updates_at(self, tokens: Any) -> np.ndarray:
+    """Updates at numbers of tokens; inf at inf."""
+    at = np.asarray(tokens, float)
+    return np.where(np.isinf(at), at, np.interp(at, *self.clock))
 
 
 def find(
@@ -60,23 +77,27 @@ def find(
     )
   facts = str(info.get("device", "")), info.get("versions", {})
   if info["status"] == "crashed":
-    lost = dict.fromkeys(scores, math.inf)
-    return Record(math.nan, math.nan, lost, {}, 1.0, math.nan, *facts)
+    lost, never = dict.fromkeys(scores, math.inf), np.array([math.nan])
+    return Record((never, never), lost, {}, 1.0, math.nan, *facts)
   run = read.load_run(folder)
   columns, curves, losses = run.columns, {}, {}
   for name, key in scores.items():
     curve, end = (_key(run, key, prefix) for prefix in ("", "final_"))
     if end not in columns:
       raise InputError(f"{folder} has no {end}; see the study's `scores`.")
-    losses[name] = float(columns[end].values[-1])
+    loss = float(columns[end].values[-1])
+    losses[name] = loss if math.isfinite(loss) else math.inf
     if curve in columns:
       found = columns[curve]
       curves[name] = run.clock("tokens", found.steps), found.values
+  tokens = columns["tokens"]
+  updates = columns.get(_UPDATES, tokens._replace(values=tokens.steps))
+  start = np.zeros(1)
+  clock = [np.append(start, column.values) for column in (tokens, updates)]
   deep = columns.get("gn/depth")
   seconds = columns.get("seconds")
   return Record(
-    float(columns["tokens"].values[-1]),
-    float(columns["tokens"].steps[-1]),
+    (clock[0], clock[1]),
     losses,
     curves,
     float(deep.values[-1]) if deep else 1.0,
@@ -89,7 +110,7 @@ def foreign(root: pathlib.Path, ids: Collection[str]) -> list[str]:
   """Folders of runs that the study has not asked for; they are not used."""
   if not root.is_dir():
     return []
-  folders = {path.parent.name for path in root.glob("*/config.json")}
+  folders = {path.parent.name for f in _FILES for path in root.glob(f"*/{f}")}
   return sorted(f for f in folders - {*ids} if not f.startswith("."))
 
 
@@ -107,7 +128,7 @@ def plant(
   points: Any,
   settings: Mapping[str, Any],
   scores: Mapping[str, str],
-  row_tokens: int,
+  update_tokens: int,
   trainer: str,
 ) -> None:
   """Writes a trainer's points as a run writes them, whole or not at all.
@@ -117,44 +138,53 @@ def plant(
     points: Tokens and losses, [points, 2].
     settings: What the trainer was given, for `config.json`.
     scores: Keys that get the losses.
-    row_tokens: Of an update.
+    update_tokens: Of an update.
     trainer: Its name.
 
   Raises:
     InputError: If the points are no such array.
   """
-  table = np.asarray(points, float)
+  try:
+    table = np.asarray(points, float)
+  except (TypeError, ValueError) as error:
+    raise InputError(
+      f"--trainer={trainer} returned {points!r:.60} for {dict(settings)}; it "
+      "must be an array [points, 2]: tokens and losses."
+    ) from error
   if table.ndim != 2 or table.shape[1] != 2 or not len(table):
     raise InputError(
       f"--trainer={trainer} returned an array of shape {table.shape} for "
       f"{dict(settings)}; it must be [points, 2]: tokens and losses."
     )
-  if not (table[:, 0] > 0).all() or not (np.diff(table[:, 0]) > 0).all():
+  at = table[:, 0]
+  if not (at[0] > 0 and np.isfinite(at).all() and (np.diff(at) > 0).all()):
     raise InputError(
-      f"--trainer={trainer} returned the tokens {table[:, 0].tolist()}, which "
-      "must be > 0 and increase."
+      f"--trainer={trainer} returned the tokens {at.tolist()} for "
+      f"{dict(settings)}; they must be finite, > 0, and increase."
     )
   draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
   draft.mkdir(parents=True)
   (draft / "config.json").write_text(json.dumps(dict(settings)) + "\n")
-  # A step for each point, or two points of less than an update would be one.
   writer = metrics.JsonlWriter(draft / metrics.METRICS_FILE)
-  steps = np.maximum.accumulate(np.rint(table[:, 0] / row_tokens).astype(int))
-  if len({*steps.tolist()}) < len(steps):
-    steps = np.arange(1, len(table) + 1)
+  # Points may be closer than updates: the step is the number of the point.
   for i, (tokens, loss) in enumerate(table.tolist()):
-    values = {"tokens": tokens}
+    values = {"tokens": tokens, _UPDATES: tokens / update_tokens}
     for key in scores.values():
-      at = "eval/planted/" + key.replace("*", "planted")
-      values[at] = loss
+      key = "eval/planted/" + key.replace("*", "planted")
+      values[key] = loss
       if i + 1 == len(table):
-        values[_final(at, "final_")] = loss
-    writer.write(int(steps[i]), values)
+        values[_final(key, "final_")] = loss
+    writer.write(i + 1, values)
   writer.sync()
   writer.close()
   info = {"status": "finished", "trainer": trainer, "device": "planted"}
   (draft / "run.json").write_text(json.dumps(info) + "\n")
-  draft.rename(folder)
+  try:
+    draft.rename(folder)
+  except OSError:  # Another process was first; a trainer is deterministic.
+    shutil.rmtree(draft)
+    if not read.is_finished(folder):
+      raise
 
 
 def _key(run: read.Run, key: str, prefix: str) -> str:

@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from ..config.errors import InputError
-from ..runs import read
 from ..tools import sweeps
 from . import plan, records
 from .declare import Study
@@ -61,19 +60,22 @@ class Session:
       found = [run.job for run in wave]
       return sweeps.run_sweep(found, self.root, parallel=jobs, line=line)
     for run in wave:
-      self._plant(run)
+      self._plant(run, self._train)
     return dict.fromkeys((run.id for run in wave), "finished")
 
-  def _plant(self, run: plan.Run) -> None:
+  def _plant(self, run: plan.Run, train: records.Trainer) -> None:
     study, folder = self.study, self.root / run.id
+    if self.find(run.id) is not None:
+      return
+    if folder.exists():
+      raise InputError(
+        f"{folder} holds a run that has not ended, and that --trainer="
+        f"{self.trainer} cannot go on with; remove the folder."
+      )
     method = study.arms[run.arm].trains
     horizon = round(run.horizon * study.cells[run.cell].tokens)
-    points = self._train(
-      method, dict(run.settings), horizon, run.batch, run.seed
-    )
-    if folder.exists() and not read.is_finished(folder):
-      raise InputError(f"{folder} holds a run that a trainer cannot go on with.")
-    length = plan.row_tokens(study.config, study.cells[run.cell])
+    points = train(method, dict(run.settings), horizon, run.batch, run.seed)
+    length = plan.row_tokens(study, run.cell)
     records.plant(
       folder, points, run.settings, study.scores, run.batch * length,
       self.trainer,
