@@ -7,7 +7,10 @@ the first run.
 """
 
 import math
+import numbers
 import pathlib
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -306,6 +309,14 @@ def _take(kind: Any, given: Mapping[str, Any], where: str) -> Any:
       f"{sorted(missing)}; it takes {sorted(kind._fields)}."
     )
   plain = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+  for key, value in plain.items():
+    allowed = tuple if key == "arms" else kind.__annotations__[key]
+    allowed = typing.get_origin(allowed) or allowed
+    allowed = numbers.Real if allowed in (int, float) else allowed
+    _demand(
+      allowed is types.UnionType or isinstance(value, allowed),
+      f"{where}: {key}={value!r} must be of the kind {allowed.__name__}.",
+    )
   return kind(**plain)
 
 
