@@ -67,7 +67,8 @@ def table(session: Session, jobs: int) -> str:
   for place, (_, cost) in costs.items():
     arm, cell, horizon = place
     count = plan.count(study, place)
-    tokens = count * horizon * study.cells[cell].tokens
+    times = count * horizon * study.arms[arm].length
+    tokens = times * study.cells[cell].tokens
     flop = tokens * cost.flop_per_token
     hours = 0.0
     if cell in speeds:

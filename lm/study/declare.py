@@ -31,6 +31,7 @@ class Cell(NamedTuple):
   batch: int  # Rows of an update.
   tokens: int  # Of a run: the horizon.
   overrides: Mapping[str, Any] = {}  # Of the configuration, by dotted key.
+  kwargs: Mapping[str, Any] = {}  # Of each factory that takes them, untuned.
   settings_of: str = ""  # Cell whose settings are taken; "": tuned here.
   start_of: str = ""  # Cell whose best rate is the start; "": the method's.
   trials: int = 0  # K here; 0: the study's.
@@ -48,11 +49,14 @@ class Arm(NamedTuple):
   in_cell: Mapping[str, Mapping[str, Any]] = {}  # Overrides by cell.
   cells: tuple[str, ...] = ()  # Where it runs; (): everywhere.
   settings_of: tuple[str, ...] = ()  # (arm, cell) whose settings it takes.
+  whole: bool | None = None  # Has it all parameters? None: as the method.
+  length: float = 1  # Of its runs, in those of the cell.
 
   @property
   def trains(self) -> str:
     """What a planted trainer is told: the method, or the arm if it differs."""
     same = not (self.kwargs or self.overrides or self.in_cell)
+    same = same and self.whole is None
     return self.method if same else self.name
 
   def entry(self) -> Method:
@@ -63,6 +67,7 @@ class Arm(NamedTuple):
       kwargs={**method.kwargs, **self.kwargs},
       overrides={**method.overrides, **self.overrides},
       tuned=tuned,
+      whole=method.whole if self.whole is None else self.whole,
     )
 
 
@@ -99,6 +104,7 @@ class Study(NamedTuple):
   auxiliary: bool = False  # Is the rate of the other roles tuned?
   horizons: tuple[float, ...] = ()  # Of the reference, in those of the cell.
   targets: tuple[float, ...] = ()  # Shares of the smallest batch's tokens.
+  reference_batch: int = 0  # Rows of B_ref; 0: the smallest of a group.
   scores: Mapping[str, str] = {"loss": "loss"}  # Name -> key below eval/SET/.
   config: str = "ml_collections_configs/study1m.py"
   overrides: Mapping[str, Any] = {}
@@ -211,6 +217,8 @@ def _check_arm(s: Study, arm: Arm, at: str) -> None:
   for key, names in (("cells", arm.cells), ("in_cell", arm.in_cell)):
     for cell in names:
       _one_of(key, cell, s.cells, at)
+  length = arm.length > 0 and (arm.length == 1 or not s.horizons)
+  _demand(length, f"{at}: length={arm.length} must be > 0; 1 with horizons.")
   entry, known = arm.entry(), runs_in(s, s.reference)
   _demand(
     isinstance(entry.tuned.get(RATE), Log),

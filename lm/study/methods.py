@@ -15,7 +15,7 @@ Adafactor and MARS at AdamW's.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..methods import newton, plain
+from ..methods import factories, newton, plain
 from .tuning import RATE, Log
 
 AUXILIARY = "auxiliary"
@@ -51,6 +51,7 @@ def changes(
   settings: Mapping[str, Any],
   auxiliary_rate: float,
   batch: int,
+  kwargs: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
   """The keys of the configuration that a method sets, for one run.
 
@@ -65,6 +66,8 @@ def changes(
     auxiliary_rate: Peak rate of AdamW on embedding, head, gains and biases, for
       "auxiliary" 1. A whole method does not use it.
     batch: Rows of an update.
+    kwargs: Arguments of each factory that takes them, in place of its own but
+      not of the settings.
 
   Returns:
     Dotted key -> value, for `lm.tools.sweeps.resolve`.
@@ -75,12 +78,13 @@ def changes(
   """
   if RATE not in settings:
     raise ValueError(f"settings={dict(settings)} have no {RATE!r}; give one.")
+  method = _with(method, kwargs)
   given = _defaults(method) | dict(settings)
   rate, auxiliary = given[RATE], given.get(AUXILIARY, 1.0)
   main, roles = _optimizer(method, given), {}
   found: dict[str, Any] = {"data.batch_size": batch}
   if not method.whole:
-    adamw = METHODS["adamw"]
+    adamw = _with(METHODS["adamw"], kwargs)
     roles = {"hidden": main}
     rest = _defaults(adamw) | {RATE: auxiliary * auxiliary_rate}
     main = _optimizer(adamw, rest)
@@ -94,6 +98,14 @@ def changes(
   found |= {f"optim.{key}": value for key, value in main.items()}
   found |= {"optim.by_role": roles, **method.overrides}
   return found | {key: given[key] for key in given if "." in key}
+
+
+def _with(method: Method, kwargs: Mapping[str, Any]) -> Method:
+  """The method with other arguments, of those that its factory takes."""
+  name = method.overrides.get("gauss_newton.optimizer", method.factory)
+  taken = {k: v for k, v in kwargs.items() if factories.takes(name, k)}
+  tuned = {k: v for k, v in method.tuned.items() if k not in taken}
+  return method._replace(kwargs={**method.kwargs, **taken}, tuned=tuned)
 
 
 def _defaults(method: Method) -> dict[str, Any]:

@@ -115,11 +115,13 @@ def make(
   entry = arm.entry()
   overrides: dict[str, Any] = {
     "train.num_tokens": 0, **study.overrides, **cell.overrides,
-    **methods.changes(entry, settings, auxiliary_rate, cell.batch),
+    **methods.changes(
+      entry, settings, auxiliary_rate, cell.batch, cell.kwargs
+    ),
     **arm.in_cell.get(cell_name, {}), "seed": seed,
   }  # fmt: skip
   length = row_tokens(study, cell_name)
-  tokens = horizon * cell.tokens
+  tokens = horizon * arm.length * cell.tokens
   steps = max(1, round(tokens / (overrides["data.batch_size"] * length)))
   overrides |= {"train.num_steps": steps}
   if study.points:

@@ -136,6 +136,8 @@ def critical_batches(book: Book) -> dict[tuple[str, str], dict[str, Any]]:
       if len(mine) < 3 or not goals:
         continue
       rows = np.array([study.cells[c].batch for c in mine], float)
+      wanted = study.reference_batch
+      reference = wanted if wanted in rows else None
       length = plan.row_tokens(study, mine[0])
       runs = [
         [_steps(book.report(arm, c)[seed], book.score) for c in mine]
@@ -143,7 +145,9 @@ def critical_batches(book: Book) -> dict[tuple[str, str], dict[str, Any]]:
       ]
       steps, again = batches.crossings(runs, list(goals.values()))
       rng = np.random.default_rng(0)
-      law = batches.data_law(rows, steps, rng, length, draws=DRAWS)
+      law = batches.data_law(
+        rows, steps, rng, length, reference=reference, draws=DRAWS
+      )
       found[arm, group] = {
         "draws": law.draws,
         "plain": {

@@ -73,7 +73,8 @@ class Session:
         f"{self.trainer} cannot go on with; remove the folder."
       )
     method = study.arms[run.arm].trains
-    horizon = round(run.horizon * study.cells[run.cell].tokens)
+    times = run.horizon * study.arms[run.arm].length
+    horizon = round(times * study.cells[run.cell].tokens)
     points = train(method, dict(run.settings), horizon, run.batch, run.seed)
     length = plan.row_tokens(study, run.cell)
     records.plant(
