@@ -149,7 +149,7 @@ def _legend(
   """One entry a run, below all panels; with a title, its marker as well."""
   figure.legend(
     handles=[
-      lines.Line2D([], [], label=run.name, **_look(i, bool(title)))
+      lines.Line2D([], [], label=run.name, **look(i, bool(title)))
       for i, run in enumerate(runs)
     ],
     loc="outside lower center",
@@ -177,9 +177,10 @@ def _time_unit(runs: Sequence[Run]) -> tuple[float, str]:
   return 1.0, "seconds"
 
 
-def _look(i: int, marked: bool = False) -> dict[str, Any]:
+def look(i: int, marked: bool = False) -> dict[str, Any]:
+  """Arguments of a line: the colour, style and marker of number i."""
   color = _COLORS[i % len(_COLORS)]
-  look = {
+  found = {
     "color": color,
     "linestyle": _STYLES[i % len(_STYLES)],
     "linewidth": 1.6,
@@ -188,7 +189,7 @@ def _look(i: int, marked: bool = False) -> dict[str, Any]:
     "markeredgecolor": "white",
     "markeredgewidth": 0.7,
   }
-  return look | ({"marker": _MARKERS[i % len(_MARKERS)]} if marked else {})
+  return found | ({"marker": _MARKERS[i % len(_MARKERS)]} if marked else {})
 
 
 def _draw_row(
@@ -209,11 +210,11 @@ def _draw_row(
       x = run.clock(unit, steps) / (scale if unit == "seconds" else 1.0)
       width = len(values) // _SMOOTHING if smoothed else 1
       if width > 1:
-        raw = _look(i) | {"alpha": 0.25, "linewidth": 0.7, "linestyle": "-"}
+        raw = look(i) | {"alpha": 0.25, "linewidth": 0.7, "linestyle": "-"}
         axes.plot(x, values, **raw)
         values = smooth(values, width)
       bare = {"linestyle": "none", "zorder": 4} if marked else {}
-      axes.plot(x, values, **(_look(i, marked) | bare))
+      axes.plot(x, values, **(look(i, marked) | bare))
 
 
 def _draw_floors(row: np.ndarray, runs: Sequence[Run], name: str) -> None:
