@@ -41,6 +41,7 @@ def results(study: Study, found: Plan, find: Find) -> dict[str, Any]:
   claims = [
     {
       "claim": claim.claim, "arm": arm, "than": than, "cell": cell,
+      "to": claim.to, "unit": claim.unit, "of": claim.of, "score": claim.score,
       "verdict": after.kind, "raw": before.kind,
       **{key: getattr(after, key) for key in ("estimate", "low", "high")},
       "n": after.n, "p": before.p, "p_holm": p, "rule": before.rule,
