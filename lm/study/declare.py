@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..config import load as config_load
 from ..config.errors import InputError
-from .methods import METHODS, Method
+from .methods import AUXILIARY, METHODS, Method
 from .tuning import RATE, Log
 
 FOLDER = "ml_collections_configs/studies"
@@ -31,7 +31,7 @@ class Cell(NamedTuple):
   batch: int  # Rows of an update.
   tokens: int  # Of a run: the horizon.
   overrides: Mapping[str, Any] = {}  # Of the configuration, by dotted key.
-  kwargs: Mapping[str, Any] = {}  # Of each factory that takes them, untuned.
+  kwargs: Mapping[str, Any] = {}  # In place of those that a method has.
   settings_of: str = ""  # Cell whose settings are taken; "": tuned here.
   start_of: str = ""  # Cell whose best rate is the start; "": the method's.
   trials: int = 0  # K here; 0: the study's.
@@ -45,7 +45,8 @@ class Arm(NamedTuple):
   name: str = ""  # In tables; "": that of the method.
   kwargs: Mapping[str, Any] = {}  # More of the factory's arguments.
   overrides: Mapping[str, Any] = {}
-  tuned: Mapping[str, Any] | None = None  # None: the method's.
+  # None: the method's; a key of the method that is left out has its default.
+  tuned: Mapping[str, Any] | None = None
   in_cell: Mapping[str, Mapping[str, Any]] = {}  # Overrides by cell.
   cells: tuple[str, ...] = ()  # Where it runs; (): everywhere.
   settings_of: tuple[str, ...] = ()  # (arm, cell) whose settings it takes.
@@ -63,9 +64,13 @@ class Arm(NamedTuple):
     """The method, with what the arm changes."""
     method = METHODS[self.method]
     tuned = method.tuned if self.tuned is None else self.tuned
+    held = {k: v[0] for k, v in method.tuned.items() if k not in (*tuned, RATE)}
+    held.pop(AUXILIARY, None)
+    own = {k: v for k, v in held.items() if "." not in k}
+    dotted = {k: v for k, v in held.items() if "." in k}
     return method._replace(
-      kwargs={**method.kwargs, **self.kwargs},
-      overrides={**method.overrides, **self.overrides},
+      kwargs={**method.kwargs, **own, **self.kwargs},
+      overrides={**method.overrides, **dotted, **self.overrides},
       tuned=tuned,
       whole=method.whole if self.whole is None else self.whole,
     )

@@ -15,7 +15,7 @@ Adafactor and MARS at AdamW's.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..methods import factories, newton, plain
+from ..methods import newton, plain
 from .tuning import RATE, Log
 
 AUXILIARY = "auxiliary"
@@ -66,8 +66,8 @@ def changes(
     auxiliary_rate: Peak rate of AdamW on embedding, head, gains and biases, for
       "auxiliary" 1. A whole method does not use it.
     batch: Rows of an update.
-    kwargs: Arguments of each factory that takes them, in place of its own but
-      not of the settings.
+    kwargs: Arguments in place of those that a method has, AdamW beside it too,
+      but not of the settings.
 
   Returns:
     Dotted key -> value, for `lm.tools.sweeps.resolve`.
@@ -101,9 +101,9 @@ def changes(
 
 
 def _with(method: Method, kwargs: Mapping[str, Any]) -> Method:
-  """The method with other arguments, of those that its factory takes."""
-  name = method.overrides.get("gauss_newton.optimizer", method.factory)
-  taken = {k: v for k, v in kwargs.items() if factories.takes(name, k)}
+  """The method with other values of the arguments that it has."""
+  has = {**method.kwargs, **method.tuned}
+  taken = {k: v for k, v in kwargs.items() if k in has}
   tuned = {k: v for k, v in method.tuned.items() if k not in taken}
   return method._replace(kwargs={**method.kwargs, **taken}, tuned=tuned)
 
