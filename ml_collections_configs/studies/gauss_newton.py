@@ -43,7 +43,7 @@ def _study(length: float, large: str, at: tuple[str, ...]) -> Plain:
     "title": "Gauss-Newton",
     "overrides": {
       "schedule.name": "cosine", "checkpoint.every": 0, "eval.batches": 8,
-      "eval.final_batches": 8,
+      "eval.final_batches": 8, "log.every": 1,  # Or no depth is written.
     },
     "arms": (
       {"method": "adamw", "length": length},

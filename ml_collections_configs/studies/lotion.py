@@ -33,9 +33,12 @@ def _arm(name: str, overrides: Plain, method: str = "adamw", **more) -> Plain:
   tuned |= {"quant.strength": strengths} if strengths else {}
   changes = {"quant.method": name.split("-")[0].split()[-1], **overrides}
   return {
-    "method": method, "name": name, "overrides": changes, "tuned": tuned,
-    "kwargs": {"b2": 0.95, "weight_decay": 0.1}, **more,
-  }  # fmt: skip
+    "method": method,
+    "name": name,
+    "overrides": changes,
+    "tuned": tuned,
+    **more,
+  }
 
 
 def _cells(rows: int, tokens: int, grids: tuple[str, ...], model: Plain):
