@@ -1,8 +1,8 @@
 r"""A model small enough to compare methods on two cores: 0.8M body parameters.
 
-The base of `optimizer_study.py`. The rate is constant after the warm-up and
-the averaged weights are scored, so that one run tells the steps to every loss;
-a decaying rate would need a run for each number of steps.
+The base of the studies in `studies/`. The rate is constant after the warm-up,
+so that one run with averaged weights tells the steps to every loss; a decaying
+rate would need a run for each number of steps.
 """
 
 import ml_collections

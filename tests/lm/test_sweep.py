@@ -18,25 +18,15 @@ from lm.cli import children
 from lm.config import errors, load
 from lm.config.errors import InputError
 from lm.tools import sweeps as lib
-from ml_collections_configs import (
-  gauss_newton_study,
-  lotion_study,
-  optimizer_study,
-  sweeps,
-)
+from ml_collections_configs import sweeps
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def _rel(module):
-  return pathlib.Path(module.__file__).relative_to(_ROOT)
-
-
 _NAMES = [
-  name if module is sweeps else f"{_rel(module)}:{name}"
-  for module in (sweeps, optimizer_study, lotion_study, gauss_newton_study)
-  for name, value in vars(module).items()
-  if getattr(value, "__module__", "") == module.__name__
+  name
+  for name, value in vars(sweeps).items()
+  if getattr(value, "__module__", "") == sweeps.__name__
   and not name.startswith("_")
   and name != "product"
 ]
