@@ -64,8 +64,9 @@ def main(args: types.SimpleNamespace) -> int:
   if len(args.positionals) != 1:
     raise InputError(f"Give one NAME, not {args.positionals}.")
   study = declare.load(args.positionals[0], args.tier)
+  for flag in ("root", "out"):
+    program.check_local(f"--{flag}", getattr(args, flag) or "")
   root = pathlib.Path(args.root or f"runs/{study.name}/{study.tier}")
-  program.check_local("--root", str(root))
   s = Session(study, root, args.trainer or "")
   if args.plan:
     print(budget.table(s, args.jobs))

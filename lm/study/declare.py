@@ -321,7 +321,9 @@ def _take(kind: Any, given: Mapping[str, Any], where: str) -> Any:
       f"{where}: unknown keys {sorted(unknown)}, missing keys "
       f"{sorted(missing)}; it takes {sorted(kind._fields)}."
     )
-  plain = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+  plain = {
+    k: tuple(v) if isinstance(v, list | range) else v for k, v in given.items()
+  }
   for key, value in plain.items():
     allowed = tuple if key == "arms" else kind.__annotations__[key]
     allowed = typing.get_origin(allowed) or allowed
