@@ -279,7 +279,7 @@ def turner(
       sums = list(v)
       sums[side] = square(0, v[side], old, new)
       return Sums(*sums)
-    matrix = jnp.square(jnp.matmul(old.mT, new, precision=precision.refresh))
+    matrix = linalg.squared_overlaps(old, new, precision.refresh)
     return product(v.astype(work_dtype(v)), matrix, side, True).astype(v.dtype)
 
   def turn(name, sides, side, kinds, parts, old, new):

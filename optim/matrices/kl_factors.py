@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..common import checks
-from . import factors
+from . import factors, linalg
 from .factors import KLKronecker
 from .options import Precision
 from .padding import entries, others
@@ -254,7 +254,7 @@ def carry(
   """
   if l is None or anew is False:
     return l
-  overlap = jnp.square(jnp.matmul(old.mT, new, precision=precision))
+  overlap = linalg.squared_overlaps(old, new, precision)
   turned = jnp.einsum("sij,si->sj", overlap, l, precision=precision)
   return jnp.where(anew, turned, l)
 
