@@ -47,8 +47,8 @@ slow: $(VENV)/.dev ## Run the long tests (tens of minutes).
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.dev ## Print the tables of every benchmark.
-	for name in train_step train_loop optimizer_step gauss_newton_step \
-	    lotion_step pinn theory messages; do \
+	for name in train_step train_loop optimizer_step optimizer_compile \
+	    gauss_newton_step lotion_step pinn theory messages; do \
 	  $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 notebooks: $(VENV)/.dev ## Execute the notebooks at their small size.
