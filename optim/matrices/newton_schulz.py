@@ -190,7 +190,8 @@ def newton_schulz(
 
   def gram_of(x):
     # Of a tall matrix X^T X is the smaller product; it stands on the right.
-    return x.mT @ x if tall else x @ x.mT
+    # Of a wide one, x @ x.mT would have XLA:CPU compile a copy, and make it.
+    return x.mT @ x if tall else jnp.einsum("sik,sjk->sij", x, x)
 
   if norm == "schatten4":
     root_S11 = jnp.sqrt(linalg.norm(gram_of(scaled_SIO)))
