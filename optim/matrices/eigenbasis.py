@@ -64,6 +64,7 @@ def average_eigenvalues(
   plan: Plan,
   o: BasisOptions,
   rotated: Split,
+  before: Stacks,
   factors: Stacks,
   grain: dict[str, float],
   statistics: Any | None,
@@ -74,7 +75,8 @@ def average_eigenvalues(
     plan: Of the gradients.
     o: The options.
     rotated: The gradients in their bases.
-    factors: A `KLKronecker` for each bucket.
+    before: A `KLKronecker` for each bucket, before they saw the gradients.
+    factors: The same afterwards.
     grain: By bucket, of the numbers that were rotated.
     statistics: As for `factors.observe`, in place of the gradients.
 
@@ -85,7 +87,7 @@ def average_eigenvalues(
     seen, _ = kronecker.observe(plan, statistics, factors, o.beta, o)
     rotated = into(seen, factors, o.precision, grain)
   return kl_factors.average_eigenvalues(
-    plan, rotated, factors, o.beta, o.eigenvalues
+    plan, rotated, before, factors, o.beta, o.eigenvalues
   )
 
 

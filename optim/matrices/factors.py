@@ -46,9 +46,9 @@ class KLKronecker(NamedTuple):
   scales: tuple[jax.Array | None, ...]  # [S, I], [S, O]: eigenvalues l.
 
 
-# (bucket, its factors, [S, I, O]) -> for each side with a factor, the matrices
-# whose Gram matrices are averaged.
-Whiten = Callable[[Bucket, Any, jax.Array], list[Any]]
+# (bucket, its factors, [S, I, O]) -> the factors, and for each side with a
+# factor, the matrices whose Gram matrices are averaged.
+Whiten = Callable[[Bucket, Any, jax.Array], tuple[Any, list[Any]]]
 
 
 class RefreshCounts(NamedTuple):
@@ -231,7 +231,9 @@ def observe(
     x, ok_S = finite_or_zero(split.stacks[name])
     stacks[name] = x
     kept = kept._replace(rejections=kept.rejections + ~ok_S)
-    whitened = None if whiten is None else whiten(bucket, kept, x)
+    whitened = None
+    if whiten is not None:
+      kept, whitened = whiten(bucket, kept, x)
     kept = average_grams(kept, x, decay, o.precision.statistics, whitened)
     axis = 0 if bucket.shard_axis == 0 else None
     factors[name] = jax.tree.map(

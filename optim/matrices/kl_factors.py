@@ -102,17 +102,20 @@ def with_eigenvalues(plan: Plan, state: Any) -> Any:
 def whitener(e: Eigenvalues, precision: str) -> factors.Whiten:
   """What `factors.observe` takes as `whiten`; one product a matrix more.
 
+  The eigenvalues of the factors start here, if they have not before.
+
   A matrix has two sides. The last is whitened by Q_L^T G, which the gradient's
   way into its bases has as well: with the same precision the compiler makes it
   once. The first is whitened by G (Q_R l_R^(-1/2)).
   """
 
-  def whiten(bucket: Bucket, kept: KLKronecker, x: jax.Array) -> list[Any]:
-    roots = inverse_roots(started(bucket, kept, x, e))
+  def whiten(bucket: Bucket, kept: KLKronecker, x: jax.Array):
+    fresh_S1 = is_fresh(kept)[:, None]
+    kept = _started(bucket, kept, x, e)
+    roots = inverse_roots(kept.scales)
     if e.first_gram is not None:
       whitening = max(1, sum(bucket.factored) - 1)
       first = e.first_gram ** (-0.5 / whitening)
-      fresh_S1 = is_fresh(kept)[:, None]
       roots = [
         None if root is None else jnp.where(fresh_S1, first, root)
         for root in roots
@@ -139,7 +142,7 @@ def whitener(e: Eigenvalues, precision: str) -> factors.Whiten:
       result[side] = factors.rotate(
         x, bases, transpose=True, precision=precision
       )
-    return result
+    return kept, result
 
   return whiten
 
@@ -149,10 +152,10 @@ def inward(precision: Precision) -> Precision:
   return precision._replace(rotation=precision.statistics)
 
 
-def started(
+def _started(
   bucket: Bucket, kept: KLKronecker, x: jax.Array, e: Eigenvalues
-) -> tuple[jax.Array | None, ...]:
-  """The eigenvalues, started by x where they have not been yet."""
+) -> KLKronecker:
+  """The factors, their eigenvalues started by x where they were not yet."""
   if e.start is None:
     size = entries(bucket, x.dtype)
     mean = jnp.sum(jnp.square(x), axis=range(1, x.ndim)) / size
@@ -162,15 +165,17 @@ def started(
   else:
     first_S = jnp.full(x.shape[0], e.start, x.dtype)
   fresh_S = is_fresh(kept)
-  return tuple(
+  scales = tuple(
     None if l is None else jnp.where(fresh_S[:, None], first_S[:, None], l)
     for l in kept.scales
   )
+  return kept._replace(scales=scales)
 
 
 def average_eigenvalues(
   plan: Plan,
   rotated: Split,
+  before: Stacks,
   state: Stacks,
   decay: jax.Array | float,
   e: Eigenvalues,
@@ -180,6 +185,7 @@ def average_eigenvalues(
   Args:
     plan: Of the gradients.
     rotated: G', in the bases of `state`.
+    before: The factors before they saw G.
     state: The factors.
     decay: Share of the old eigenvalues that is kept.
     e: Options.
@@ -193,17 +199,17 @@ def average_eigenvalues(
     return result
   for bucket in plan.buckets:
     kept, x = state[bucket.name], rotated.stacks[bucket.name]
-    old = started(bucket, kept, x, e)
-    roots = inverse_roots(old)
+    fresh_S1 = is_fresh(before[bucket.name])[:, None]
+    roots = inverse_roots(kept.scales)
     white = scale_sides(x, roots)
     scales = []
-    for side, l in enumerate(old):
+    for side, l in enumerate(kept.scales):
       if l is not None:
         powers = _fibre_powers(white, side)
         # A matrix without a gradient keeps its l: an l that had fallen for long
         # would whiten the next gradient by far too much.
-        nothing_S1 = ~jnp.any(powers > 0, axis=1, keepdims=True)
-        as_before_S1 = is_fresh(kept)[:, None] | nothing_S1
+        nothing_S1 = ~(jnp.sum(powers, axis=1, keepdims=True) > 0)
+        as_before_S1 = fresh_S1 | nothing_S1
         seen = _floored(l) * powers / others(bucket, side, x.dtype)[:, None]
         if e.damping > 0:
           rest = [r for r in _without(roots, side) if r is not None]
@@ -255,7 +261,8 @@ def carry(
   if l is None or anew is False:
     return l
   overlap = linalg.squared_overlaps(old, new, precision)
-  turned = jnp.einsum("sij,si->sj", overlap, l, precision=precision)
+  # A product of matrix and vector would take XLA:CPU long to compile.
+  turned = jnp.sum(overlap * l[:, :, None], axis=1)
   return jnp.where(anew, turned, l)
 
 
@@ -264,8 +271,9 @@ def inverse_roots(scales: Any) -> list[jax.Array | None]:
 
   def root(l):
     l = _floored(l)
-    some = l > 0
-    return jnp.where(some, jnp.where(some, l, 1) ** -0.5, 0)
+    # 0 as the root of infinity: a choice after the root would be compiled into
+    # each loop that reads a root.
+    return jnp.where(l > 0, l, jnp.inf) ** -0.5
 
   return [None if l is None else root(l) for l in scales]
 
@@ -273,7 +281,8 @@ def inverse_roots(scales: Any) -> list[jax.Array | None]:
 def is_fresh(kept: KLKronecker) -> jax.Array:
   """[S]: whose eigenvalues have not started, since no gradient was not 0."""
   present = next(l for l in kept.scales if l is not None)
-  return jnp.all(present == 0, axis=1)
+  # No l is below 0. XLA:CPU compiles a sum faster than a logical reduction.
+  return jnp.sum(present, axis=1) == 0
 
 
 def _floored(l):

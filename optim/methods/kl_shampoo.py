@@ -128,10 +128,9 @@ def scale_by_kl_shampoo(
       old = state.momentum[name]
       m = o.b1 * old.astype(g.dtype) + (1 - o.b1) * g
       momentum[name] = jnp.where(first, old, m.astype(old.dtype))
-      l = kl_factors.started(bucket, kept[name], g, o.eigenvalues)
-      directions[name] = jnp.where(first, 0, _divided(o, m, l))
+      directions[name] = jnp.where(first, 0, _divided(o, m, kept[name].scales))
     kept = eigenbasis.average_eigenvalues(
-      plan, o, rotated, kept, grain, statistics
+      plan, o, rotated, state.kronecker, kept, grain, statistics
     )
     stepped: Any = adam.update(Split(Stacks(), rotated.rest), state.adam)
     rest, adam_state = stepped

@@ -181,7 +181,7 @@ def scale_by_soap(o: SoapOptions) -> optax.GradientTransformationExtraArgs:
     rotated = eigenbasis.into(grads, kept, inward, grain)
     if whiten is not None:
       kept = eigenbasis.average_eigenvalues(
-        plan, o, rotated, kept, grain, statistics
+        plan, o, rotated, state.kronecker, kept, grain, statistics
       )
     stepped: Any = rule.update(rotated, inner, None, **extra_args)
     directions, stepped_inner = stepped

@@ -124,7 +124,7 @@ def test_equal_eigenvalues_whiten_nothing_but_the_scale():
     scales=(jnp.full((1, 4), 5.0), jnp.full((1, 6), 3.0)),
   )
   whiten = kl_factors.whitener(optim.Eigenvalues(), "highest")
-  left, right = whiten(bucket, kept, x)
+  _, (left, right) = whiten(bucket, kept, x)
   np.testing.assert_allclose(left @ left.mT, x @ x.mT / (3 * 6), atol=1e-6)
   np.testing.assert_allclose(right.mT @ right, x.mT @ x / (5 * 4), atol=1e-6)
 
