@@ -6,7 +6,7 @@
     python -m benchmarks.matrix_study runs/matrix_study
 
 16,384 tokens an update, 100 updates, a constant rate after the warm-up, the
-averaged weights scored, as in `optimizer_study.py`. The matrices of the blocks
+averaged weights scored. The matrices of the blocks
 have the method. Embedding, head and gains have AdamW with AdamW's own best
 rate, whatever the method. `rates` chooses a rate for each method on seed 0.
 State it in `_BEST` once the runs are made: `seeds` uses this rate on seeds 1, 2
@@ -47,7 +47,7 @@ _FREQUENCY = ("shampoo", "soap", "soap_h", "kl_", "soap_muon", "moso")
 # Method -> rates, a factor of 2 apart, until the best has a worse one on either
 # side.
 _RATES = {
-  "adamw": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
+  "adamw": (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2),
   "soap": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
   "klsoap": (3e-3, 6e-3, 1.2e-2, 2.4e-2),
   "soap_1": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
@@ -59,12 +59,21 @@ _RATES = {
   "soapmuon_1": (4e-2, 8e-2, 1.6e-1),
   "muon": (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2),
   "normuon": (1.2e-2, 2.4e-2, 4.8e-2, 9.6e-2),
-  "moso": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
+  "moso": (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2),
 }
 _OTHER_RATES = (6e-3, 1.2e-2, 2.4e-2)
 
-# Name -> rate: the lowest final loss of `rates`.
-_BEST: dict[str, float] = {}
+# Name -> rate: the lowest final loss of `rates`. The others have one seed.
+_BEST: dict[str, float] = {
+  "adamw": 3e-3,
+  "soap": 6e-3,
+  "soap_1": 2.4e-2,
+  "klsoap": 6e-3,
+  "klsoap_1": 2.4e-2,
+  "soapmuon": 8e-2,
+  "soapmuon_1": 8e-2,
+  "muon": 2.4e-2,
+}
 
 
 def rates() -> list[Run]:
