@@ -57,7 +57,7 @@ _PATIENCE = 5.0  # Seconds until a run that is open elsewhere is looked at.
 @program.takes(__doc__, _FLAGS, positionals="NAME")
 def main(args: types.SimpleNamespace) -> int:
   """Runs the study, or one part of it."""
-  from . import budget, declare, report
+  from . import budget, declare, records, report
   from .session import Session
 
   index = _index(args)
@@ -67,7 +67,10 @@ def main(args: types.SimpleNamespace) -> int:
   for flag in ("root", "out"):
     program.check_local(f"--{flag}", getattr(args, flag) or "")
   root = pathlib.Path(args.root or f"runs/{study.name}/{study.tier}")
-  s = Session(study, root, args.trainer or "")
+  trainer = args.trainer or ""
+  if args.report and not trainer:
+    trainer = records.trainer_of(root)
+  s = Session(study, root, trainer)
   if args.plan:
     print(budget.table(s, args.jobs))
     return 0
@@ -76,7 +79,8 @@ def main(args: types.SimpleNamespace) -> int:
   if index is not None:
     return _run_one(s, index)
   code = 0 if args.report else _until_done(s, args.jobs)
-  for path in report.write(s, pathlib.Path(args.out or root), args.time):
+  out, name = pathlib.Path(args.out or root), args.positionals[0]
+  for path in report.write(s, name, out, args.time):
     print(f"wrote {path}")
   return code
 

@@ -158,7 +158,7 @@ def _reflections(m: int, n: int) -> float:
 
 
 def time_updates(
-  configs: Mapping[Hashable, Config], rounds: int = 3, turn: int = 10
+  configs: Mapping[Any, Config], rounds: int = 3, turn: int = 10
 ) -> dict[Hashable, float]:
   """Milliseconds of an update of each configuration, on one device.
 

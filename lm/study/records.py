@@ -1,5 +1,6 @@
 """What the runs of a study have written, and what a planted trainer writes."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -70,7 +71,7 @@ def find(
   if info.get("status") not in _ENDED:
     return None
   made_by = info.get("trainer", "")
-  if made_by != trainer:
+  if trainer_name(made_by) != trainer_name(trainer):
     raise InputError(
       f"{folder} was made by {made_by or 'lm.main'}, not by "
       f"{trainer or 'lm.main'}; give each trainer a --root of its own."
@@ -112,6 +113,19 @@ def foreign(root: pathlib.Path, ids: Collection[str]) -> list[str]:
     return []
   folders = {path.parent.name for f in _FILES for path in root.glob(f"*/{f}")}
   return sorted(f for f in folders - {*ids} if not f.startswith("."))
+
+
+def trainer_of(root: pathlib.Path) -> str:
+  """The trainer that made the first run below a root; "" for `lm.main`."""
+  for path in sorted(root.glob("*/run.json")):
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+      return json.loads(path.read_text()).get("trainer", "")
+  return ""
+
+
+def trainer_name(trainer: str) -> str:
+  """FILE.py:NAME without folders: a file may be given by several paths."""
+  return trainer.rpartition("/")[2]
 
 
 def load_trainer(text: str) -> Trainer:

@@ -14,7 +14,7 @@ _PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
 def write(
-  session: Session, out: pathlib.Path, time: bool = False
+  session: Session, given: str, out: pathlib.Path, time: bool = False
 ) -> list[pathlib.Path]:
   """Writes the results of the runs that have ended; returns the files.
 
@@ -23,6 +23,7 @@ def write(
 
   Args:
     session: It.
+    given: NAME or FILE.py of the study, for its command.
     out: Folder.
     time: Whether updates are measured; if not, earlier times are kept.
   """
@@ -34,7 +35,7 @@ def write(
     "study": name,
     "tier": s.study.tier,
     "made_by": {
-      "command": f"python -m lm.study {name} --tier={s.study.tier}"
+      "command": f"python -m lm.study {given} --tier={s.study.tier}"
       + (f" --trainer={s.trainer}" if s.trainer else ""),
       "commit": _commit(),
       "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
@@ -70,14 +71,10 @@ def _costs(s: Session, found: plan.Plan) -> dict[str, Any]:
 
 def _times(s: Session, found: plan.Plan) -> dict[str, Any]:
   """Milliseconds of an update of each arm, all arms of a cell in turns."""
-  configs = _configs(s, found)
-  ms: dict[str, float] = {}
+  configs, ms = _configs(s, found), {}
   for cell in s.study.cells:
-    mine = {key: config for key, config in configs.items() if key[1] == cell}
-    ms |= {
-      f"{arm} in {cell}": value
-      for (arm, cell), value in clock.time_updates(mine).items()
-    }
+    mine = {f"{a} in {c}": x for (a, c), x in configs.items() if c == cell}
+    ms |= clock.time_updates(mine)
   return {"update_ms": ms, "measured": f"{datetime.date.today()}"}
 
 

@@ -22,7 +22,6 @@ class Session:
       trainer: FILE.py:NAME; "" for `lm.main`.
     """
     self.study, self.root, self.trainer = study, root, trainer
-    self._train = records.load_trainer(trainer) if trainer else None
     self._found: dict[str, Record] = {}
 
   def find(self, id_: str) -> Record | None:
@@ -56,11 +55,12 @@ class Session:
       jobs: How many at a time.
       line: What is printed when the run of an id starts.
     """
-    if self._train is None:
+    if not self.trainer:
       found = [run.job for run in wave]
       return sweeps.run_sweep(found, self.root, parallel=jobs, line=line)
+    train = records.load_trainer(self.trainer)
     for run in wave:
-      self._plant(run, self._train)
+      self._plant(run, train)
     return dict.fromkeys((run.id for run in wave), "finished")
 
   def _plant(self, run: plan.Run, train: records.Trainer) -> None:

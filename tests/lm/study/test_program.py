@@ -166,8 +166,22 @@ def test_runs_of_another_trainer_are_refused(files, capsys):
   assert main.main(_arguments(files, "whole", "--index=0")) == 0
   capsys.readouterr()
   arguments = [a for a in _arguments(files, "whole") if "--trainer" not in a]
-  assert main.main([*arguments, "--report"]) == 2
+  assert main.main(arguments) == 2
   assert "give each trainer a --root of its own" in capsys.readouterr().err
+
+
+def test_a_report_takes_the_trainer_that_made_the_runs(files):
+  assert main.main(_arguments(files, "whole")) == 0
+  result = files / "whole/mine.json"
+  before = json.loads(result.read_text())
+  result.unlink()
+  arguments = [a for a in _arguments(files, "whole") if "--trainer" not in a]
+  assert main.main([*arguments, "--report"]) == 0
+  after = json.loads(result.read_text())
+  assert after["made_by"].pop("command").rpartition("/")[2] in before[
+    "made_by"
+  ].pop("command")
+  assert after == before
 
 
 @pytest.mark.parametrize("index", [3, 99])
