@@ -22,6 +22,7 @@ class Session:
       trainer: FILE.py:NAME; "" for `lm.main`.
     """
     self.study, self.root, self.trainer = study, root, trainer
+    self._train: records.Trainer | None = None  # Loaded when it is needed.
     self._found: dict[str, Record] = {}
 
   def find(self, id_: str) -> Record | None:
@@ -58,7 +59,7 @@ class Session:
     if not self.trainer:
       found = [run.job for run in wave]
       return sweeps.run_sweep(found, self.root, parallel=jobs, line=line)
-    train = records.load_trainer(self.trainer)
+    train = self._train or records.load_trainer(self.trainer)
     for run in wave:
       self._plant(run, train)
     return dict.fromkeys((run.id for run in wave), "finished")
