@@ -1,180 +1,171 @@
-"""Pictures of a study, drawn from its JSON files."""
+"""The pictures of a study, drawn from its JSON files alone."""
 
 import math
 import pathlib
 
 import numpy as np
+from matplotlib import figure as mpl_figure
+from matplotlib import lines, ticker
 
-from . import batch_pictures, canvas, curves, reading
+from ..runs import plots
+from . import curves, reading, tables
 from .reading import Result, Times
+
+# Exact B* of least squares at 2^6, 2^7, ... samples; it takes seconds to find.
+THEORY = np.array([6.983093, 9.871194, 17.89973, 24.56113, 39.1957, 61.61177,
+                   102.9283, 150.4463, 240.7909])  # fmt: skip
+_INTERVAL = ("estimate", "low", "high")
 
 
 def draw(result: Result, times: Times, out: pathlib.Path) -> list[pathlib.Path]:
-  """Writes NAME_KIND.png of each kind in `reading.pictures`.
-
-  Args:
-    result: NAME.json, as `lm/study/report.py` writes it.
-    times: NAME.times.json; {} if there is none.
-    out: Folder, which exists.
-
-  Returns:
-    The files.
-  """
-  paths, figures = [], {
-    "speed": _speed, "profile": _profile, "curves": _curves,
-    "batch": batch_pictures.figure,
-  }  # fmt: skip
+  """Writes NAME_KIND.png to the folder `out`; see `tables.page`."""
+  draws = {"speed": _speed, "profile": _profile, "curves": _curves}
+  paths = []
   for kind in reading.pictures(result):
     paths.append(out / f"{result['study']}_{kind}.png")
-    figures[kind](result, times).savefig(paths[-1], dpi=150)
+    draws.get(kind, _batch)(result).savefig(paths[-1], dpi=150)
   return paths
 
 
-def _speed(result: Result, times: Times):
+def _speed(result: Result):
   """Speed-ups beside one another at each batch, a panel a group."""
-  study, looks = result["declaration"], canvas.looks(result)
-  cells, reference = study["cells"], study["reference"]
-  del looks[reference]
-  panels: dict[str, list[str]] = {}
-  for name, cell in cells.items():  # A held-out cell is beside its source.
-    group = cells.get(cell["settings_of"], cell)["group"]
-    panels.setdefault(group, []).append(name)
-  figure, grid = canvas.panels(len(panels), 4.6, share_y=True)
-  for axes, (group, names) in zip(grid, panels.items(), strict=True):
-    batches = sorted({cells[name]["batch"] for name in names})
-    gap = min([*np.diff(np.log2(batches)), 2.0])  # In doublings of the batch.
-    for name in names:
-      held = bool(cells[name]["settings_of"])
-      for row in (r for r in reading.ranked(result, name) if "speed" in r):
-        place = [*looks].index(row["arm"]) + 0.4 * held - (len(looks) - 1) / 2
-        x = cells[name]["batch"] * 2 ** (0.8 * gap * place / len(looks))
-        _interval(axes, x, row, looks[row["arm"]], held)
-    axes.axhline(1, color="0.2", linewidth=1, zorder=1)
-    axes.set(xscale="log", yscale="log", title=group, xlabel="rows of a batch")
-    axes.set_xticks(batches, [f"{batch:g}" for batch in batches])
-    axes.grid(visible=False, axis="x")
-    axes.minorticks_off()
-    axes.set_xlim(batches[0] * 2 ** (-gap / 2), batches[-1] * 2 ** (gap / 2))
-    for batch in batches[1:]:
-      axes.axvline(batch * 2 ** (-gap / 2), color="0.85", linewidth=0.8)
-  _limit(grid[0], result)
-  grid[0].set_ylabel(f"speed-up over {reference}")
-  low, high = reading.horizons(result)
-  notes = "open: held out; pale: not ranked, the rate lies at an edge; arrow: "
-  notes += f"beyond {low:g} to {high:g}"
-  marks = {arm: look | {"linestyle": "none"} for arm, look in looks.items()}
-  canvas.legend(figure, marks, notes)
-  return figure
+  study, looks = result["declaration"], _looks(result, marked=True)
+  cells, ends = study["cells"], (min(study["horizons"]), max(study["horizons"]))
+  del looks[study["reference"]]
+  titles = [*dict.fromkeys(cell["group"] for cell in cells.values())]
+  batches = sorted({cell["batch"] for cell in cells.values()})
+  figure, grid = _panels(len(titles), 4.6, sharey=True)
+  for axes, title in zip(grid, titles, strict=True):
+    axes.axhline(1, color="0.2", linewidth=1)
+    axes.set(xticks=range(len(batches)), xticklabels=batches, title=title)
+    axes.set(xlim=(-0.5, len(batches) - 0.5), xlabel="rows of a batch")
+  for row in (row for row in result["table"] if "speed" in row):
+    cell, look = cells[row["cell"]], looks[row["arm"]]
+    axes = grid[titles.index(cell["group"])]
+    place = ([*looks].index(row["arm"]) + 0.5) / len(looks) - 0.5
+    x = batches.index(cell["batch"]) + 0.8 * place
+    y, *bar = np.clip([float(row["speed"][k]) for k in _INTERVAL], *ends)
+    pale = {"color": look["color"], "alpha": 0.4 if row["edge"] else 1}
+    face = "white" if cell["settings_of"] else look["color"]
+    axes.plot([x, x], bar, **pale)
+    axes.plot(x, y, marker=look["marker"], markerfacecolor=face, **pale)
+  grid[0].set_ylabel(f"speed-up over {study['reference']}")
+  title = f"open: held out; pale: rate at an edge; cut at {ends[0]}, {ends[1]}"
+  return _legend(figure, looks, title, linestyle="none")
 
 
-def _interval(axes, x, row, look, held):
-  """A mark with its interval; an arrow at the border if it has no number."""
-  value, *ends = (float(row["speed"][k]) for k in ("estimate", "low", "high"))
-  style = look | {"linestyle": "none", "alpha": 0.4 if row["edge"] else 1.0}
-  if held:
-    style |= {"markerfacecolor": "white", "markeredgecolor": look["color"]}
-  if 0 < value < math.inf:
-    bar = np.clip(ends, 1e-3, 1e3)  # The limits of the axes cut it.
-    axes.plot([x, x], bar, color=look["color"], alpha=style["alpha"])
-    axes.plot(x, value, **style)
-  elif not math.isnan(value):
-    arrow, y = (r"$\uparrow$", 0.97) if value else (r"$\downarrow$", 0.03)
-    style |= {"marker": arrow, "markersize": 9, "markeredgewidth": 0}
-    axes.plot(x, y, transform=axes.get_xaxis_transform(), **style)
-
-
-def _limit(axes, result):
-  """Room for all that lies within the horizons, and some ticks."""
-  low, high = reading.horizons(result)
-  found = [r["speed"] for r in result["table"] if "speed" in r]
-  ends = [float(e[k]) for e in found for k in ("low", "high", "estimate")]
-  ends = [*(e for e in ends if low <= e <= high), 1 / 1.1, 1.1]
-  limits = min(ends) / 1.07, max(ends) * 1.07
-  ticks = (
-    0.25,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.9,
-    1,
-    1.1,
-    1.2,
-    1.4,
-    1.7,
-    2,
-    2.5,
-    3,
-    4,
-    8,
-  )
-  ticks = [tick for tick in ticks if limits[0] <= tick <= limits[1]]
-  axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-  axes.set_ylim(limits)
-
-
-def _profile(result: Result, times: Times):
-  """Share of cells within a factor of the best, in seconds if measured."""
-  rows = {
-    (r["arm"], r["cell"]): r
-    for r in result["table"]
-    if r["horizon"] == 1 and r.get("speeds")
-  }
-  cells, looks = sorted({cell for _, cell in rows}), canvas.looks(result)
-  looks = {a: v for a, v in looks.items() if all((a, c) in rows for c in cells)}
-  used = [rows[arm, cell] for arm in looks for cell in cells]
-  ratios = np.array([reading.time_ratio(result, times, row) for row in used])
-  timed = bool(np.isfinite(ratios).all())
-  speeds = np.array([reading.speed(result, row) for row in used])
-  speeds = np.minimum(speeds, reading.horizons(result)[1])
-  speeds[[row["edge"] for row in used] | np.isnan(speeds)] = 0
+def _profile(result: Result):
+  """Share of cells within a factor of the best."""
+  rows = [r for r in result["table"] if r["horizon"] == 1 and r.get("speeds")]
+  found = {(row["arm"], row["cell"]): row for row in rows}
+  cells, looks = {cell for _, cell in found}, _looks(result)
+  arms = [arm for arm in looks if all((arm, cell) in found for cell in cells)]
+  used = [found[arm, cell] for arm in arms for cell in cells]
+  speeds = [0 if row["edge"] else reading.speed(row) for row in used]
+  most = max(result["declaration"]["horizons"])
   with np.errstate(divide="ignore"):
-    costs = (ratios if timed else 1) / speeds
-  found = curves.profile(costs.reshape(len(looks), len(cells)))
-  figure, (axes,) = canvas.panels(1, 7)
-  labels, arms = {}, [*looks]
-  for i in np.argsort(-found.integral, kind="stable"):
-    look = looks[arms[i]] | {"marker": ""}
-    axes.step(found.factors, found.share[i], where="post", **look)
-    labels[f"{arms[i]} {found.integral[i]:.2f}"] = look
-  unit = "seconds" if timed else "tokens"
-  axes.set(xscale="log", xlim=(1, 4), ylim=(0, 1.03), ylabel="share of cells")
-  axes.set_xlabel(f"{unit} to the loss, in those of the best method")
-  ticks = (1, 1.25, 1.5, 2, 3, 4)
-  axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-  axes.minorticks_off()
-  title = (
-    "numbers: the mean share up to 4; a rate at an edge counts as no speed-up"
-  )
-  canvas.legend(figure, labels, title)
-  return figure
+    costs = 1 / np.clip(np.nan_to_num(speeds), 0, most)
+  profile = curves.profile(costs.reshape(len(arms), len(cells)))
+  figure, (axes,), labels = *_panels(1, 7), {}
+  for i in np.argsort(-profile.integral, kind="stable"):
+    labels[f"{arms[i]} {profile.integral[i]:.2f}"] = look = looks[arms[i]]
+    axes.step(profile.factors, profile.share[i], where="post", **look)
+  axes.set(xlim=(1, 4), xlabel="tokens to the loss over the best method's")
+  axes.set(ylim=(0, 1.03), ylabel="share of cells")
+  title = "numbers: the mean share; a rate at an edge counts as no speed-up"
+  return _legend(figure, labels, title)
 
 
-def _curves(result: Result, times: Times):
-  """Means and ranges of the seeds, a panel a cell."""
-  looks, cells = canvas.looks(result), [*result["declaration"]["cells"]]
-  figure, grid = canvas.panels(len(cells), 4)
+def _curves(result: Result):
+  """Means and ranges of the seeds after a fifth of the run, a panel a cell."""
+  looks, cells = _looks(result), result["declaration"]["cells"]
+  figure, grid = _panels(len(cells), 4)
   for axes, cell in zip(grid, cells, strict=True):
-    seen: list[float] = []
     for row in reversed(reading.ranked(result, cell)):
-      runs = [np.array(c, float).T for c in reading.curves(result, row)]
-      if not runs:
-        continue
-      look = looks[row["arm"]]
-      x = runs[int(np.argmin([run.shape[1] for run in runs]))][0]
-      y = np.array([np.interp(x, run[0], run[1]) for run in runs])
-      top = 2 if look["color"] == canvas.GREY else 3
-      axes.plot(x, y.mean(0), **look | {"marker": "", "zorder": top})
-      axes.fill_between(
-        x, y.min(0), y.max(0), color=look["color"], alpha=0.15, linewidth=0
-      )
-      seen += y[:, len(x) // 5 :].ravel().tolist()
-    seen = [value for value in seen if math.isfinite(value)]
-    if seen:  # The first part of a run is high, and so may a method be.
-      low, high = min(seen), float(np.quantile(seen, 0.95))
-      axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-    axes.set(title=cell, ylabel="loss (nats/token)")
-    canvas.count_tokens(axes)
-  marks = {arm: look | {"marker": ""} for arm, look in looks.items()}
-  canvas.legend(figure, marks)
+      if runs := reading.curves(result, row):
+        x, look = min(runs, key=np.size)[0], looks[row["arm"]]
+        x = x[x.size // 5 :]
+        y = np.array([np.interp(x, *run) for run in runs])
+        axes.plot(x, y.mean(0), **look)
+        axes.fill_between(x, y.min(0), y.max(0), color=look["color"], alpha=0.2)
+    axes.set(title=cell, ylabel="loss (nats/token)", xlabel="tokens")
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+  return _legend(figure, looks, "")
+
+
+def _batch(result: Result):
+  """Steps against batch, a panel an arm; then b / a against data."""
+  found = {k: v for k, v in result["critical_batch"].items() if v["fits"]}
+  figure, (*grid, law) = _panels(len(found) + 1, 4)
+  labels, theory, shape = {}, [], THEORY / THEORY[4]
+  for i, (name, fit) in enumerate(found.items()):
+    _steps(grid[i], name, fit)
+    look, slope = plots.look(i, marked=True), fit["slope"]["ratio"]
+    labels[f"{name}: {tables.span(slope)}"] = look
+    ratio = [[f["ratio"][k] for f in fit["fits"]] for k in _INTERVAL]
+    points = np.array([fit["data"], *ratio], float)
+    x, y, *ends = points[:, np.isfinite(points).all(0)]
+    if x.size:
+      at = np.exp(np.mean(np.log([x, y]), 1))
+      law.plot(x, y, **look | {"linestyle": "none"})
+      law.vlines(x, *ends, color=look["color"])
+      line = at[1] * (x / at[0]) ** float(slope["estimate"])
+      law.plot(x, line, color=look["color"])
+      theory = theory or [at[0] * 2.0 ** np.arange(-4, 5), at[1] * shape]
+  law.set(title="critical batch", ylabel="b / a (rows)")
+  law.set(xscale="log", yscale="log", xlabel="least data (tokens)")
+  limits, look = law.axis(), {"color": "0.4", "linestyle": "--"}
+  law.plot(*theory, **look)
+  law.axis(limits)
+  labels["least squares: exact B*, moved to the first"] = look
+  return _legend(figure, labels, "exponent in data [90 %]")
+
+
+def _steps(axes, name, fit):
+  """Steps to each target, means and ranges of the seeds, with the fits."""
+  batches = np.array(fit["batches"], float)
+  fine = np.geomspace(batches[0], batches[-1])
+  for j, share in enumerate(fit["targets"]):
+    look, read = plots.look(j, marked=True), fit["fits"][j]
+    steps = np.array(fit["steps"][j], float)  # [S, B]; inf is not drawn.
+    mean = np.exp(np.log(steps).mean(0))
+    axes.plot(batches, mean, label=share, **look | {"linestyle": "none"})
+    axes.vlines(batches, steps.min(0), steps.max(0), color=look["color"])
+    line = float(read["steps_min"]) + float(read["samples_min"]) / fine
+    axes.plot(fine, line, color=look["color"])
+  axes.set(title=name, yscale="log", xlabel="rows of a batch", ylabel="steps")
+  axes.set_xscale("log", base=2)
+  title = "loss at this part of\nthe run, with a + b / B"
+  axes.legend(title=title, frameon=False, fontsize=8, title_fontsize=8)
+
+
+def _looks(result: Result, marked: bool = False):
+  """Looks of lines by arm, best first; the reference is black, number 6."""
+  reference, cells = (result["declaration"][k] for k in ("reference", "cells"))
+  rows = [row for cell in cells for row in reading.ranked(result, cell)]
+  arms = [*dict.fromkeys(row["arm"] for row in rows)]
+  others = [arm for arm in arms if arm != reference]
+  numbers = {arm: i + i // 6 for i, arm in enumerate(others)} | {reference: 6}
+  return {arm: plots.look(numbers[arm], marked) for arm in arms}
+
+
+def _panels(count, width, **share):
+  """A figure and its axes, at most three beside one another."""
+  columns, rows = min(count, 3), math.ceil(count / 3)
+  size = max(7.0, width * columns), 3.4 * rows + 1.1
+  figure = mpl_figure.Figure(figsize=size, layout="constrained")
+  grid = figure.subplots(rows, columns, squeeze=False, **share).ravel()
+  for i, axes in enumerate(grid):
+    axes.grid(True, color="0.9", linewidth=0.6)
+    axes.set_visible(i < count)
+  return figure, grid[:count]
+
+
+def _legend(figure, looks, title, **change):
+  """The figure, with one entry a label below all panels."""
+  figure.legend(
+    handles=[lines.Line2D([], [], label=k, **looks[k] | change) for k in looks],
+    loc="outside lower center", ncols=int(figure.get_figwidth() / 1.7),
+    title=title, frameon=False, fontsize=8, title_fontsize=8,
+  )  # fmt: skip
   return figure

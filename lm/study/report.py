@@ -7,7 +7,7 @@ import pathlib
 import subprocess
 from typing import Any
 
-from . import budget, clock, pictures, plan, results, tables
+from . import budget, clock, plan, results, tables
 from .session import Session
 
 _PACKAGES = ("jax", "flax", "optax", "numpy")
@@ -58,6 +58,8 @@ def write(
     _write(times_file, json.dumps(times, indent=1) + "\n"),
     _write(out / f"{name}.md", tables.page(result, times)),
   ]
+  from . import pictures  # It imports matplotlib, which is not always there.
+
   return paths + pictures.draw(result, times, out)
 
 

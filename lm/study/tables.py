@@ -1,209 +1,166 @@
 """The page of a study, in Markdown, made from its JSON files alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from ..cli import text
-from . import batch_tables, markdown, reading
+from . import reading
 from .reading import Result, Row, Times
 from .tuning import RATE
 
-_CAPTIONS = {
-  "speed": "Speed-up by batch, with 90 % intervals; open marks are held out",
-  "profile": "Share of the cells solved within a factor of the best method",
-  "curves": "Losses by tokens, means and ranges of the seeds",
-  "batch": "Steps to each target by batch, and the critical batch by data",
-}
-
 
 def page(result: Result, times: Times) -> str:
-  """The whole page.
-
-  Args:
-    result: NAME.json, as `lm/study/report.py` writes it.
-    times: NAME.times.json; {} leaves out what it would tell.
-  """
+  """The page of NAME.json and NAME.times.json; {} leaves out the times."""
   study = result["declaration"]
   blocks = [f"# {study['title']}", study["text"], *_made_by(result, times)]
   for kind in reading.pictures(result):
-    blocks.append(f"![{_CAPTIONS[kind]}]({result['study']}_{kind}.png)")
-  for title, cells in _sections(study).items():
-    blocks += _section(result, times, title, cells)
-  blocks += _own_curve(result) + _claims(result)
+    blocks.append(f"![{kind}]({result['study']}_{kind}.png)")
+  for name, cell in study["cells"].items():
+    words = f"{cell['batch']} rows an update, {cell['tokens']:,} tokens a run."
+    if source := cell["settings_of"]:
+      words += f" Held out: the settings are those of {source}."
+    arms = [_arm(result, times, row) for row in reading.ranked(result, name)]
+    blocks += _section(name, arms, words)
+  claims = [{k: number(v) for k, v in c.items()} for c in result["claims"]]
+  blocks += _section("Claims", claims)
   for name, found in result["critical_batch"].items():
-    blocks += batch_tables.section(name, found)
-  blocks += _tried(result) + _left(result)
+    blocks += _critical_batch(name, found)
+  words = "In bold: the choice; in brackets: what else is not as chosen."
+  tried = [_tried(row) for row in result["table"]]
+  blocks += _section("What was tried", tried, words)
+  words = f"About {result['waiting']} follow from the runs that can go now."
+  for title, note in (("missing", words), ("foreign", "They are not used.")):
+    runs = [{"run": id_} for id_ in result[title]]
+    blocks += _section(f"{title.title()} runs: {len(runs)}", runs, note)
   return "\n\n".join(block.strip() for block in blocks if block) + "\n"
 
 
+def number(value: Any) -> str:
+  """Four digits of a float, "-" for nan; other values as they are."""
+  words = f"{value:.4g}" if isinstance(value, float) else str(value)
+  return "-" if words == "nan" else words
+
+
+def span(found: Mapping[str, Any], show: Callable[[float], str] = number):
+  """Estimate and ends of an interval."""
+  middle, *ends = (float(found[k]) for k in ("estimate", "low", "high"))
+  return f"{show(middle)} [{', '.join(map(show, ends))}]"
+
+
+def speed(row: Row, horizons: Sequence[float], scale: float = 1.0) -> str:
+  """A speed-up [90 %] times scale; "> 4" or "< 0.5" beyond the horizons."""
+  if not row.get("speeds") or math.isnan(scale):
+    return ""
+  low, high = (number(end(horizons) * scale) for end in (min, max))
+  ends = {0.0: f"< {low}", math.inf: f"> {high}"}
+  show = lambda value: ends.get(value) or number(value * scale)  # noqa: E731
+  return span(row["speed"], show) if "speed" in row else "1"
+
+
+def mean(losses: Sequence[Any]) -> str:
+  """Mean and standard error, or how many diverged."""
+  x, n = np.array(losses, float), len(losses)
+  if lost := int(np.sum(~np.isfinite(x))):
+    return f"diverged in {lost} of {n}"
+  error = f" ± {x.std(ddof=1) / math.sqrt(n):.4f}" if n > 1 else ""
+  return f"{x.mean():.4f}{error}" if n else ""
+
+
+def _section(title: str, rows: Sequence[Mapping[str, str]], words: str = ""):
+  """Heading, words, table; a column of nothing but "-" or 1 is left out."""
+  names = dict.fromkeys(name for row in rows for name in row)
+  texts = {name: [row.get(name) or "-" for row in rows] for name in names}
+  kept = {name: some for name, some in texts.items() if {*some} - {"-", "1"}}
+  lines = [kept, ["---"] * len(kept), *zip(*kept.values(), strict=True)]
+  lines = [" | ".join(t.replace("|", "\\|") for t in line) for line in lines]
+  table = "\n".join(f"| {line} |" for line in lines)
+  return [f"## {title}", words, table] if rows else []
+
+
 def _made_by(result: Result, times: Times) -> list[str]:
+  """The command, and what it ran, in sentences."""
   made, runs = result["made_by"], result["runs"]
-  report = sum("report" in [u["role"] for u in r["uses"]] for r in runs)
-  line = f"{len(runs)} runs, {len(runs) - report} to tune and {report} to "
-  line += f"report; {text.human(sum(r['tokens'] for r in runs))} tokens"
+  report = sum("report" in [u["role"] for u in run["uses"]] for run in runs)
+  words = f"{len(runs)} runs, {len(runs) - report} to tune and {report} to "
+  words += f"report, saw {text.human(sum(r['tokens'] for r in runs))} tokens"
   if times.get("run_seconds"):
-    line += f", {text.duration(times['run_seconds'])} of all runs together"
-  words = [f"commit {made['commit']}"] if made["commit"] else []
-  words += [f"{name} {version}" for name, version in made["versions"].items()]
-  words += made["devices"]
-  if "measured" in times:
-    words.append(f"updates timed on {times['measured']}")
-  return [f"```sh\n{made['command']}\n```", f"{line}. {', '.join(words)}."]
+    words += f" in {text.duration(times['run_seconds'])} of all runs together"
+  words += f", on {', '.join(made['devices']) or 'no machine so far'}."
+  words += f" The page was made by commit {made['commit'] or 'unknown'} with "
+  versions = [f"{name} {version}" for name, version in made["versions"].items()]
+  return [f"```sh\n{made['command']}\n```", f"{words}{', '.join(versions)}."]
 
 
-def _sections(study) -> dict[str, list[str]]:
-  """Cells by title: one each if there are speed-ups, else by group."""
-  if study["horizons"]:
-    return {cell: [cell] for cell in study["cells"]}
-  found: dict[str, list[str]] = {}
-  for name, cell in study["cells"].items():
-    found.setdefault(cell["group"] or "Cells", []).append(name)
-  return found
-
-
-def _section(
-  result: Result, times: Times, title: str, cells: Sequence[str]
-) -> list[str]:
-  """A table with an arm a row, best first in each cell."""
-  notes = [_about(result, times, cell) for cell in cells]
-  lines = [
-    {"cell": cell} | _line(result, times, row)
-    for cell in cells
-    for row in reading.ranked(result, cell)
-  ]
-  if len(cells) == 1:
-    lines = [line | {"cell": ""} for line in lines]
-  else:
-    notes = [f"- {cell}: {n}" for cell, n in zip(cells, notes, strict=True)]
-  if all(line["depth"] in ("", "1") for line in lines):
-    lines = [line | {"depth": ""} for line in lines]
-  return [f"## {title}", "\n".join(notes), markdown.table(lines)]
-
-
-def _about(result: Result, times: Times, name: str) -> str:
-  """What a cell is, and who is faster than the reference there."""
-  study, cell = result["declaration"], result["declaration"]["cells"][name]
-  reference, seeds = study["reference"], len(study["seeds"])
-  words = f"{cell['batch']} rows an update, {text.human(cell['tokens'])} "
-  words += f"tokens a run, {seeds} seeds that report."
-  if cell["settings_of"]:
-    words += f" Held out: the settings are those of {cell['settings_of']}."
-  ms = times.get("update_ms", {}).get(f"{reference} in {name}")
-  if ms:
-    words += f" An update of {reference} takes {ms:.3g} ms."
-  kind = (name, "faster", reference, "reproduced")
-  keys = ("cell", "claim", "than", "verdict")
-  won = [
-    c["arm"] for c in result["claims"] if kind == tuple(c[k] for k in keys)
-  ]
-  if won:
-    words += f" Faster than {reference} by Holm's correction: {', '.join(won)}."
-  return words
-
-
-def _line(result: Result, times: Times, row: Row) -> dict[str, str]:
+def _arm(result: Result, times: Times, row: Row) -> dict[str, str]:
   """What a table says of an arm in a cell."""
-  cost = times.get("costs", {}).get(f"{row['arm']} in {row['cell']}", {})
-  ratio, n = reading.time_ratio(result, times, row), len(row["seeds"])
-  bytes_ = cost.get("bytes_per_parameter", math.nan)
-  ends = reading.horizons(result)
-  speed = markdown.speed(row, ends)
-  seeds = len(result["declaration"]["seeds"])
+  study, name, cell = result["declaration"], row["arm"], row["cell"]
+  mine, other = (f"{arm} in {cell}" for arm in (name, study["reference"]))
+  ms, cost = times.get("update_ms", {}), times.get("costs", {}).get(mine, {})
+  ratio = ms.get(mine, math.nan) / ms.get(other, math.nan)
+  place = {"arm": name, "cell": cell, "than": study["reference"]}
+  claims = [c for c in result["claims"] if place.items() <= c.items()]
   return {
-    "method": row["arm"],
-    **_choice(row),
-    "seeds": "" if row["done"] else f"{n} of {seeds}",
-    "speed-up [90 %]": speed and speed + markdown.outside(row, ends),
-    "verdict": _verdicts(result, row),
-    "updates": markdown.number(row["updates"], "{:.0f}"),
-    "time of an update": markdown.number(ratio, "{:.2f}"),
-    "speed-up in seconds": markdown.speed(row, ends, 1 / ratio),
-    "depth": markdown.number(cost.get("depth", row["depth"]), "{:g}"),
-    "bytes a parameter": markdown.number(bytes_, "{:.2f}"),
+    "method": name, "rate": number(row["settings"][RATE]),
+    "vertex": number(row["vertex"]),
+    "other settings": _settings(row["settings"], {RATE}),
+    "trials": f"{row['trials']}{' (edge, not ranked)' if row['edge'] else ''}",
+    "seeds": f"{len(row['seeds'])} of {len(study['seeds'])}",
+    **{f"final {score}": mean(x) for score, x in row["losses"].items()},
+    "speed-up [90 %]": speed(row, study["horizons"]),
+    "verdict": "; ".join(f"{c['claim']}: {c['verdict']}" for c in claims),
+    "updates": number(row["updates"]), "time of an update": number(ratio),
+    "speed-up in seconds": speed(row, study["horizons"], 1 / ratio),
+    "depth": number(cost.get("depth", row["depth"])),
+    "bytes a parameter": number(cost.get("bytes_per_parameter", "")),
     "FLOP a token": text.human(cost["flop_per_token"]) if cost else "",
-  }
+  }  # fmt: skip
 
 
-def _choice(row: Row) -> dict[str, str]:
-  """Settings, trials with the mark of an edge, and losses."""
-  mark = " (edge, not ranked)" if row["edge"] else ""
+def _critical_batch(name: str, found: Mapping[str, Any]) -> list[str]:
+  """Steps to each target by batch; fits, and their exponents in the data."""
+  counts, fits = [], []
+  for j, (share, loss) in enumerate(found["targets"].items()):
+    fit, goal = found["fits"][j], {"run": share, "loss": number(loss)}
+    steps = map(_steps, np.array(found["steps"][j], float).T)
+    titles = [f"{batch:g} rows" for batch in found["batches"]]
+    counts.append(goal | dict(zip(titles, steps, strict=True)))
+    numbers = found["data"][j], fit["steps_min"], fit["samples_min"]
+    goal |= zip(("least data", "a", "b"), map(number, numbers), strict=True)
+    goal |= {k: span(fit[k]) for k in ("ratio", "free", "paper", "measured")}
+    fits.append(goal | {"notes": "; ".join(fit["notes"])})
+  slopes = {kind: span(slope) for kind, slope in found["slope"].items()}
+  fits.append({"run": "exponent in data"} | slopes)
+  words = "The fit is a + b / B, and batches are in rows: ratio is b / a, and "
+  words += "measured is paper without the fit. The least data are in tokens."
+  steps = _section(f"Steps of {name} to each target", counts)
+  return steps + _section(f"Critical batch of {name}", fits, words)
+
+
+def _steps(seeds: np.ndarray) -> str:
+  """Steps of seeds [S] to a target: the mean, or the median if one is inf."""
+  n, reached, logs = len(seeds), int(np.isfinite(seeds).sum()), np.log(seeds)
+  middle = np.exp(logs.mean() if reached == n else np.median(logs))
+  return f"{middle:.4g}" + f" ({reached} of {n})" * (reached < n)
+
+
+def _settings(given: Mapping[str, Any], skip: set[str]) -> str:
+  """E.g. "b2 0.95, weight_decay 0.1"."""
+  return ", ".join(f"{k} {number(given[k])}" for k in given if k not in skip)
+
+
+def _tried(row: Row) -> dict[str, str]:
+  """Trials, e.g. "0.003 (b2 0.98): 4.4240", and the final loss."""
+  trials, chosen = [], row["settings"]
+  for given, loss in row["tried"]:
+    same = {RATE} | {key for key in given if given[key] == chosen[key]}
+    other = f" ({words})" if (words := _settings(given, same)) else ""
+    trial = f"{number(given[RATE])}{other}: {mean([loss])}"
+    trials.append(f"**{trial}**" if given == chosen else trial)
   return {
-    "rate": f"{row['settings'][RATE]:.4g}",
-    "vertex": markdown.number(row["vertex"], "{:.3g}"),
-    "other settings": markdown.settings(row["settings"], [RATE]),
-    "trials": f"{row['trials']}{mark}" if row["trials"] else "",
-    **{f"final {k}": markdown.mean(v) for k, v in row["losses"].items()},
-  }
-
-
-def _verdicts(result: Result, row: Row) -> str:
-  """Of the claims about an arm and the reference."""
-  place = row["arm"], row["cell"], result["declaration"]["reference"]
-  return "; ".join(
-    f"{c['claim']}: {c['verdict']}"
-    + (f" (raw: {c['raw']})" if c["raw"] != c["verdict"] else "")
-    for c in result["claims"]
-    if (c["arm"], c["cell"], c["than"]) == place
-  )
-
-
-def _own_curve(result: Result) -> list[str]:
-  """The reference at all its horizons."""
-  lines, reference = [], result["declaration"]["reference"]
-  for cell in result["declaration"]["cells"]:
-    places = [reference, cell]
-    rows = [r for r in result["table"] if [r["arm"], r["cell"]] == places]
-    for row in (
-      sorted(rows, key=lambda r: r["horizon"]) if len(rows) > 1 else ()
-    ):
-      lines.append({"cell": cell, "horizon": f"{row['horizon']:g}"})
-      lines[-1] |= _choice(row)
-  title = f"## The curve of {reference}, by which speed-ups are read"
-  return [title, markdown.table(lines)] if lines else []
-
-
-def _claims(result: Result) -> list[str]:
-  lines = [
-    {
-      "claim": c["claim"], "method": c["arm"], "than": c["than"],
-      "cell": c["cell"], "estimate [90 %]": markdown.span(c), "n": str(c["n"]),
-      "p": markdown.number(c["p"], "{:.2g}"),
-      "p by Holm": markdown.number(c["p_holm"], "{:.2g}"), "raw": c["raw"],
-      "verdict": c["verdict"], "rule": c["rule"],
-    }
-    for c in result["claims"]
-  ]  # fmt: skip
-  return ["## Claims", markdown.table(lines)] if lines else []
-
-
-def _tried(result: Result) -> list[str]:
-  """All trials in their order, a place a row."""
-  lines = []
-  for row in result["table"]:
-    trials = [
-      markdown.trial(settings, loss, row["settings"], RATE)
-      for settings, loss in row["tried"]
-    ]
-    horizon = "" if row["horizon"] == 1 else f"{row['horizon']:g}"
-    line = {"cell": row["cell"], "method": row["arm"], "horizon": horizon}
-    if trials:
-      lines.append(line | {"rate: loss": ", ".join(trials)})
-  seeds = ", ".join(map(str, result["declaration"]["tuning_seeds"]))
-  words = "Trials in their order, with the mean loss of the tuning seeds "
-  words += f"({seeds}). In brackets: what else is not as chosen, in bold."
-  return ["## What was tried", words, markdown.table(lines)] if lines else []
-
-
-def _left(result: Result) -> list[str]:
-  """Runs that are missing, and folders that are not used."""
-  missing, foreign, blocks = result["missing"], result["foreign"], []
-  if missing or result["waiting"]:
-    words = f"{len(missing)} runs can go now, and about {result['waiting']} "
-    words += f"follow from them: {markdown.names(missing)}"
-    blocks += ["## Missing runs", words]
-  if foreign:
-    words = (
-      "Folders that the study has not asked for; nothing of them is used: "
-    )
-    blocks += ["## Foreign runs", words + markdown.names(foreign)]
-  return blocks
+    "cell": row["cell"], "method": row["arm"],
+    "horizon": number(row["horizon"]), "rate: loss": ", ".join(trials),
+    "final loss": mean(next(iter(row["losses"].values()))),
+  }  # fmt: skip
