@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.cli import text
-from lm.runs import plots, read
+from lm.runs import metrics, plots, read
 from lm.study import statistics as verdicts
 
 SET = "sotu"
@@ -37,6 +37,11 @@ class Result(NamedTuple):
   average: str
   loss: float
   run: read.Run
+
+  @property
+  def curve(self) -> metrics.Column:
+    """Updates and losses, on the same few rows at each point."""
+    return self.run.columns[read.loss_key(SET, average=self.average)]
 
   def updates_to(self, loss: float) -> float:
     """Updates until the curve came down to a loss; infinite if it did not."""
@@ -83,7 +88,8 @@ def seeds_table(results: Sequence[Result]) -> str:
   """Loss at the end, and updates to AdamW's, on the seeds that report."""
   fresh = [r for r in results if r.seed > 0]
   base = {r.seed: r for r in fresh if r.method == "adamw"}
-  target = max((r.loss for r in base.values()), default=math.nan)
+  ends = [r.curve.values[-1] for r in base.values()]  # On the curve's rows.
+  target = float(max(ends, default=math.nan))
   rows = []
   for method in sorted({r.method for r in fresh}):
     mine = [r for r in fresh if r.method == method]
@@ -129,11 +135,11 @@ def draw(results: Sequence[Result], out: pathlib.Path) -> None:
   order = sorted(ends, key=lambda name: statistics.fmean(ends[name]))
   for i, method in enumerate(order):
     runs = [r for r in fresh if r.method == method]
-    key = read.loss_key(SET, average=runs[0].average)
-    steps = runs[0].run.columns[key].steps
-    y = np.array([r.run.columns[key].values for r in runs])
+    steps = runs[0].curve.steps
+    y = np.array([r.curve.values for r in runs])
     look = plots.look(i, marked=True)
-    axis.plot(steps, y.mean(0), label=method, **look)
+    label = method.replace("_1", ", f = 1")
+    axis.plot(steps, y.mean(0), label=label, **look)
     band = {"color": look["color"], "alpha": 0.15, "lw": 0}
     axis.fill_between(steps, y.min(0), y.max(0), **band)
   axis.set(xlabel="updates", ylabel="validation loss (nats/token)")
