@@ -12,7 +12,9 @@ from lm.study.session import Session
 from lm.study.tuning import RATE
 from lm.tools import sweeps
 
-NAMES = sorted(path.stem for path in pathlib.Path(declare.FOLDER).glob("*.py"))
+NAMES = sorted(
+  path.stem for path in pathlib.Path(declare.FOLDER).glob("[!_]*.py")
+)
 
 
 def _tiers(name: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""Declarations of studies, for `python -m lm.study`."""
