@@ -5,7 +5,6 @@ from typing import Any
 
 from ..cli import text
 from ..config import load as config_load
-from ..tools import sweeps
 from . import clock, plan
 from .session import Session
 
@@ -86,7 +85,7 @@ def table(session: Session, jobs: int) -> str:
 
 def config_of(run: plan.Run) -> Any:
   """The configuration of a run, resolved on the default corpus."""
-  config = sweeps.resolve(run.job.config, run.job.overrides)
+  config = plan.resolve(run)
   return config_load.resolve(config, **_DATA)
 
 

@@ -114,6 +114,7 @@ class Study(NamedTuple):
   config: str = "ml_collections_configs/study1m.py"
   overrides: Mapping[str, Any] = {}
   points: int = 12  # Of a curve.
+  epochs: float = 1  # How often a run may see a row of its text, at most.
   text: str = ""  # What the page says above its tables.
 
 

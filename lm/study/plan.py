@@ -134,6 +134,11 @@ def make(
   )  # fmt: skip
 
 
+def resolve(run: Run) -> Any:
+  """The configuration of a run, before its text is looked at."""
+  return sweeps.resolve(run.job.config, run.job.overrides)
+
+
 def row_tokens(study: Study, cell: str) -> int:
   """Targets of a row."""
   overrides = {**study.overrides, **study.cells[cell].overrides}

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from ..config.errors import InputError
+from ..data import rows
 from ..tools import sweeps
 from . import plan, records
 from .declare import Study
@@ -57,12 +58,32 @@ class Session:
       line: What is printed when the run of an id starts.
     """
     if not self.trainer:
+      for run in wave:
+        self._check_epochs(run)
       found = [run.job for run in wave]
       return sweeps.run_sweep(found, self.root, parallel=jobs, line=line)
     train = self._train or records.load_trainer(self.trainer)
     for run in wave:
       self._plant(run, train)
     return dict.fromkeys((run.id for run in wave), "finished")
+
+  def _check_epochs(self, run: plan.Run) -> None:
+    """Refuses to see a row more often than the study allows.
+
+    Raises:
+      InputError: If the run does, or its text is not prepared.
+    """
+    data = plan.resolve(run).data
+    weights = [weight for _, weight in data.mixture]
+    for source, weight in zip(rows.open_training(data), weights, strict=True):
+      share = weight / sum(weights) * run.tokens
+      epochs = share / (len(source) * data.seq_length)
+      if epochs > self.study.epochs:
+        raise InputError(
+          f"study {self.study.name}: a run of {run.arm} in {run.cell} sees "
+          f"{source.prepared.meta.corpus} {epochs:.2f} times; the study allows "
+          f"epochs={self.study.epochs:g}."
+        )
 
   def _plant(self, run: plan.Run, train: records.Trainer) -> None:
     study, folder = self.study, self.root / run.id

@@ -87,5 +87,6 @@ TIERS: dict[str, Plain] = {
     "seeds": (0, 1, 2, 3, 4),
     "trials": 6,
     "points": 24,
+    "epochs": 1.2,  # The baselines' runs at the largest batch.
   },
 }

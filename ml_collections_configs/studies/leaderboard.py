@@ -66,6 +66,7 @@ TIERS: dict[str, Plain] = {
       ),
     },
     "auxiliary": True,
+    "epochs": 1.6,  # AdamW's longest runs see their text once and a half.
     "seeds": (0, 1, 2, 3, 4),
     "trials": 9,
   },

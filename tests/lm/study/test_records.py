@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import planted_study as planted
@@ -9,7 +10,7 @@ import pytest
 
 from lm.config.errors import InputError
 from lm.runs import metrics
-from lm.study import records
+from lm.study import records, session
 from lm.study.session import Session
 
 _LOSS = {"loss": "loss"}
@@ -185,3 +186,35 @@ def test_a_trainer_cannot_go_on_with_a_run(tmp_path):
   (tmp_path / wave[0].id).mkdir()
   with pytest.raises(InputError, match="not ended.*remove the folder"):
     session.make(wave, 1)
+
+
+class _Text:
+  """64 rows of a corpus."""
+
+  prepared = SimpleNamespace(meta=SimpleNamespace(corpus="sotu"))
+
+  def __len__(self):
+    return 64
+
+
+@pytest.mark.parametrize(("epochs", "fits"), [(3.9, False), (4.0, True)])
+def test_a_run_sees_its_text_as_often_as_declared(
+  tmp_path, monkeypatch, epochs, fits
+):
+  made = []
+  monkeypatch.setattr(session.rows, "open_training", lambda data: [_Text()])
+  monkeypatch.setattr(
+    session.sweeps, "run_sweep", lambda jobs, *a, **k: made.extend(jobs)
+  )
+  s = Session(planted.study(epochs=epochs), tmp_path)
+  wave = s.planned().missing(s.find)
+  assert {run.tokens for run in wave} == {4 * 64 * 256}
+  if fits:
+    s.make(wave, 1)
+    assert len(made) == len(wave)
+    return
+  with pytest.raises(
+    InputError, match="adamw in one sees sotu 4.00 times.*3.9"
+  ):
+    s.make(wave, 1)
+  assert not made
