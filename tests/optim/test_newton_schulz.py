@@ -36,7 +36,8 @@ def _file():
 def test_equals_the_authors(name):
   coefficients, rest = _LISTS[name]
   steps = json.loads(str(_file()["format"]))["newton_schulz_steps"].get(name)
-  for bits, tolerance in ((64, 1e-10), (32, 1e-5)):
+  # In 32 bits "cans" is off by 1e-6 to 2e-5, as the compiler orders its sums.
+  for bits, tolerance in ((64, 1e-10), (32, 3e-5)):
     dtype = f"float{bits}"
     with jax.enable_x64(bits == 64):
       for which in ("wide", "tall"):
