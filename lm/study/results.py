@@ -12,7 +12,7 @@ from ..cli import overrides
 from . import batches, declare, plan, statistics, verdicts
 from .book import Book
 from .declare import Study
-from .plan import REPORT, TUNING, Find, Place, Plan, Run
+from .plan import REPORT, Find, Place, Plan, Run
 from .records import Record
 from .tuning import RATE
 
@@ -220,14 +220,6 @@ def command(run: Run) -> str:
   """The command line that makes a run."""
   given = overrides.arguments(run.job.config, run.job.overrides)
   return shlex.join(["python", "-m", "lm.main", *given])
-
-
-def counts(found: Plan, find: Find) -> Mapping[str, int]:
-  """Runs that have ended, by role; a run of two uses counts once."""
-  ended = {r.id: r.role for r in reversed(found.runs) if find(r.id)}
-  return {
-    role: sum(r == role for r in ended.values()) for role in (TUNING, REPORT)
-  }
 
 
 def plain(value: Any) -> Any:
