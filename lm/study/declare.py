@@ -23,6 +23,8 @@ FOLDER = "ml_collections_configs/studies"
 CLAIMS = ("faster", "lower", "equal", "exponent")
 UNITS = ("tokens", "updates", "depth")
 READINGS = ("ratio", "paper", "measured")  # Of a critical batch.
+AGAINST = ("data", "size")
+AGAINST = ("data", "size")
 
 
 class Cell(NamedTuple):
@@ -36,6 +38,8 @@ class Cell(NamedTuple):
   start_of: str = ""  # Cell whose best rate is the start; "": the method's.
   trials: int = 0  # K here; 0: the study's.
   group: str = ""  # Cells of a group differ in the batch alone.
+  size: float = 0  # Parameters of its model, for laws in the size.
+  size: float = 0  # Parameters of the group's model, for laws in the size.
 
 
 class Arm(NamedTuple):
@@ -87,6 +91,8 @@ class Claim(NamedTuple):
   centre: float = math.nan  # exponent.
   tolerance: float = math.nan
   of: str = "ratio"  # exponent: one of `READINGS`, see `lm/study/batches.py`.
+  against: str = "data"  # exponent: one of `AGAINST`.
+  against: str = "data"  # exponent: one of `AGAINST`.
   to: str | float = ""  # faster: loss to reach, or arm whose last loss it is.
   unit: str = "updates"  # faster: what is counted to the loss.
   score: str = ""  # "": the first of the study.
@@ -199,6 +205,14 @@ def _check(s: Study) -> None:
   sizes = [len({s.cells[c].batch for c in g}) for g in groups(s).values()]
   if s.targets:
     _demand(max(sizes) >= 3, f"{where}: targets need 3 batches in a group.")
+    for group, cells in groups(s).items():
+      each = sorted({s.cells[c].size for c in cells})
+      _demand(len(each) == 1, f"{where}: the group {group!r} has sizes {each}.")
+    for group, cells in groups(s).items():
+      have = {s.cells[c].size for c in cells}
+      _demand(
+        len(have) == 1, f"{where}: group {group} has sizes {have}, not 1."
+      )
   for name in s.cells:
     _check_cell(s, name, f"{where}, cell {name}")
   for arm in s.arms.values():
@@ -265,6 +279,8 @@ def _check_claim(s: Study, claim: Claim, at: str) -> None:
   _one_of("claim", claim.claim, CLAIMS, at)
   _one_of("unit", claim.unit, UNITS, at)
   _one_of("of", claim.of, READINGS, at)
+  _one_of("against", claim.against, AGAINST, at)
+  _one_of("against", claim.against, AGAINST, at)
   if claim.score:
     _one_of("score", claim.score, s.scores, at)
   arms = {"arm": claim.arm, "than": claim.than, "to": claim.to}
@@ -284,6 +300,16 @@ def _check_claim(s: Study, claim: Claim, at: str) -> None:
     )
   if claim.claim == "exponent":
     _demand(s.targets, f"{at}: exponent needs `targets` in the study.")
+    sizes = sorted({cell.size for cell in s.cells.values()} - {0})
+    enough = claim.against != "size" or len(sizes) >= 3
+    _demand(
+      enough, f"{at}: against='size' needs 3 sizes of cells, not {sizes}."
+    )
+    sizes = {cell.size for cell in s.cells.values()} - {0}
+    enough = claim.against != "size" or len(sizes) >= 3
+    _demand(
+      enough, f"{at}: against='size' needs 3 sizes of cells, not {sizes}."
+    )
     return
   if claim.claim == "faster":
     ways = claim.to or s.horizons

@@ -11,7 +11,7 @@ import numpy as np
 from ..cli import overrides
 from . import batches, declare, plan, statistics, verdicts
 from .book import Book
-from .declare import Study
+from .declare import READINGS, Study
 from .plan import REPORT, Find, Place, Plan, Run
 from .records import Record
 from .tuning import RATE
@@ -32,16 +32,20 @@ def results(study: Study, found: Plan, find: Find) -> dict[str, Any]:
   """
   book = Book(study, found, find)
   fits = critical_batches(book) if study.targets else {}
+  laws = {"data": fits, "size": batches_by_size(study, fits)}
   found_all = [
     (claim, cell, arm, than, verdict)
     for claim in study.claims
-    for cell, arm, than, verdict in verdicts.of_claim(book, claim, fits)
+    for cell, arm, than, verdict in verdicts.of_claim(
+      book, claim, laws[claim.against]
+    )
   ]
   raw = [entry[-1] for entry in found_all]
   claims = [
     {
       "claim": claim.claim, "arm": arm, "than": than, "cell": cell,
-      "to": claim.to, "unit": claim.unit, "of": claim.of, "score": claim.score,
+      "to": claim.to, "unit": claim.unit, "of": claim.of,
+      "against": claim.against, "score": claim.score,
       "verdict": after.kind, "raw": before.kind,
       **{key: getattr(after, key) for key in ("estimate", "low", "high")},
       "n": after.n, "p": before.p, "p_holm": p, "rule": before.rule,
@@ -66,6 +70,9 @@ def results(study: Study, found: Plan, find: Find) -> dict[str, Any]:
       "critical_batch": {
         f"{arm} {group}".strip(): value["plain"]
         for (arm, group), value in fits.items()
+      },
+      "batch_by_size": {
+        arm: value["plain"] for (arm, _), value in laws["size"].items()
       },
       "runs": _runs(book),
       "missing": [run.id for run in found.missing(find)],
@@ -151,6 +158,7 @@ def critical_batches(book: Book) -> dict[tuple[str, str], dict[str, Any]]:
       )
       found[arm, group] = {
         "draws": law.draws,
+        "logs": law.fits[-1].logs,
         "plain": {
           "batches": rows, "row_tokens": length, "cells": mine,
           "targets": goals, "steps": steps, "recrossings": again,
@@ -159,6 +167,41 @@ def critical_batches(book: Book) -> dict[tuple[str, str], dict[str, Any]]:
           "slope": {k: v._asdict() for k, v in law.slope.items()},
         },
       }  # fmt: skip
+  return found
+
+
+def batches_by_size(
+  study: Study, fits
+) -> dict[tuple[str, str], dict[str, Any]]:
+  """Exponents of the batch in the model's size; by arm and "".
+
+  Every size has the target of the largest share of its tokens. Declare groups
+  of the same tokens, and only the size differs.
+
+  Args:
+    study: It.
+    fits: From `critical_batches`. Their draws resample the same seeds.
+  """
+  sizes = {g: study.cells[c[0]].size for g, c in declare.groups(study).items()}
+  found = {}
+  for arm in study.arms:
+    mine = [g for g in sizes if sizes[g] and (arm, g) in fits]
+    x = np.log([sizes[g] for g in mine])
+    if len({*x}) < 3:
+      continue
+    logs = np.stack([fits[arm, g]["logs"] for g in mine])  # [J, 1 + M, 4]
+    line = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+    slopes = dict(zip(READINGS, np.tensordot(line, logs, 1).T[1:], strict=True))
+    found[arm, ""] = {
+      "draws": {k: draws[1:] for k, draws in slopes.items()},
+      "plain": {
+        "groups": mine, "sizes": np.exp(x), "batch": np.exp(logs[:, 0, 1]),
+        "slope": {
+          k: statistics.percentiles(s[1:])._replace(estimate=s[0])._asdict()
+          for k, s in slopes.items()
+        },
+      },
+    }  # fmt: skip
   return found
 
 

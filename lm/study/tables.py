@@ -28,6 +28,9 @@ def page(result: Result, times: Times) -> str:
   blocks += _section("Claims", claims)
   for name, found in result["critical_batch"].items():
     blocks += _critical_batch(name, found)
+  laws = [_by_size(*item) for item in result["batch_by_size"].items()]
+  words = "The target of the largest share of the tokens; b / a in rows."
+  blocks += _section("Critical batch by size", laws, words)
   words = "In bold: the choice; in brackets: what else is not as chosen."
   tried = [_tried(row) for row in result["table"]]
   blocks += _section("What was tried", tried, words)
@@ -137,6 +140,13 @@ def _critical_batch(name: str, found: Mapping[str, Any]) -> list[str]:
   words += "measured is paper without the fit. The least data are in tokens."
   steps = _section(f"Steps of {name} to each target", counts)
   return steps + _section(f"Critical batch of {name}", fits, words)
+
+
+def _by_size(arm: str, found: Mapping[str, Any]) -> dict[str, str]:
+  """b / a of each size, and its exponents in the size."""
+  ratios = dict(zip(found["groups"], map(number, found["batch"]), strict=True))
+  slopes = {f"exponent of {k}": span(v) for k, v in found["slope"].items()}
+  return {"method": arm, **ratios, **slopes}
 
 
 def _steps(seeds: np.ndarray) -> str:

@@ -119,6 +119,10 @@ def _cell(**changes):
     ),
     (_claim(claim="exponent", of="b"), "of='b' is not one of"),
     (
+      _claim(claim="exponent", against="depth"),
+      "against='depth' is not one of",
+    ),
+    (
       {
         "cells": _CELLS,
         "arms": (

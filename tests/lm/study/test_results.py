@@ -270,6 +270,45 @@ def test_the_interval_of_the_critical_batch_covers(replicate):
   assert found["claims"][0]["claim"] == "exponent"
 
 
+@pytest.mark.parametrize("power", [0.0, 0.4])
+def test_the_critical_batch_in_the_size(power):
+  """b / a = 16 N^power at equal data; sizes 1, 2 and 4."""
+  cells = {}
+  for size in (1, 2, 4):
+    for batch in _BATCHES:
+      rows = 256 * (_B + _A * batch)
+      cells[f"{size}, {batch} rows"] = {
+        "batch": batch, "tokens": int(4 * rows), "group": f"N = {size}",
+        "size": size, "overrides": {"model.D": 32 * size},
+      }  # fmt: skip
+  claims = [
+    {"claim": "exponent", "centre": 0.0, "tolerance": 0.2, "against": "size"}
+  ]
+  study = planted.study(
+    cells=cells, arms=("adamw",), seeds=tuple(range(5)), trials=3,
+    targets=(0.125, 0.25), claims=claims,
+  )  # fmt: skip
+
+  def train(run, points):
+    """The planted run of `_steps`, with a = A N^-power."""
+    size = study.cells[run.cell].size
+    scale = _A * size**-power + _B / run.batch
+    scale /= _A + _B / run.batch
+    tokens, loss = points.T
+    return np.stack([tokens, 3 + (loss - 3) * scale**0.5], 1)
+
+  found = planted.Memory(study, _steps(0.01), train).finish().results()
+  law = found["batch_by_size"]["adamw"]
+  assert law["groups"] == ["N = 1", "N = 2", "N = 4"]
+  want = [16 * size**power for size in (1, 2, 4)]
+  assert law["batch"] == pytest.approx(want, rel=0.1)
+  slope = law["slope"]["ratio"]
+  assert slope["low"] - 0.01 <= power <= slope["high"] + 0.01
+  assert slope["estimate"] == pytest.approx(power, abs=0.06)
+  (claim,) = found["claims"]
+  assert claim["verdict"] == ("not reproduced" if power else "reproduced")
+
+
 def test_a_censored_batch_says_k_of_n():
   study = _cbs_study((0, 1, 2, 3, 4))
   slow = {(16, 3)}

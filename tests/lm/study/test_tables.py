@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from lm.study import batches, declare, pictures, plan, results, tables
+from lm.study import (
+  batches,
+  declare,
+  pictures,
+  plan,
+  reading,
+  results,
+  tables,
+)
 from lm.study.session import Session
 
 # A run of D tokens has the loss 3 + (s D / (256 (1000 B + 8000)))^-1/2, +- .01
@@ -201,3 +209,27 @@ def test_theory_curve_is_the_exact_one():
   exact = batches.theory_curve(2.0 ** np.arange(6, 16), 2.0 ** np.arange(9))
   known = exact[np.isfinite(exact)]
   np.testing.assert_allclose(known, pictures.THEORY, rtol=1e-6)
+
+
+_KEPT = pathlib.Path(__file__).parents[3] / "docs/results"
+
+
+@pytest.mark.parametrize(
+  "page", sorted(_KEPT.glob("*.md")), ids=lambda page: page.stem
+)
+def test_a_kept_page_is_what_its_json_says(page):
+  name, folder = page.stem, page.parent
+  result, times = (
+    json.loads((folder / f"{name}.{end}").read_text())
+    for end in ("json", "times.json")
+  )
+  assert page.read_text() == tables.page(result, times)
+  for kind in reading.pictures(result):
+    assert (folder / f"{name}_{kind}.png").is_file()
+  selects, reports = (
+    {run["seed"] for run in result["runs"] for use in run["uses"] if test(use)}
+    for test in (
+      lambda use: use["role"] == "tuning", lambda use: use["role"] == "report",
+    )
+  )  # fmt: skip
+  assert selects and reports and not selects & reports
