@@ -232,4 +232,6 @@ def test_a_kept_page_is_what_its_json_says(page):
       lambda use: use["role"] == "tuning", lambda use: use["role"] == "report",
     )
   )  # fmt: skip
-  assert selects and reports and not selects & reports
+  assert selects
+  assert reports
+  assert not selects & reports
