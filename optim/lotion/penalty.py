@@ -18,6 +18,7 @@ import numpy as np
 
 from ..common.tree import is_masked, work_dtype
 from ..rounding import grids
+from ..rounding.blocks import cut, to_blocks, to_codes, to_largest, uncut
 from ..rounding.params import (
   Leaf,
   QuantizerTree,
@@ -26,16 +27,7 @@ from ..rounding.params import (
   quantize_params,
 )
 from ..rounding.round import rounding_variance
-from ..rounding.scales import (
-  Quantizer,
-  check_whole,
-  cut,
-  from_codes,
-  to_blocks,
-  to_codes,
-  to_largest,
-  uncut,
-)
+from ..rounding.scales import Quantizer, check_whole, from_codes
 
 
 def rounding_penalty(

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..common.tree import is_function
 from . import grids
+from .blocks import to_blocks, to_codes, uncut
 from .round import step_size, straight_through
-from .scales import UNBIASED, Quantizer, to_blocks, to_codes, uncut
+from .scales import UNBIASED, Quantizer
 
 # A Quantizer for every leaf; or a tree of `Quantizer | None` (None: the leaf
 # is not rounded), or a function of params that makes such a tree.
@@ -259,24 +260,23 @@ def _check(path: str, leaf, quantizer: Quantizer, unbiased: bool) -> None:
     )
   if unbiased:
     _check_unbiased(quantizer, f"leaf {path}")
-  batch, axis, size = quantizer.batch_axes, quantizer.axis, quantizer.block_size
+  batch, size = quantizer.batch_axes, quantizer.block_size
   if batch > len(shape):
     raise ValueError(
       f"batch_axes={batch} but leaf {path} has shape {shape}. Give it a "
       "Quantizer of its own, None, or mask it out."
     )
-  if axis is None:
-    return
-  if not -len(shape) <= axis < len(shape) or axis % len(shape) < batch:
-    raise ValueError(
-      f"axis={axis} but leaf {path} has shape {shape} (batch_axes={batch}). "
-      "Give it a Quantizer of its own, None, or mask it out."
-    )
-  if size is not None and shape[axis] % size:
-    divisors = [n for n in range(1, shape[axis] + 1) if shape[axis] % n == 0]
-    near = sorted(divisors, key=lambda n: abs(n - size))[:2]
-    raise ValueError(
-      f"block_size={size} does not divide axis {axis} of leaf {path}, which "
-      f"has shape {shape}. Divisors near it: {sorted(near)}; or "
-      "block_size=None for one block a line."
-    )
+  for axis in quantizer.axes:
+    if not -len(shape) <= axis < len(shape) or axis % len(shape) < batch:
+      raise ValueError(
+        f"axis={axis} but leaf {path} has shape {shape} (batch_axes={batch}). "
+        "Give it a Quantizer of its own, None, or mask it out."
+      )
+    if size is not None and shape[axis] % size:
+      divisors = [n for n in range(1, shape[axis] + 1) if shape[axis] % n == 0]
+      near = sorted(divisors, key=lambda n: abs(n - size))[:2]
+      raise ValueError(
+        f"block_size={size} does not divide axis {axis} of leaf {path}, which "
+        f"has shape {shape}. Divisors near it: {sorted(near)}; or "
+        "block_size=None for one block a line."
+      )

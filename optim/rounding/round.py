@@ -25,19 +25,17 @@ import jax.numpy as jnp
 
 from ..common.meshes import on_any_mesh
 from . import grids
-from .scales import (
-  Quantizer,
+from .blocks import (
   as_floats,
   cut,
-  from_codes,
-  load,
   saturated,
-  store,
   to_blocks,
   to_codes,
   to_largest,
   uncut,
 )
+from .scales import Quantizer, from_codes
+from .storage import load, store
 
 
 def step_size(x: jax.Array, quantizer: Quantizer) -> jax.Array:
@@ -106,8 +104,9 @@ def round_random(
   """Rounds to the upper or lower grid point, at random, with mean x.
 
   The draw has 16 random bits an element, so the mean is off by at most 2^-17 of
-  the gap. "absmax" and "pow2_ceil" are unbiased. "pow2_floor" and "nvfp4"
-  saturate elements beyond the largest code, and are biased towards zero there.
+  the gap. "absmax", "pow2_ceil" and "nvfp4_up" are unbiased. "pow2_floor" and
+  "nvfp4" saturate elements beyond the largest code, and are biased towards zero
+  there.
 
   Args:
     key: A key of `jax.random`; draws are independent over elements.
@@ -117,10 +116,15 @@ def round_random(
   Returns:
     Like x, float32; without a gradient.
   """
+  x = as_floats(x)
+  return round_by(jax.random.bits(key, x.shape, jnp.uint16), x, quantizer)
+
+
+def round_by(bits: jax.Array, x: jax.Array, quantizer: Quantizer) -> jax.Array:
+  """`round_random` by given bits, uint16 and of the shape of x."""
   x, blocks, codes = _in_codes(jax.lax.stop_gradient(x), quantizer)
   k, spacing = grids.locate(codes, quantizer.grid)
   lower = jnp.floor(k)
-  bits = jax.random.bits(key, x.shape, jnp.uint16)
   draw, _ = cut((bits.astype(k.dtype) + 0.5) / 2**16, quantizer)
   # k - lower is exact, and 0 on the grid: such elements never move.
   k = lower + (draw < k - lower)

@@ -180,7 +180,12 @@ def test_nvfp4():
     (lambda: _quantizer("INT4", None, 32), "block_size=32 needs the axis"),
     (lambda: _quantizer("INT4", batch_axes=-1), "batch_axes=-1 must be an int"),
     (lambda: _quantizer("INT4", batch_axes=1.0), "batch_axes=1.0 must be"),
-    (lambda: _quantizer("INT4", (0, 1)), r"axis=\(0, 1\) must be an int"),
+    (lambda: _quantizer("INT4", (0, 1, 2)), r"axis=\(0, 1, 2\) must be"),
+    (lambda: _quantizer("INT4", (0, 1.0)), r"axis=1.0 must be an int"),
+    (
+      lambda: optim.round_nearest(np.ones((3, 2)), _quantizer("INT4", (1, -1))),
+      r"axis=\(1, -1\) of x of shape \(3, 2\) must be two different axes",
+    ),
     (lambda: _quantizer("INT4", "x"), "axis='x' must be an int"),
     (lambda: _quantizer("INT4", 1.0), "axis=1.0 must be an int"),
     (lambda: _quantizer("INT4", scale="nvfp4"), "grid=E2M1 only, got INT4"),
