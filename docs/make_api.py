@@ -246,6 +246,9 @@ def entry(package: str, name: str, states: list[State]) -> str:
     parts += class_parts(value, title)
   elif inspect.isfunction(value):
     parts += function_parts(value, title, states)
+  elif isinstance(value, dict):
+    keys = [f"{key}={type(item).__name__}" for key, item in value.items()]
+    parts.append(block(filled(f"{title} = dict", keys)))
   else:
     arguments = [f"{k}={shown(v)}" for k, v in vars(value).items()]
     parts.append(block(filled(f"{title} = {type(value).__name__}", arguments)))

@@ -119,7 +119,7 @@ _FP8, _FP4 = Slot(E4M3), Slot(E2M1)
 _NVFP4 = Slot(E2M1, 16, "nvfp4")
 
 # By name; `dataclasses.replace` changes one.
-PRODUCT_RECIPES: dict[str, Slots] = {
+PRODUCT_RECIPES = {
   "none": Slots(),
   "mxfp8_e4m3": every(_FP8),
   # Gradients have a wider range and fewer digits.
