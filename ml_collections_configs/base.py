@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.train = _train()
   c.mesh = _mesh()
   c.quant = _quant()
+  c.product = _product()
   c.eval = _eval()
   c.checkpoint = _checkpoint()
   c.log = _log()
@@ -220,6 +221,19 @@ def _quant() -> ml_collections.ConfigDict:
   c.curvature_decay = 0.99  # Of the average of empirical or sampled.
   c.fisher_rows = 1  # sampled: rows of each update that labels are drawn for.
   c.draws = 8  # Roundings at random that the last evaluation averages.
+  return c
+
+
+def _product() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  # Operands of products in few bits: a name of `optim.PRODUCT_RECIPES`, e.g.
+  # mxfp8_e4m3 | mxfp6 | mxfp4_random | nvfp4 | weights_only | forward_only.
+  c.recipe = "none"
+  # Of single products: (("head", "mxfp8_e4m3"), ("ffn.out", (("g_dw",
+  # "fp8_e5m2"),)), ...), see `lm/model/product_slots.py`.
+  c.overrides = ()
+  c.high_layers = 0  # So many first and last layers stay as they are.
+  c.switch_at = ()  # ((updates made, recipe), ...): another one from there on.
   return c
 
 

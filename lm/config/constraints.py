@@ -29,7 +29,7 @@ def bounds(config: Config) -> list[str]:
 def rules(config: Config) -> list[str]:
   """Every rule between keys that a configuration within `bounds` breaks."""
   found: list[str] = []
-  for rule in (_model, _data, _train, _optim, _mesh, _quant, _eval):
+  for rule in (_model, _data, _train, _optim, _mesh, _quant, _product, _eval):
     found += rule(config)
   return found
 
@@ -293,6 +293,31 @@ def _quant(config: Config) -> Iterator[str]:
     re.compile(q.paths)
   except re.error as error:
     yield f"config.quant.paths={q.paths!r} is no regular expression: {error}."
+
+
+def _product(config: Config) -> Iterator[str]:
+  p, entry = config.product, config.model.product
+  used = p.recipe != "none" or p.overrides or p.switch_at
+  if used and entry not in ("plain", "slots"):
+    yield (
+      f"config.product.recipe={p.recipe!r} and config.model.product={entry!r} "
+      "both say how products are computed; leave one of them out."
+    )
+  last, total = 0, ramp.num_steps(config)
+  for entry in p.switch_at:
+    fits = isinstance(entry, tuple) and len(entry) == 2
+    if not fits or not isinstance(entry[0], int) or isinstance(entry[0], bool):
+      yield (
+        f"config.product.switch_at has {entry!r}, expected pairs (updates "
+        "made, recipe), e.g. ((1000, 'none'),)."
+      )
+      return
+    if not last < entry[0] < total:
+      yield (
+        f"config.product.switch_at has {entry[0]} updates, which must be more "
+        f"than {last} and fewer than the run's {total}."
+      )
+    last = entry[0]
 
 
 def _eval(config: Config) -> Iterator[str]:

@@ -106,11 +106,40 @@ def from_config_dict(
     raise ConfigError("\n".join(problems))
   built = _build(Config, config)
   problems = constraints.bounds(built)
+  made = with_product(built)
   if not problems:
-    problems = constraints.rules(built) + entries(built)
+    problems = constraints.rules(built) + entries(made)
   if problems:
     raise ConfigError("\n".join(problems))
-  return built
+  return made
+
+
+def with_product(config: Config, recipe: str | None = None) -> Config:
+  """The configuration whose model has the entry of `config.product`, if any.
+
+  Args:
+    config: It.
+    recipe: In place of `config.product.recipe`, e.g. of `switch_at`.
+  """
+  p, m = config.product, config.model
+  recipe = p.recipe if recipe is None else recipe
+  if recipe == "none" and not p.overrides and m.product != "slots":
+    return config
+  if p == type(p)():  # The model's own keys choose the entry.
+    return config
+  pairs = (
+    ("high_layers", p.high_layers),
+    ("overrides", p.overrides),
+    ("recipe", recipe),
+  )
+  model = dataclasses.replace(m, product="slots", product_kwargs=pairs)
+  return dataclasses.replace(config, model=model)
+
+
+def product_phases(config: Config) -> list[tuple[int, Config]]:
+  """(updates made before, configuration) of each recipe of a run, in order."""
+  later = config.product.switch_at
+  return [(0, config), *((at, with_product(config, r)) for at, r in later)]
 
 
 def resolve(

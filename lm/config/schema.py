@@ -230,6 +230,16 @@ class QuantConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProductConfig:
+  """Section `product`; see `lm/model/product_slots.py`."""
+
+  recipe: str = "none"
+  overrides: tuple[Any, ...] = ()
+  high_layers: int = _at_least(0, "layers", default=0)
+  switch_at: tuple[Any, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
   """Section `eval`."""
 
@@ -280,6 +290,7 @@ class Config:
   train: TrainConfig
   mesh: MeshConfig
   quant: QuantConfig
+  product: ProductConfig = ProductConfig()
   eval: EvalConfig
   checkpoint: CheckpointConfig
   log: LogConfig

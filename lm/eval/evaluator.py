@@ -1,5 +1,6 @@
 """Scoring during a run: the eval sets, one compiled step for all of them."""
 
+import copy
 from typing import Any
 
 import jax
@@ -44,7 +45,13 @@ class Evaluator:
     )
     self._step: Any = None
     self._points: dict[str | None, Any] = {}
-    self._seen: Any = None
+    self._seen: list[Any] = []  # One function; a list can be shared.
+
+  def of(self, parts: Parts) -> "Evaluator":
+    """The same splits for a model that differs in its products alone."""
+    other = copy.copy(self)  # The points and what is seen are shared.
+    other._parts, other._step = parts, None
+    return other
 
   def compile(self) -> None:
     """Compiles the step; may run in a thread beside other compilations."""
@@ -72,7 +79,7 @@ class Evaluator:
   def compile_points(self) -> None:
     """Compiles `point` for all names; may run in a thread as well."""
     with jax.set_mesh(self._parts.mesh):
-      self._seen = seen.compiled(self._parts, "eval")
+      self._seen[:] = [seen.compiled(self._parts, "eval")]
       for name in (None, *self.averages):
         self._points[name] = points.compiled(self._parts, name)
 
@@ -88,7 +95,7 @@ class Evaluator:
     """
     if name not in self._points:
       self.compile_points()
-    return self._seen(self._points[name](train_state), train_state)
+    return self._seen[0](self._points[name](train_state), train_state)
 
   def run(self, params: Any, max_batches: int) -> dict[str, EvalResult]:
     """Scores every set.

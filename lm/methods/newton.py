@@ -16,10 +16,11 @@ import optax
 
 import optim
 
-from ..config import ramp
+from ..config import load, ramp
 from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..model import params as param_table
+from ..model import product_slots
 from ..model.mesh import constrain
 from ..model.transformer import Transformer
 from ..objectives import sums
@@ -40,7 +41,22 @@ def num_search_batches(config: Config) -> int:
 def problems(config: Config) -> list[str]:
   """What is wrong with the configuration of Gauss-Newton."""
   found = optimizer.problems(config, _inner(config), tables=True)
-  return [*_own_problems(config), *found]
+  return [*_own_problems(config), *_product_problems(config), *found]
+
+
+def _product_problems(config: Config) -> Iterator[str]:
+  """Rounding a gradient has no forward mode, which the products need."""
+  for _, phase in load.product_phases(config):
+    m, p = phase.model, config.product
+    if m.product == "slots" and product_slots.rounds_gradients(m):
+      recipes = ", ".join(product_slots.forward_recipes())
+      yield (
+        f"config.product.recipe={p.recipe!r} (overrides={p.overrides}, "
+        f"switch_at={p.switch_at}) rounds the gradients of products, which "
+        f"{config.optim.name} differentiates in forward mode; take one of "
+        f"{recipes}, or another config.optim.name."
+      )
+      return
 
 
 def _inner(config: Config) -> optimizer.Choice:

@@ -24,6 +24,7 @@ from ..config.schema import ModelConfig
 from . import attention, layers
 from . import params as param_table
 from .cache import Cache
+from .draws import Draws
 from .ffn import table as feed_forwards
 from .mesh import axis_size, constrain
 from .mixers import table as mixers
@@ -60,13 +61,17 @@ class Transformer(nn.Module):
     return self.logits(self.hidden(tokens_BL)[0])
 
   def hidden(
-    self, tokens_BL: jax.Array, reach: attention.Reach | None = None
+    self,
+    tokens_BL: jax.Array,
+    reach: attention.Reach | None = None,
+    draws: Draws | None = None,
   ) -> tuple[jax.Array, Sums]:
     """Activations after the final norm, and sums that the layers report.
 
     Args:
       tokens_BL: Token ids.
       reach: What each position sees; None: what stands before it.
+      draws: Keys of random numbers; None: nothing is drawn.
 
     Returns:
       Activations [B, L, D] in the compute dtype; sums over all tokens and
@@ -78,13 +83,24 @@ class Transformer(nn.Module):
       where = (starts_BL, None)
     else:
       where = tuple(reach)
-    hidden_BLD, _, sums = self._run(tokens_BL, index_BL, *where, None)
+    hidden_BLD, _, sums = self._run(tokens_BL, index_BL, *where, None, draws)
     return hidden_BLD, sums
 
-  def logits(self, hidden_BLD: jax.Array) -> jax.Array:
-    """The head alone: float32 logits from the result of `hidden`."""
+  def logits(
+    self,
+    hidden_BLD: jax.Array,
+    draws: Draws | None = None,
+    chunk: int | jax.Array | None = None,
+  ) -> jax.Array:
+    """The head alone: float32 logits from the result of `hidden`.
+
+    Args:
+      hidden_BLD: Activations, or some positions of them.
+      draws: As for `hidden`.
+      chunk: Number of the positions, if the head is applied in parts.
+    """
     output = self.embed.attend if self.cfg.tied else self.head
-    logits_BLV = output(hidden_BLD)
+    logits_BLV = output(hidden_BLD, Context(self.cfg, chunk, draws))
     logits_BLV = layers.soft_cap(logits_BLV, self.cfg.logit_soft_cap)
     if self.cfg.real_V < self.cfg.V:
       is_real_V = jnp.arange(self.cfg.V) < self.cfg.real_V
@@ -118,12 +134,12 @@ class Transformer(nn.Module):
     cache = Cache(caches, length_B + offsets_T.size, starts_BT[:, -1])
     return self.logits(hidden_BTD), cache
 
-  def _run(self, tokens_BL, index_BL, starts_BL, last_BL, caches):
+  def _run(self, tokens_BL, index_BL, starts_BL, last_BL, caches, draws=None):
     cfg = self.cfg
     positions_BL = index_BL
     if cfg.restart_positions:
       positions_BL = index_BL - starts_BL
-    x_BLD = self.embed(tokens_BL)
+    x_BLD = self.embed(tokens_BL, Context(cfg, draws=draws))
     if cfg.positions == "learned":
       x_BLD += self.positions(positions_BL)
     rope = None
@@ -132,7 +148,8 @@ class Transformer(nn.Module):
       rope = layers.rope_angles(positions_BL, cfg.K, cfg.rope_base, layout)
     first_BL = starts_BL if cfg.isolate_documents else None
     places = attention.Places(index_BL, first_BL, rope, last_BL)
-    x_BLD, (caches, sums) = self.blocks(x_BLD, caches, places)
+    layers_N = None if draws is None else jnp.arange(cfg.N)
+    x_BLD, (caches, sums) = self.blocks(x_BLD, caches, layers_N, places, draws)
     sums = jax.tree.map(lambda sums_N: jnp.sum(sums_N, axis=0), sums)
     return self.final_norm(x_BLD), caches, sums
 
@@ -141,13 +158,21 @@ class Block(nn.Module):
   """One layer: mixer and feed-forward block, each added to the stream."""
 
   cfg: ModelConfig
+  number: int | None = None  # Of the layer, where layers stand one by one.
 
   @nn.compact
   def __call__(
-    self, x_BLD: jax.Array, cache: param_table.Tree, places: attention.Places
+    self,
+    x_BLD: jax.Array,
+    cache: param_table.Tree,
+    layer: int | jax.Array | None,
+    places: attention.Places,
+    draws: Draws | None,
   ) -> tuple[jax.Array, tuple[param_table.Tree, Sums]]:
     """Returns the stream after the layer, the layer's cache and its sums."""
-    cfg, context = self.cfg, Context(self.cfg)
+    cfg = self.cfg
+    number = layer if self.number is None else self.number
+    context = Context(cfg, number, draws)
     w = _declare(self, param_table.block_specs(cfg))
     mixer, feed_forward = mixers.of(cfg), feed_forwards.of(cfg)
 
@@ -185,14 +210,15 @@ class UnrolledBlocks(nn.Module):
   cfg: ModelConfig
 
   @nn.compact
-  def __call__(self, x_BLD, caches, places):
+  def __call__(self, x_BLD, caches, layers_N, places, draws):
     """Returns the stream after all layers, their caches and sums stacked."""
+    del layers_N
     block = _remat(Block, self.cfg.remat, prevent_cse=True)
     after = []
     for i in range(self.cfg.N):
-      layer = block(self.cfg, name=str(i))
+      layer = block(self.cfg, number=i, name=str(i))
       cache = jax.tree.map(lambda x, i=i: x[i], caches)
-      x_BLD, left = layer(x_BLD, cache, places)
+      x_BLD, left = layer(x_BLD, cache, None, places, draws)
       after.append(left)
     return x_BLD, jax.tree.map(lambda *x: jnp.stack(x), *after)
 
@@ -220,15 +246,13 @@ class Embedding(nn.Module):
     """Declares the table."""
     self.table_VD = _declare(self, param_table.embed_specs(self.cfg))["table"]
 
-  def __call__(self, tokens_BL: jax.Array) -> jax.Array:
+  def __call__(self, tokens_BL: jax.Array, context: Context) -> jax.Array:
     """Rows of the table."""
     dtype = self.cfg.compute_dtype
     if axis_size("tensor") > 1:
       # A gather from a table split over its rows would be replicated first.
       onehot_BLV = jax.nn.one_hot(tokens_BL, self.cfg.V, dtype=dtype)
-      return Context(self.cfg).contract(
-        "embed", "blv,vd->bld", onehot_BLV, self.table_VD
-      )
+      return context.contract("embed", "blv,vd->bld", onehot_BLV, self.table_VD)
     # Each device looks up its columns for all rows of its replica. The columns
     # are then exchanged for the device's rows. The compiler's own plan sends
     # the rows of all devices to each device of a mesh with replicas.
@@ -237,9 +261,9 @@ class Embedding(nn.Module):
     rows_BLD = constrain(rows_BLD, ("replica_batch", "seq", "embed"))
     return constrain(rows_BLD, _RESIDUAL)
 
-  def attend(self, hidden_BLD: jax.Array) -> jax.Array:
+  def attend(self, hidden_BLD: jax.Array, context: Context) -> jax.Array:
     """Product with the transposed table, in float32."""
-    return _logits(self.cfg, "bld,vd->blv", hidden_BLD, self.table_VD)
+    return _logits(context, "bld,vd->blv", hidden_BLD, self.table_VD)
 
 
 class PositionTable(nn.Module):
@@ -261,14 +285,14 @@ class Head(nn.Module):
   cfg: ModelConfig
 
   @nn.compact
-  def __call__(self, hidden_BLD: jax.Array) -> jax.Array:
+  def __call__(self, hidden_BLD: jax.Array, context: Context) -> jax.Array:
     """Product with the kernel, in float32."""
     kernel_DV = _declare(self, param_table.head_specs(self.cfg))["kernel"]
-    return _logits(self.cfg, "bld,dv->blv", hidden_BLD, kernel_DV)
+    return _logits(context, "bld,dv->blv", hidden_BLD, kernel_DV)
 
 
-def _logits(cfg, equation, hidden_BLD, w):
-  return Context(cfg).contract(
+def _logits(context, equation, hidden_BLD, w):
+  return context.contract(
     "head", equation, hidden_BLD, w, out_dtype=jnp.float32
   )
 
@@ -293,7 +317,7 @@ def _stack_of_blocks(cfg):
     block,
     variable_axes={"params": 0},
     split_rngs={"params": True},
-    in_axes=(0, nn.broadcast),
+    in_axes=(0, 0, nn.broadcast, nn.broadcast),
     out_axes=0,
     length=cfg.N,
   )

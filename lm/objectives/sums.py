@@ -45,9 +45,9 @@ def view_sums(model: Transformer, params: Tree, view: View) -> LossSums:
   # Only these, or the scan over chunks would carry gradients of all others.
   head = {name: params[name] for name in ("embed", "head") if name in params}
 
-  def sums(head, hidden_BLD, targets_BL, weights_BL):
+  def sums(head, hidden_BLD, targets_BL, weights_BL, chunk=None):
     logits_BLV: typing.Any = model.apply(
-      {"params": head}, hidden_BLD, method="logits"
+      {"params": head}, hidden_BLD, view.draws, chunk, method="logits"
     )
     return token_sums(logits_BLV, targets_BL, weights_BL)
 
@@ -56,6 +56,8 @@ def view_sums(model: Transformer, params: Tree, view: View) -> LossSums:
     return sums(head, *parts)._replace(aux=aux)
 
   chunks = [_split_length(x, model.cfg.loss_chunk) for x in parts]
+  if view.draws is not None:  # Each chunk draws its own numbers.
+    chunks.append(jnp.arange(len(chunks[0])))
 
   def add_chunk(total, chunk):
     part = jax.checkpoint(sums, prevent_cse=False)(head, *chunk)
@@ -69,14 +71,20 @@ def view_sums(model: Transformer, params: Tree, view: View) -> LossSums:
 def view_hidden(model: Transformer, params: Tree, view: View) -> typing.Any:
   """Activations [B, L, D] for the head, and what the layers report."""
   return model.apply(
-    {"params": params}, view.inputs_BL, view.places, method="hidden"
+    {"params": params},
+    view.inputs_BL,
+    view.places,
+    view.draws,
+    method="hidden",
   )
 
 
 def view_logits(model: Transformer, params: Tree, view: View) -> typing.Any:
   """Logits [B, L, V] of a view, all at once."""
   hidden_BLD, _ = view_hidden(model, params, view)
-  return model.apply({"params": params}, hidden_BLD, method="logits")
+  return model.apply(
+    {"params": params}, hidden_BLD, view.draws, method="logits"
+  )
 
 
 def token_sums(

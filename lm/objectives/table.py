@@ -16,12 +16,13 @@ import numpy as np
 
 from ..config import options as option_keys
 from ..config.schema import Config, ModelConfig
+from ..model import products
 from ..model.param_spec import Tree
 from ..model.transformer import Transformer
 from . import decoding, next_token
 from .decoding import Sampling
 from .sums import LossSums, view_sums
-from .view import TRAINING, Batch, View, row_keys
+from .view import TRAINING, Batch, View, layer_draws, row_keys
 
 
 class Objective(NamedTuple):
@@ -90,7 +91,10 @@ class Chosen:
       stream: TRAINING or EVALUATION, which the draws depend on.
     """
     keys_B = row_keys(self.seed, stream, batch.index)
-    return self._call("view", cfg, batch.tokens, keys_B)
+    view = self._call("view", cfg, batch.tokens, keys_B)
+    if stream == TRAINING and products.draws(cfg):
+      view = view._replace(draws=layer_draws(self.seed, batch))
+    return view
 
   def count(self, cfg: ModelConfig, tokens_BL1: jax.Array) -> jax.Array:
     """The share [B] that each row has in the denominator of the loss."""

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import jax
 
 from ..model import attention
+from ..model.draws import Draws
 
 # The second number of a key. 1 and 2 are draws about weights and labels
 # (`lm/weights/rounded.py`).
 TRAINING, EVALUATION = 3, 4
+_LAYERS, _PRODUCTS = 5, 6
 
 
 class Batch(NamedTuple):
@@ -27,6 +29,7 @@ class Batch(NamedTuple):
 
   tokens: Any  # int32 [..., B, L + 1].
   index: Any  # int32 [..., B]: of the row, in its stream or split.
+  update: Any = None  # int32: of the update, where weights are drawn for it.
 
 
 class View(NamedTuple):
@@ -38,6 +41,7 @@ class View(NamedTuple):
   # What each position sees. None: what stands before it in its document, as the
   # inputs tell.
   places: attention.Reach | None = None
+  draws: Draws | None = None  # For what the model draws inside its layers.
 
 
 def row_keys(seed: int, stream: int, index_B: jax.Array) -> jax.Array:
@@ -50,3 +54,16 @@ def row_keys(seed: int, stream: int, index_B: jax.Array) -> jax.Array:
   """
   key = jax.random.fold_in(jax.random.key(seed), stream)
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
+
+
+def layer_draws(seed: int, batch: Batch) -> Draws:
+  """Keys of what a model draws inside its layers while it is trained.
+
+  Args:
+    seed: `config.seed`.
+    batch: Rows [B]; without `update`, all updates draw alike about weights.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), _PRODUCTS)
+  step = 0 if batch.update is None else batch.update
+  rows = row_keys(seed, _LAYERS, batch.index)
+  return Draws(rows, jax.random.fold_in(key, step))

@@ -3,7 +3,8 @@
     --config.train.branch_from=RUN[:STEP]
 
 A branch takes over the weights, optimiser, clock and place in the stream of the
-other run. It may have another batch, length, rate and schedule. The length
+other run. It may have another batch, length, rate, schedule and rounding of
+products. The length
 counts from the start of the other run. A branch with the same configuration
 makes the updates that the other run would have made, bit for bit.
 """
@@ -28,7 +29,9 @@ from . import checkpoint, length, resume, workdir
 _FREE = (
   "data.batch_size",
   "data.batch_schedule",
+  "model.product",
   "optim.learning_rate",
+  "product.",
   "schedule.",
   "train.branch_",
 )

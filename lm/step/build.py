@@ -138,6 +138,8 @@ def problems(config: Config) -> list[str]:
     config: Every value within its own bounds (`constraints.bounds`).
   """
   found = [*seams.problems(config.model), *objectives.problems(config)]
+  for _, later in load.product_phases(config)[1:]:
+    found += seams.problems(later.model)
   found += weights.problems(config)
   found += methods.of(config).problems(config)
   try:

@@ -14,6 +14,7 @@ import optim
 
 from ..config.schema import Config
 from ..methods import lotion, newton, optimizer, plain, schedule, sophia
+from ..model import products
 from ..objectives import table as objectives
 from ..weights import table as weights
 from . import newton_update, update
@@ -88,6 +89,7 @@ def plain_update(
       lambda params, rows: objective.loss_sums(model, params, rows),
       lambda tokens: objective.count(model.cfg, tokens),
       config.model.z_loss,
+      products.draws(config.model),
     ),
     parts.tx,
     schedule.learning_rate(config),

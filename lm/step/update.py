@@ -33,11 +33,13 @@ class Loss(NamedTuple):
       over the targets, and `aux` over the tokens.
     count: tokens [B, L + 1] -> [B], what each row adds to the denominator.
     z_coefficient: Of `z_loss`, the squared log-normaliser.
+    by_update: Whether rows are told the number of the update.
   """
 
   sums: Callable[[Any, Batch], Any]
   count: Callable[[jax.Array], jax.Array]
   z_coefficient: float = 0.0
+  by_update: bool = False
 
 
 class Context(NamedTuple):
@@ -117,6 +119,7 @@ def make_train_step(
     loss.count,
     constrain_like_weights,
     see if "micro" in probing.needs else None,
+    loss.by_update,
   )
 
   def train_step(state, buffer, n):
@@ -184,6 +187,7 @@ def _accumulator(
   count_fn: Callable[[jax.Array], jax.Array],
   constrain_like_weights: Callable[[Any], Any],
   see: Callable[[TrainState], Any] | None,
+  by_update: bool,
 ) -> Callable[..., Any]:
   """Makes (weights, buffer, n, state) -> (gradients, sums, total, micro).
 
@@ -200,11 +204,11 @@ def _accumulator(
     scale = total / jnp.maximum(own, 1)
     return jnp.stack([norm * scale**2, (own > 0).astype(jnp.float32)])
 
-  def add_up(weights, buffer, n, total, state, reduce=lambda x: x):
+  def add_up(weights, buffer, n, total, state, step, reduce=lambda x: x):
     pull = see(state)[1] if see else None  # Within `shard_map`, anew.
 
     def one(i):
-      rows = jax.tree.map(lambda x: x[i], buffer)
+      rows = jax.tree.map(lambda x: x[i], buffer)._replace(update=step)
       return rows, value_and_grad(weights, rows, total)
 
     def body(i, carry):
@@ -227,15 +231,17 @@ def _accumulator(
     counts = jnp.sum(jax.vmap(count_fn)(buffer.tokens), axis=1)
     counted = jnp.arange(len(counts)) < n
     total = jnp.maximum(jnp.sum(counts * counted), 1).astype(jnp.float32)
+    step = state.step if by_update else None
     if len(counts) == 1:
-      rows = jax.tree.map(lambda x: x[0], buffer)
+      rows = jax.tree.map(lambda x: x[0], buffer)._replace(update=step)
       grads, sums = value_and_grad(weights, rows, total)
       squares = ()
       if see:
         squares = square(grads, rows, total, see(shown)[1], lambda x: x)
       found = constrain_like_weights(grads), sums
     else:
-      found, squares = _reduced_once(add_up)(weights, buffer, n, total, shown)
+      args = (weights, buffer, n, total, shown, step)
+      found, squares = _reduced_once(add_up)(*args)
     grads, sums = found
     return grads, sums, total, jnp.divide(*squares) if see else None
 
@@ -248,8 +254,8 @@ def _reduced_once(add_up: Callable[..., Any]) -> Callable[..., Any]:
   The compiler alone would reduce gradients over `data` in every pass.
 
   Args:
-    add_up: (weights, buffer, n, total, state, reduce) -> (tree of sums over
-      rows, tree of what was reduced already).
+    add_up: (weights, buffer, n, total, state, step, reduce) -> (tree of sums
+      over rows, tree of what was reduced already).
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.shape["data"] == 1:
@@ -265,7 +271,7 @@ def _reduced_once(add_up: Callable[..., Any]) -> Callable[..., Any]:
   rows, same = PartitionSpec(None, "data"), PartitionSpec()
   return jax.shard_map(
     alone,
-    in_specs=(same, rows, same, same, same),
+    in_specs=(same, rows, same, same, same, same),
     out_specs=same,
     axis_names={"data"},
     check_vma=False,

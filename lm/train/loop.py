@@ -12,18 +12,22 @@ import contextlib
 import os
 from collections.abc import Generator, Iterator
 from concurrent import futures
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from ..config import ramp
+from ..config import load, ramp
 from ..config.schema import Config
 from ..data.stream import Prefetcher
+from ..eval.evaluator import Evaluator
 from ..model import mesh as meshes
+from ..model.transformer import Transformer
 from ..objectives.view import Batch
 from ..probes import table as probes
 from ..runs import branch, lock, resume, weights, workdir
 from ..step import build, memory
+from ..step.parts import Parts
 from . import compiles, jobs
 from .session import Session, open_session
 
@@ -60,12 +64,15 @@ def train(config: Config, folder: str | os.PathLike) -> int:
 def _steps(s: Session) -> int:
   """Makes the updates that are left; returns the exit code."""
   config = s.parts.config
-  last = ramp.num_steps(config)
+  phases = _phases(s)
   with futures.ThreadPoolExecutor(1) as other_core:
-    scoring = other_core.submit(_compile_scoring, s)
+    scoring = other_core.submit(_compile_scoring, s, phases)
     steps = {
-      due: build.compile_step(s.parts, probes.probing(config, due))
-      for due in probes.sets(config, s.clock.step + 1, last)
+      (phase.begin, due): build.compile_step(
+        phase.parts, probes.probing(config, due)
+      )
+      for phase in phases
+      for due in probes.sets(config, phase.begin + 1, phase.end)
     }
     scoring.result()
   due_at = probes.schedule(config)
@@ -80,7 +87,9 @@ def _steps(s: Session) -> int:
       next(profile)
       due = due_at(s.clock.step + 1)
       n = np.int32(rows // pass_rows)
-      s.state, metrics = steps[due](s.state, buffer, n)
+      phase = next(p for p in phases if s.clock.step < p.end)
+      s.evaluator = phase.evaluator
+      s.state, metrics = steps[phase.begin, due](s.state, buffer, n)
       s.clock = s.clock.advance(rows, config.data.seq_length)
       more = {"train/batch_size": np.int32(rows)} if ramps else {}
       s.reporter.push(
@@ -95,8 +104,35 @@ def _steps(s: Session) -> int:
   return 0
 
 
-def _compile_scoring(s: Session) -> None:
-  s.evaluator.compile()
+class _Phase(NamedTuple):
+  """Updates begin + 1, ..., end, whose products have one recipe."""
+
+  begin: int
+  end: int
+  parts: Parts
+  evaluator: Evaluator
+
+
+def _phases(s: Session) -> list[_Phase]:
+  """Those that are left; one of them but for `config.product.switch_at`."""
+  config, now = s.parts.config, s.clock.step
+  recipes = load.product_phases(config)
+  ends = [*(begin for begin, _ in recipes[1:]), ramp.num_steps(config)]
+  found = []
+  for (begin, other), end in zip(recipes, ends, strict=True):
+    if end <= now and end != ends[-1]:
+      continue
+    parts, evaluator = s.parts, s.evaluator
+    if other is not config:
+      parts = parts._replace(config=other, model=Transformer(other.model))
+      evaluator = evaluator.of(parts)
+    found.append(_Phase(max(begin, now), end, parts, evaluator))
+  return found
+
+
+def _compile_scoring(s: Session, phases: list[_Phase]) -> None:
+  for phase in phases:
+    phase.evaluator.compile()
   s.evaluator.compile_points()
   if s.rounder is not None:
     s.rounder.compile()

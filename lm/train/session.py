@@ -20,7 +20,7 @@ from .reporter import Reporter
 
 @dataclasses.dataclass
 class Session:
-  """What the loop and its jobs share; only the first three fields change."""
+  """What the loop and its jobs share; only the first four fields change."""
 
   state: state.TrainState  # Training state after the newest update.
   clock: resume.Clock  # Where that is.
@@ -28,10 +28,11 @@ class Session:
   # of an average; None for the weights themselves.
   scores: dict[str | None, float]
 
+  evaluator: Evaluator  # Of the recipe of the newest update.
+
   parts: Parts
   path: pathlib.Path
   stream: Stream
-  evaluator: Evaluator
   rounder: Rounder | None
   checkpointer: Checkpointer
   reporter: Reporter
@@ -97,10 +98,10 @@ def open_session(
     state=train_state,
     clock=clock,
     scores={},
+    evaluator=evaluator,
     parts=parts,
     path=path,
     stream=stream,
-    evaluator=evaluator,
     rounder=None if parts.quantizers is None else Rounder(parts),
     checkpointer=checkpointer,
     reporter=Reporter(parts, writer, progress, stopwatch, clock),
