@@ -193,6 +193,29 @@ def to_dict(config: Config) -> dict[str, Any]:
   return plain | {translations.FORMAT: 1}
 
 
+def told(config: Config) -> dict[str, Any]:
+  """`to_dict` without the fields that have the default of the schema.
+
+  A new key has a default there, so what this returns of an old configuration
+  stays as it was: names of runs are hashes of it.
+  """
+  plain = to_dict(config)
+  del plain[translations.FORMAT]
+  return _without_defaults(config, plain)
+
+
+def _without_defaults(section: Any, plain: dict[str, Any]) -> dict[str, Any]:
+  found = {}
+  for field in dataclasses.fields(section):
+    value = getattr(section, field.name)
+    if field.default is not dataclasses.MISSING and value == field.default:
+      continue
+    found[field.name] = plain[field.name]
+    if dataclasses.is_dataclass(value):
+      found[field.name] = _without_defaults(value, plain[field.name])
+  return found
+
+
 def from_dict(plain: dict[str, Any]) -> Config:
   """Rebuilds a configuration that `to_dict` made, through JSON or not.
 

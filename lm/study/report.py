@@ -3,7 +3,10 @@
 import datetime
 import importlib.metadata
 import json
+import os
 import pathlib
+import platform
+import re
 import subprocess
 from typing import Any
 
@@ -77,7 +80,17 @@ def _times(s: Session, found: plan.Plan) -> dict[str, Any]:
   for cell in s.study.cells:
     mine = {f"{a} in {c}": x for (a, c), x in configs.items() if c == cell}
     ms |= clock.time_updates(mine)
-  return {"update_ms": ms, "measured": f"{datetime.date.today()}"}
+  day = f"{datetime.date.today()}"
+  return {"update_ms": ms, "measured": day, "machine": machine()}
+
+
+def machine() -> str:
+  """Cores and processor of this machine."""
+  info, model = pathlib.Path("/proc/cpuinfo"), platform.processor()
+  if info.is_file():
+    found = re.search(r"model name\s*: (.*)", info.read_text())
+    model = found[1] if found else model
+  return f"{os.cpu_count()} cores, {model or platform.machine()}"
 
 
 def _configs(s: Session, found: plan.Plan) -> dict[tuple[str, str], Any]:

@@ -94,7 +94,11 @@ def _made_by(result: Result, times: Times) -> list[str]:
   words += f", on {', '.join(made['devices']) or 'no machine so far'}."
   words += f" The page was made by commit {made['commit'] or 'unknown'} with "
   versions = [f"{name} {version}" for name, version in made["versions"].items()]
-  return [f"```sh\n{made['command']}\n```", f"{words}{', '.join(versions)}."]
+  words += f"{', '.join(versions)}."
+  if times.get("machine"):
+    words += f" Updates were timed on {times['measured']}, on a machine of "
+    words += f"{times['machine']}."
+  return [f"```sh\n{made['command']}\n```", words]
 
 
 def _arm(result: Result, times: Times, row: Row) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ml_collections_configs import sweeps
 
 from ..cli import children, flags, overrides, text
-from ..config import errors, load, translations
+from ..config import errors, load
 from ..config.errors import InputError
 from ..config.schema import Config
 from ..runs import lock, read
@@ -95,9 +95,7 @@ def expand(runs: Sequence[Mapping[str, Any]]) -> list[Job]:
       problems.append(f"run {i}: {error}")
       continue
     name = run.get("name") or _name(run["config"], changes)
-    plain = load.to_dict(resolved)
-    del plain[translations.FORMAT]  # Jobs keep their names.
-    text = json.dumps(plain, sort_keys=True)
+    text = json.dumps(load.told(resolved), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     jobs.append(Job(f"{safe_name(name)}-{digest}", run["config"], changes))
   ids = [job.id for job in jobs]
