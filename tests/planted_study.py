@@ -86,7 +86,7 @@ class Memory:
     scores = study.scores
     self.found[run.id] = Record(
       clock, dict.fromkeys(scores, loss),
-      dict.fromkeys(scores, (tokens, values)), 1.0, math.nan, "planted", {},
+      dict.fromkeys(scores, (tokens, values)), 1.0, math.nan, "planted", 0,
     )  # fmt: skip
 
   def finish(self, choose=lambda wave: wave):

@@ -12,6 +12,13 @@ from typing import Any
 _POLL = 0.05  # Seconds.
 
 
+def num_cores() -> int:
+  """Cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def shares_of_cores(count: int) -> list[set[int]]:
   """Cores for each of `count` programs at once; empty sets for no limit.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from ..cli import program
+from ..cli import children, program
 from ..cli.text import human
 from ..config import load, ramp
 from ..config.errors import ConfigError
@@ -111,6 +111,7 @@ def facts(parts: Parts, data: dict[str, layout.Prepared]) -> dict[str, Any]:
     ),
     "mesh": dict(parts.mesh.shape),
     "device": parts.mesh.devices.flat[0].device_kind,
+    "cores": children.num_cores(),
     "processes": jax.process_count(),
     "num_steps": ramp.num_steps(parts.config),
     "tokens_per_step": parts.config.tokens_per_step,

@@ -32,7 +32,7 @@ class Record(NamedTuple):
   depth: float  # Passes one after the other of an update; 1 if not logged.
   seconds: float
   device: str
-  versions: Mapping[str, str]
+  cores: int  # That it could use; 0 if not told.
 
   @property
   def tokens(self) -> float:
@@ -76,7 +76,7 @@ def find(
       f"{folder} was made by {made_by or 'lm.main'}, not by "
       f"{trainer or 'lm.main'}; give each trainer a --root of its own."
     )
-  facts = str(info.get("device", "")), info.get("versions", {})
+  facts = str(info.get("device", "")), int(info.get("cores", 0))
   if info["status"] == "crashed":
     lost, never = dict.fromkeys(scores, math.inf), np.array([math.nan])
     return Record((never, never), lost, {}, 1.0, math.nan, *facts)

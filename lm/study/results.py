@@ -250,7 +250,7 @@ def _runs(book: Book) -> list[dict[str, Any]]:
     found[run.id] = {
       "id": run.id, "uses": [use], "seed": run.seed, "tokens": run.tokens,
       "settings": run.settings, "losses": record.losses,
-      "command": command(run),
+      "command": command(run, record),
     }  # fmt: skip
     if run.role == REPORT:
       found[run.id]["curves"] = {
@@ -259,10 +259,16 @@ def _runs(book: Book) -> list[dict[str, Any]]:
   return [found[id_] for id_ in sorted(found)]
 
 
-def command(run: Run) -> str:
-  """The command line that makes a run."""
+def command(run: Run, record: Record) -> str:
+  """The command line that makes a run, on Linux with as many cores.
+
+  On a CPU a sum over more cores has another order, and so other bits.
+  """
   given = overrides.arguments(run.job.config, run.job.overrides)
-  return shlex.join(["python", "-m", "lm.main", *given])
+  pinned = []
+  if record.cores and record.device == "cpu":
+    pinned = ["taskset", "-c", f"0-{record.cores - 1}"]
+  return shlex.join([*pinned, "python", "-m", "lm.main", *given])
 
 
 def plain(value: Any) -> Any:
