@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from ..config import options as option_keys
 from ..config.schema import Config
 from ..step import methods
+from ..step.parts import Parts
 from ..step.update import Context, Metrics, Probing
-from . import leaf_statistics, noise_scale
+from . import leaf_statistics, microscaling, noise_scale
 
-NEEDS = ("state", "rows", "grads", "updates", "micro")
+NEEDS = ("state", "rows", "grads", "updates", "micro", "parts")
 Due = frozenset[str]
 
 
@@ -44,8 +45,9 @@ class Probe(NamedTuple):
     due: (config, step) -> whether update `step`, counted from 1, is measured.
       None: every `every` updates, a key of the options.
     needs: Fields of `lm.step.update.Context` that it reads, out of `NEEDS`; the
-      others are None. "rows" comes with `count`; "micro" is `micro_grad_sq`.
-      Gauss-Newton offers state, rows and updates.
+      others are None. "rows" comes with `count`; "micro" is `micro_grad_sq`;
+      "parts" are those of the run. Gauss-Newton offers state, rows, updates and
+      parts.
     measure: Context -> scalars by the key under which they are logged.
     problems: config -> what is wrong with it for this probe.
     options: Frozen dataclass with the probe's own keys and their defaults.
@@ -69,6 +71,12 @@ PROBES: dict[str, Probe] = {
     needs=("micro",),
     measure=noise_scale.measure,
     problems=noise_scale.problems,
+  ),
+  "microscaling": Probe(
+    due=None,
+    needs=("state", "rows", "parts"),
+    measure=microscaling.measure,
+    options=microscaling.Options,
   ),
 }
 
@@ -97,20 +105,21 @@ def sets(config: Config, first: int, last: int) -> set[Due]:
   return set(map(schedule(config), range(first, last + 1)))
 
 
-def probing(config: Config, names: Due) -> Probing:
+def probing(parts: Parts, names: Due) -> Probing:
   """What the update has to measure for some probes.
 
   Args:
-    config: Of the run.
+    parts: Of the run.
     names: Out of those of `named`.
   """
+  config = parts.config
   chosen = [(PROBES[n], named(config)[n]) for n in sorted(names)]
   needs = {need for probe, _ in chosen for need in probe.needs}
 
   def measure(context: Context) -> Metrics:
     found: Metrics = {}
     for probe, keys in chosen:
-      shown = _only(context, probe.needs)
+      shown = _only(context._replace(parts=parts), probe.needs)
       found |= probe.measure(shown, **_passed(probe, keys))
     return found
 
@@ -133,7 +142,7 @@ def problems(config: Config) -> list[str]:
     pairs = tuple(keys.items())
     found += option_keys.problems(probe.options, pairs, path)
     found += probe.problems(config)
-    missing = {*probe.needs} - {*methods.of(config).shows}
+    missing = {*probe.needs} - {*methods.of(config).shows, "parts"}
     if missing:
       found.append(
         f"{path} needs {', '.join(sorted(missing))}, which "
@@ -166,6 +175,7 @@ def _only(context: Context, needs: Iterable[str]) -> Context:
     "grads": ("grads",),
     "updates": ("updates",),
     "micro": ("micro_grad_sq",),
+    "parts": ("parts",),
   }
   names = [field for need in needs for field in fields[need]]
   return Context(**{name: getattr(context, name) for name in names})

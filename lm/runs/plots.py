@@ -33,7 +33,7 @@ _NORMS = (
 def draw(
   runs: Sequence[Run], out: str | pathlib.Path, *, log_x: bool = False
 ) -> list[pathlib.Path]:
-  """Writes loss.png, learning_rate.png and norms.png.
+  """Writes loss.png, learning_rate.png and norms.png, of some microscaling.png.
 
   Returns:
     The files.
@@ -45,6 +45,8 @@ def draw(
     "learning_rate.png": _learning_rate_figure(runs, log_x),
     "norms.png": _norms_figure(runs, log_x),
   }
+  if any("microscaling/zeta" in run.columns for run in runs):
+    figures["microscaling.png"] = _microscaling_figure(runs)
   for name, figure in figures.items():
     figure.savefig(out / name, dpi=150)
   return [out / name for name in figures]
@@ -99,6 +101,37 @@ def _norms_figure(runs, log_x):
       row[0].yaxis.set_major_formatter("{x:g}")
       row[0].yaxis.set_minor_formatter(ticker.NullFormatter())
   _legend(figure, runs)
+  return figure
+
+
+def _microscaling_figure(runs):
+  """The bias of gradients against the loss; then what the probe saw of gains.
+
+  zeta grows while the loss falls, since the true gradient shrinks and the error
+  does not: so it is drawn against the loss.
+  """
+  panels = (
+    ("microscaling/zeta", "|g_low - g| / |g|", "train/loss"),
+    ("microscaling/gain_last/floor", "share of gains in the last code", None),
+    ("microscaling/weight_over", "share of weights beyond it", None),
+  )
+  figure = mpl_figure.Figure(figsize=(10, 3.6), layout="constrained")
+  for axes, (key, label, other) in zip(
+    figure.subplots(1, 3), panels, strict=True
+  ):
+    for i, run in enumerate(runs):
+      if key not in run.columns:
+        continue
+      found = run.columns[key]
+      x = found.steps
+      if other:
+        known = run.columns[other]
+        x = np.interp(x, known.steps, known.values)
+      axes.plot(x, found.values, **look(i, marked=True))
+    axes.grid(True, color="0.9", linewidth=0.6)
+    axes.set(ylabel=label, xlabel="train loss" if other else "steps")
+  figure.axes[0].invert_xaxis()
+  _legend(figure, runs, "at the updates that the probe measured")
   return figure
 
 

@@ -53,6 +53,7 @@ class Context(NamedTuple):
     updates: What was added to the parameters.
     micro_grad_sq: Mean over the microbatches of the squared norm of a
       microbatch's own mean gradient, not clipped.
+    parts: `Parts` of the run, for probes that run the model.
   """
 
   state: Any = None
@@ -61,6 +62,7 @@ class Context(NamedTuple):
   grads: Any = None
   updates: Any = None
   micro_grad_sq: Any = None
+  parts: Any = None
 
 
 class Probing(NamedTuple):

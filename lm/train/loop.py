@@ -69,7 +69,7 @@ def _steps(s: Session) -> int:
     scoring = other_core.submit(_compile_scoring, s, phases)
     steps = {
       (phase.begin, due): build.compile_step(
-        phase.parts, probes.probing(config, due)
+        phase.parts, probes.probing(phase.parts, due)
       )
       for phase in phases
       for due in probes.sets(config, phase.begin + 1, phase.end)
