@@ -153,7 +153,14 @@ def quantized_einsum(
 
 
 def equation_axes(equation: str) -> Axes:
-  """The axes of blocks for an einsum of two arrays."""
+  """The axes of blocks for an einsum of two arrays.
+
+  Args:
+    equation: As of `quantized_einsum`.
+
+  Raises:
+    ValueError: For another equation.
+  """
   parts = equation.replace(" ", "").replace("->", ",").split(",")
   letters = "".join(parts)
   plain = len(parts) == 3 and letters.isalpha() and "->" in equation
