@@ -12,6 +12,8 @@ ours            the step that `python -m lm.main` runs, all its metrics
                 included, under the allocator settings it makes
 ours, system    the same under the system's allocator
 ours, base      as ours, but rotary positions and isolated documents
+ours, RECIPE    as ours, with `config.product.recipe`; by --peers only, e.g.
+                --peers="ours;ours, mxfp8_e4m3;ours, nvfp4"
 flax, system    a plain Flax and optax step of the same maths, as anyone runs it
 flax, settled   the same under our allocator settings
 torch...        the same model in PyTorch, with --torch-python (an interpreter
@@ -19,7 +21,7 @@ torch...        the same model in PyTorch, with --torch-python (an interpreter
 
 Same numbers first: every side starts from the same weights and sees the same
 tokens; unless the losses of the first steps agree, its times are not printed
-(not asked of other maths: "ours, base" and bfloat16).
+(not asked of other maths: "ours, base", recipes and bfloat16).
 """
 
 import argparse
@@ -44,7 +46,14 @@ JAX_PEERS = (
   "flax, settled",
 )
 TORCH_PEERS = ("torch, eager", "torch, compiled", "torch, bfloat16")
-OTHER_MATHS = ("ours, base", "torch, bfloat16")
+SAME_MATHS = (
+  "ours",
+  "ours, system",
+  "flax, system",
+  "flax, settled",
+  "torch, eager",
+  "torch, compiled",
+)
 BATCHES, FIRST_STEPS = 8, 4  # Batches in turn; steps whose losses must agree.
 TOLERANCE = 2e-3  # Relative, on losses after up to FIRST_STEPS updates.
 
@@ -74,7 +83,7 @@ def config_of(size, change=lambda config: None):
   return dataclasses.replace(config, model=model)
 
 
-def _ours(size, weights, *, base):
+def _ours(size, weights, *, base, recipe):
   import jax
   import jax.numpy as jnp
 
@@ -87,6 +96,7 @@ def _ours(size, weights, *, base):
     c.optim.kwargs.update(
       b1=peers.B1, b2=peers.B2, eps=peers.EPS, weight_decay=peers.DECAY
     )
+    c.product.recipe = recipe
     if not base:
       c.model.positions = "learned"
       c.model.isolate_documents = c.model.restart_positions = False
@@ -145,7 +155,9 @@ def work(peer, size, weights_file):
   elif peer.startswith("flax"):
     step = _flax(size, weights)
   else:
-    step = _ours(size, weights, base="base" in peer)
+    words = peer.partition(", ")[2]
+    recipe = "none" if words in ("", "base", "system") else words
+    step = _ours(size, weights, base=words == "base", recipe=recipe)
   batches = itertools.cycle(_rows(size))
   timing.serve(lambda: step(next(batches)))
 
@@ -222,8 +234,8 @@ def measure(size_name, names, options):
 
 def agree(losses):
   """Raises unless all sides of the same maths had the same losses."""
-  same = {p: x for p, x in losses.items() if p not in OTHER_MATHS}
-  reference, expected = next(iter(same.items()))
+  same = {p: x for p, x in losses.items() if p in SAME_MATHS}
+  reference, expected = next(iter(same.items()), ("", []))
   for peer, found in same.items():
     gaps = [abs(a / b - 1) for a, b in zip(found, expected, strict=True)]
     if max(gaps) > TOLERANCE:

@@ -81,6 +81,8 @@ def to_codes(blocks: Blocks, grid: Grid) -> jax.Array:
   """x / s, limited to the range of the grid; not yet rounded to codes."""
   x, scale = blocks.x, blocks.scale
   y = jnp.clip(divide(x, scale), -grid.code_max, grid.code_max)
+  if scale.top is None:
+    return y.astype(x.dtype)
   # A / (A / c) need not be c, but the largest is on the grid.
   return jnp.where(
     jnp.abs(x) == scale.top, jnp.copysign(grid.code_max, x), y
@@ -99,6 +101,8 @@ def to_largest(blocks: Blocks, slopes: jax.Array, grid: Grid) -> jax.Array:
   Returns:
     sign(x) / c dL/ds at the largest elements, shared by ties; 0 elsewhere.
   """
+  if blocks.scale.top is None:
+    return jnp.zeros_like(blocks.x)
   largest = jnp.abs(blocks.x) == blocks.scale.top
 
   def total(x):

@@ -113,16 +113,31 @@ def locate(y: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array | float]:
   if grid.mantissa_bits is None:
     spacing = 2.0**grid.min_exponent
     return y / spacing, spacing
-  binade = jnp.maximum(floor_log2(y), grid.min_exponent)
-  exponent = binade - grid.mantissa_bits
-  k = y * power_of_two(-exponent, y.dtype)
-  return k, power_of_two(exponent, y.dtype)
+  spacing = _binade(y, grid) * 2.0**-grid.mantissa_bits
+  return y / spacing, spacing
 
 
 def nearest(y: jax.Array, grid: Grid) -> jax.Array:
-  """The code closest to y, ties to the even code, for |y| <= code_max."""
-  k, spacing = locate(y, grid)
-  return jnp.round(k) * spacing
+  """The code closest to y, ties to the even code, for |y| <= code_max.
+
+  A float is rounded by adding a number whose last digit is worth the spacing,
+  and taking this number away again.
+  """
+  if grid.mantissa_bits is None:
+    spacing = 2.0**grid.min_exponent
+    return jnp.round(y / spacing) * spacing
+  _, bits, _ = _layout(y.dtype)
+  large = _binade(y, grid) * (1.5 * 2.0 ** (bits - grid.mantissa_bits))
+  return jnp.copysign((y + large) - large, y)
+
+
+def _binade(y: jax.Array, grid: Grid) -> jax.Array:
+  """2^floor(log2 |y|), at least that of the smallest normal code."""
+  integer, bits, bias = _layout(y.dtype)
+  raw = jax.lax.bitcast_convert_type(y, integer)
+  power = raw & jnp.asarray((2 * bias + 1) << bits, integer)
+  power = jax.lax.bitcast_convert_type(power, y.dtype)
+  return jnp.maximum(power, 2.0**grid.min_exponent)
 
 
 def bracket(y: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:

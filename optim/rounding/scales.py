@@ -99,7 +99,7 @@ class Scale(NamedTuple):
 
   factor: jax.Array  # NaN for blocks that are not finite.
   exponent: jax.Array | None  # int32; None: 0.
-  top: jax.Array  # |x| of the largest elements; NaN if not on the grid.
+  top: jax.Array | None  # |x| of the largest elements; NaN if not on the grid.
   inverse: jax.Array | None = None  # 1 / factor, where elements are times it.
 
 
@@ -168,12 +168,12 @@ def block_scales(x: jax.Array, axes: tuple, quantizer: Quantizer) -> Scale:
       exponent = exponent + (largest > grid.code_max)
     exponent = jnp.clip(exponent, _LEAST, _MOST)
     exponent = jnp.where((amax == 0) | bad, 0, exponent)
-    return Scale(jnp.where(bad, nan, one), exponent, nan)
+    return Scale(jnp.where(bad, nan, one), exponent, None)
   if quantizer.scale in _TWO_LEVELS:
     gain = _nvfp4_gain(amax, quantizer)
     s = _nvfp4_block_scale(amax, gain, quantizer) * _inverse(gain)
     s = jnp.where(bad, nan, jnp.where(amax > 0, s, one))
-    return Scale(s, None, nan, _inverse(s))
+    return Scale(s, None, None, _inverse(s))
   s = _quotient(amax, grid.code_max)
   usable = s >= jnp.finfo(x.dtype).tiny
   s = jnp.where(bad, nan, jnp.where(usable, s, one))

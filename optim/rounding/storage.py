@@ -40,7 +40,7 @@ def load(stored, axes: tuple, quantizer: Quantizer) -> Scale:
     stored = jnp.expand_dims(stored, axes)
   nan = jnp.asarray(jnp.nan, jnp.float32)
   if stored.dtype != jnp.float8_e8m0fnu:
-    return Scale(stored, None, nan)
+    return Scale(stored, None, None)
   field = jax.lax.bitcast_convert_type(stored, jnp.uint8).astype(jnp.int32)
   factor = jnp.where(field == 255, nan, jnp.float32(1))
-  return Scale(factor, jnp.where(field == 255, 0, field - 127), nan)
+  return Scale(factor, jnp.where(field == 255, 0, field - 127), None)
