@@ -346,10 +346,11 @@ def test_a_product_is_chosen_by_name(
 ):
   """Halving the products with matrices is halving the matrices."""
 
-  def halve(name, equation, x, w, out_dtype, cfg):
+  def halve(name, equation, x, w, out_dtype, context):
     y = jnp.einsum(equation, x, w, preferred_element_type=out_dtype)
     weighs = name not in ("attention.scores", "attention.values", "head")
-    return y / 2 if weighs or dict(cfg.product_kwargs).get("head") else y
+    kwargs = dict(context.cfg.product_kwargs)
+    return y / 2 if weighs or kwargs.get("head") else y
 
   monkeypatch.setitem(PRODUCTS, "halve", Product(halve))
   cfg = make_config(tied=False, mlp="swiglu")
