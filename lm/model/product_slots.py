@@ -25,6 +25,7 @@ import jax
 import optim
 
 from ..config import names
+from ..config.errors import ConfigError
 from ..config.schema import ModelConfig
 from .product import product
 
@@ -222,3 +223,48 @@ def _is_high(context: Any, options: Options) -> bool:
 
 def _nearest(slot: optim.Slot | None) -> optim.Slot | None:
   return slot and dataclasses.replace(slot, random=False)
+
+
+def of_leaf(cfg: ModelConfig, path: str) -> optim.Slots:
+  """The slots of the product with the parameter at a path; none for others."""
+  *_, part, name = ["", *path.split("/")]
+  group = {"attention": "attention", "mlp": "ffn"}.get(part)
+  if cfg.product != "slots" or group is None:
+    return optim.Slots()
+  return slots_of(Options(**dict(cfg.product_kwargs)), f"{group}.{name}")
+
+
+def summed_axes(path: str) -> tuple[int, int]:
+  """Axes, from the end, of a projection that Y = X W and dX = G W' sum."""
+  *_, part, name = ["", *path.split("/")]
+  return (-3 if part == "attention" and name != "out" else -2), -1
+
+
+def check_blocks(cfg: ModelConfig, specs: Any, shardings: Any) -> None:
+  """Raises if blocks of a weight would lie across devices.
+
+  Args:
+    cfg: Model section of the configuration, resolved.
+    specs: Table of the model, by path.
+    shardings: Where each weight lies, by path.
+
+  Raises:
+    ConfigError: If they would.
+  """
+  for path, spec in specs.items():
+    slots = of_leaf(cfg, path)
+    shape = spec.shape
+    held = shardings[path].shard_shape(shape)
+    for slot, axis in zip(
+      (slots.w_y, slots.w_dx), summed_axes(path), strict=True
+    ):
+      if slot is None or held[axis] == shape[axis]:
+        continue
+      if held[axis] % slot.block_size:
+        raise ConfigError(
+          f"config.product: blocks of {slot.block_size} along axis {axis} of "
+          f"{path}, {shape}, would lie across devices, which hold "
+          f"{held[axis]} entries each. Take another width, fewer devices along "
+          "that axis, or a block size that divides it (config.product."
+          "overrides)."
+        )

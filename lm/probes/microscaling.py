@@ -32,8 +32,6 @@ from ..step.update import Context, Metrics
 from ..weights import table as weights
 
 _RULES = {"floor": "pow2_floor", "ceil": "pow2_ceil"}
-# Products whose W is a leaf of that path.
-_OF_LEAF = {"attention": "attention", "mlp": "ffn"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,22 +117,15 @@ def _gains(seen: Any, options: Options) -> Metrics:
 
 def _overflow(cfg: Any, seen: Any) -> jax.Array | None:
   """Share of entries beyond the last code of W's slot; None without slots."""
-  if cfg.product != "slots":
-    return None
-  options = product_slots.Options(**dict(cfg.product_kwargs))
   over, size = jnp.zeros(()), 0
   for path, leaf in by_path(seen).items():
-    *_, part, name = ["", *path.split("/")]
-    slot = None
-    if part in _OF_LEAF:
-      slots = product_slots.slots_of(options, f"{_OF_LEAF[part]}.{name}")
-      slot = slots.w_y
-    if slot is None or leaf.ndim < 2:
+    slot, (axis, other) = (
+      product_slots.of_leaf(cfg, path).w_y, product_slots.summed_axes(path),
+    )  # fmt: skip
+    if slot is None:
       continue
-    heads = part == "attention"
-    axis = -3 if heads and name != "out" else -2  # That Y = X W sums.
     quantizer = slot.quantizer(
-      (axis, -1) if slot.square else axis, leaf.ndim - (3 if heads else 2)
+      (axis, other) if slot.square else axis, leaf.ndim + min(axis, -2)
     )
     over += optim.saturated_share(leaf, quantizer) * leaf.size
     size += leaf.size

@@ -18,7 +18,7 @@ from ..config.schema import Config
 from ..data import layout
 from ..model import mesh as meshes
 from ..model import params as param_table
-from ..model import seams
+from ..model import product_slots, seams
 from ..model.transformer import Transformer
 from ..objectives import table as objectives
 from ..weights import rounded
@@ -88,6 +88,9 @@ def build(
   trained = weights.trained_specs(config, specs)
   placement = sharding.placement(mesh, trained, config.model.N, m.rules)
   lies = sharding.param_shardings(mesh, specs, m.rules)
+  by_path = param_table.by_path(specs), param_table.by_path(lies)
+  for _, phase in load.product_phases(config):
+    product_slots.check_blocks(phase.model, *by_path)
   quantizers = None
   if config.quant.method != "none":
     quantizers = rounded.quantizers(config, specs, lies)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import optim
+from lm.config.errors import ConfigError
 from lm.model import product_slots
 from lm.model.draws import Draws
 from lm.model.product_slots import Options, slots_of
@@ -156,6 +157,15 @@ def test_eight_devices_draw_like_one(tiny):
     return _text(parts(recipe, 4, 2)).count(" all-gather(")
 
   assert gathers("mxfp8_e4m3") <= gathers("none")
+
+
+def test_blocks_across_devices_are_refused(tiny):
+  """Of 64 channels each of four devices has 16, which blocks of 32 cross."""
+  with pytest.raises(
+    ConfigError, match="blocks of 32 along axis .* 16 entries"
+  ):
+    _parts(tiny, mesh__fsdp=4, product__recipe="mxfp8_e4m3")
+  _parts(tiny, mesh__fsdp=4, product__recipe="forward_only", model__D=128)
 
 
 def test_draws_differ_by_layer_product_row_and_update(tiny):
