@@ -144,6 +144,8 @@ def problems(config: Config) -> list[str]:
   for _, later in load.product_phases(config)[1:]:
     found += seams.problems(later.model)
   found += weights.problems(config)
+  if not found:
+    found += rounded.slot_problems(config)
   found += methods.of(config).problems(config)
   try:
     _averaged(config, optax.with_extra_args_support(optax.identity()))

@@ -21,17 +21,8 @@ import optim
 from ..config.errors import ConfigError
 from ..config.schema import Config
 from ..model import params as param_table
-
-GRIDS = {
-  "int4": optim.INT4,
-  "int8": optim.INT8,
-  "mxint8": optim.MXINT8,
-  "fp4": optim.E2M1,
-  "fp6_e2m3": optim.E2M3,
-  "fp6_e3m2": optim.E3M2,
-  "fp8_e4m3": optim.E4M3,
-  "fp8_e5m2": optim.E5M2,
-}
+from ..model import product_slots
+from ..model.product_slots import GRIDS
 
 
 def quantizers(config: Config, specs: Any, param_specs: Any = None) -> Any:
@@ -152,6 +143,28 @@ def problems(config: Config) -> Iterator[str]:
       "config.train.weights='rounded' needs config.quant.method='qat' or "
       f"'rat', not {config.quant.method!r}."
     )
+
+
+def slot_problems(config: Config) -> Iterator[str]:
+  """A grid of the weights that is not the one on which products round them."""
+  q, m = config.quant, config.model
+  if q.method not in ("qat", "rat", "lotion") or m.product != "slots":
+    return
+  options = product_slots.Options(**dict(m.product_kwargs))
+  wanted = GRIDS[q.grid], q.scale, q.block_size
+  for name in product_slots.NAMES:
+    slot = product_slots.slots_of(options, name).w_y
+    if name in product_slots.HIGH or slot is None:
+      continue
+    if (slot.grid, slot.scale, slot.block_size) != wanted:
+      yield (
+        f"config.quant.method={q.method!r} draws weights to the grid "
+        f"{q.grid}, {q.scale}, block_size={q.block_size}, but the product "
+        f"{name} rounds them to {slot.grid.name}, {slot.scale}, "
+        f"block_size={slot.block_size}: set config.quant to this grid, or "
+        "leave the slot w_y empty (config.product.overrides)."
+      )
+      return
 
 
 def key_of(config: Config, step: jax.Array, use: str) -> jax.Array:

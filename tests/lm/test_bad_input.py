@@ -65,6 +65,11 @@ _CASES = {
     "fewer",
   ],
   "product.high_layers=-1": ["config.product.high_layers", ">= 0"],
+  "product.recipe=mxfp4 quant.method=lotion": [
+    "config.quant.method='lotion'",
+    "E2M1, pow2_ceil, block_size=32",
+    "w_y",
+  ],
   "product.switch_at=((9,'none'),)": ["switch_at", "fewer than the run's 6"],
   "product.switch_at=(('a','none'),)": ["switch_at", "pairs"],
   "product.switch_at=((3,'none'),(2,'none'))": ["2 updates", "more than 3"],
