@@ -82,7 +82,7 @@ def _gradients(parts: Any, seen: Any, rows: Any) -> Metrics:
   low, exact = gradient(parts.model), gradient(Transformer(plain))
   gap = jax.tree.map(jnp.subtract, low, exact)
   norm = optax.tree.norm
-  inner = optax.tree.vdot(low, exact)
+  inner: Any = optax.tree.vdot(low, exact)
   found = {
     "zeta": _ratio(norm(gap), norm(exact)),
     "cosine": _ratio(inner, norm(low) * norm(exact)),
@@ -97,7 +97,7 @@ def _gains(seen: Any, options: Options) -> Metrics:
   gains = [x for path, x in by_path(seen).items() if path.endswith("gain")]
   found: Metrics = {}
   for name, rule in _RULES.items():
-    last, over, size, codes = 0.0, 0.0, 0, []
+    last, over, size, codes = jnp.zeros(()), jnp.zeros(()), 0, []
     for gain in gains:
       quantizer = optim.Quantizer(
         GRIDS[options.grid], -1, options.block_size, rule
