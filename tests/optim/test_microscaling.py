@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from oracles import microscaling
@@ -10,6 +11,13 @@ NPZ = np.load(pathlib.Path(__file__).parents[1] / "golden/mx.npz")
 # Where the peers err or the CPU flushes: the judge is OCP's rule in float64.
 _JUDGED = ("huge", "powers", "edges", "tiny")
 _SECTIONS = ("quantize", "linear", "matmul", "nvfp4", "torchao", "bump")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _many_shapes():
+  """JAX keeps 8,192 calls of compiled functions; these would be most."""
+  yield
+  jax.clear_caches()
 
 
 def _cases():

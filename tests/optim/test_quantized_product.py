@@ -28,6 +28,13 @@ EQUATIONS = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _many_shapes():
+  """JAX keeps 8,192 calls of compiled functions; leave room for others."""
+  yield
+  jax.clear_caches()
+
+
 def _normal(seed, shape):
   x = np.random.default_rng(seed).standard_normal(shape)
   return jnp.asarray(x, jnp.float32)

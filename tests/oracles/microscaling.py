@@ -147,6 +147,10 @@ def _linear(npz, rest):
 
 
 def _by_optim(spec, x, w, b, g):
+  return jax.jit(lambda *args: _layer(spec, *args))(x, w, b, g)
+
+
+def _layer(spec, x, w, b, g):
   dtype = jnp.bfloat16 if spec["bfloat"] else jnp.float32
   slots = slots_of(spec)
 
@@ -164,8 +168,8 @@ def _by_optim(spec, x, w, b, g):
   args = (jnp.asarray(v, dtype) for v in (x, w, b))
   y, pull = jax.vjp(layer, *args)
   dx, dw, _ = pull(jnp.asarray(g, dtype))
-  db = np.asarray(g, dtype).astype(np.float32).reshape(-1, g.shape[-1]).sum(0)
-  return {"y": y, "dx": dx, "dw": dw, "db": db.astype(dtype)}
+  rows = jnp.asarray(g, dtype).astype(jnp.float32).reshape(-1, g.shape[-1])
+  return {"y": y, "dx": dx, "dw": dw, "db": rows.sum(0).astype(dtype)}
 
 
 def _by_numpy(spec, x, w, b, g):
