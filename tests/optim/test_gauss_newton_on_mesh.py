@@ -110,7 +110,8 @@ def test_eight_devices_are_one(scope):
     )  # fmt: skip
     for pair in data:
       spread = step(*spread, *jax.device_put(pair, rows))
-  assert step._cache_size() == plain._cache_size() == 1
+  # 0: dropped by JAX.
+  assert max(step._cache_size(), plain._cache_size()) <= 1
   for a, b in zip(
     jax.tree.leaves(spread), jax.tree.leaves(wanted), strict=True
   ):
