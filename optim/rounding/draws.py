@@ -1,8 +1,8 @@
 """Random bits by counting: each element hashes its place and a seed.
 
-`jax.random` costs more than a matrix product of the same array on a CPU. The
-hash here, two rounds of a multiplicative mixer, costs a tenth of it. It is for
-rounding, not for cryptography; seeds come from `jax.random`.
+`jax.random` hashes 20 rounds for each pair of words. The hash here has two
+rounds of a multiplicative mixer. The hash is for rounding, not for
+cryptography; seeds come from `jax.random`.
 """
 
 import math

@@ -139,7 +139,7 @@ def test_no_recompilation_and_no_shared_buffers(row):
   state = tx.init(params)
   for _ in range(3):
     _, state = update(params, state, params, **row.extra_args(params))
-  assert update._cache_size() <= 1  # 0: dropped by JAX.
+  assert update._cache_size() <= 1  # 0: JAX kept no entry.
 
 
 def test_updates_are_finite_and_of_every_leaf(row, trace):
@@ -210,7 +210,7 @@ def test_injected_is_plain_and_learning_rates_do_not_recompile(row, trace):
     state.hyperparams["learning_rate"] = jnp.zeros_like(rate)
     updates, _ = update(params, state, params, **row.extra_args(params))
     assert row.coasts or not np.any(updates["stacked"])
-  assert update._cache_size() <= 1  # 0: dropped by JAX.
+  assert update._cache_size() <= 1  # 0: JAX kept no entry.
 
 
 def test_vmap(row, trace):

@@ -53,7 +53,7 @@ def _run(tx, steps=STEPS, params=PARAMS, **extra):
       grads, state, params, curvature_batch=batch, **extra
     )
     result.append((np.asarray(updates["w"], np.float64).ravel(), state))
-  assert update._cache_size() <= 1  # 0: dropped by JAX.
+  assert update._cache_size() <= 1  # 0: JAX kept no entry.
   return result
 
 

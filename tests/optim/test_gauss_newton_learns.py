@@ -62,7 +62,7 @@ def _gauss_newton(
     params = optax.apply_updates(params, updates)
     losses.append(float(_loss(params, held_out)))
     alphas.append(float(state.alpha))
-  assert update._cache_size() <= 1  # 0: dropped by JAX.
+  assert update._cache_size() <= 1  # 0: JAX kept no entry.
   return losses, alphas
 
 

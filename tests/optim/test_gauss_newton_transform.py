@@ -85,7 +85,7 @@ def _run(tx, steps=4, params=None, data=_data):
     updates, state = update(None, state, params, **data(t))
     params = optax.apply_updates(params, updates)
     trace.append((params, state))
-  assert update._cache_size() <= 1  # 0: dropped by JAX.
+  assert update._cache_size() <= 1  # 0: JAX kept no entry.
   return trace
 
 
@@ -318,4 +318,4 @@ def test_a_step_is_compiled_once_for_all_numbers():
   state = _build().init(params)
   for t in range(3):
     params, state = step(state, params, _data(t), 0.01 * (t + 1), 0.1 * t)
-  assert step._cache_size() <= 1  # 0: dropped by JAX.
+  assert step._cache_size() <= 1  # 0: JAX kept no entry.

@@ -110,7 +110,7 @@ def test_equals_the_whole_step(scope):
     )
     assert int(state.info.depth) == N + 5 * M
     assert float(state.info.search_tokens) == 6 * M
-  # 0: dropped by JAX.
+  # 0: JAX kept no entry.
   assert max(driver.solve._cache_size(), driver.search._cache_size()) <= 1
   assert int(state.ignored) == 0
 

@@ -128,7 +128,7 @@ def test_an_estimate_may_be_a_partial_that_jit_sees_as_arrays():
     estimate = jax.tree_util.Partial(jnp.multiply, ones, scale)
     _, state = update(ones, tx.init(ones), estimate=estimate)
     np.testing.assert_allclose(state.nu, 0.01 * scale, rtol=1e-5)
-  assert update._cache_size() <= 1  # 0: dropped by JAX.
+  assert update._cache_size() <= 1  # 0: JAX kept no entry.
 
 
 @pytest.mark.parametrize(

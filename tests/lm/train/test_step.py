@@ -96,7 +96,7 @@ def test_only_the_first_n_microbatches_count_and_n_compiles_nothing():
     got, _ = train_step(begin, poisoned, np.int32(n))
     want, _ = train_step(begin, rows, np.int32(n))
     assert state.digest(got.params) == state.digest(want.params)
-  assert train_step._cache_size() <= 1  # 0: dropped by JAX.
+  assert train_step._cache_size() <= 1  # 0: JAX kept no entry.
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
